@@ -1,0 +1,237 @@
+/* checkpoint.c - writing a checkpoint; see checkpoint.h.
+ *
+ * Nothing here is decided by one rank: after each step all agree before the next begins, so none
+ * waits for one that gave up. A folder gets its final name when every byte in it is on disk; what
+ * stands under other names is rubbish of a crash and goes at the next write:
+ *   .writing-N    being written
+ *   .replaced-N   the older one, while N is exchanged; goes back if the crash came in between
+ *   .removed-N    being pruned: never seen as a checkpoint by half */
+#include "io/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+
+#include "io/checkpoint_format.h"
+#include "io/files.h"
+
+struct paths {
+    char *root, *temporary, *final, *aside;
+};
+
+static struct paths paths_of(const char *run_dir, size_t loops) {
+    char *root = mm_format("%s/checkpoints", run_dir);
+    return (struct paths){.root = root,
+                          .temporary = mm_format("%s/.writing-%zu", root, loops),
+                          .final = mm_format("%s/%zu", root, loops),
+                          .aside = mm_format("%s/.replaced-%zu", root, loops)};
+}
+
+static void paths_free(struct paths *paths) {
+    mm_free(paths->root);
+    mm_free(paths->temporary);
+    mm_free(paths->final);
+    mm_free(paths->aside);
+}
+
+/* Room -------------------------------------------------------------------------------------- */
+
+/* About the bytes of this rank's files, not less than they will be. */
+static double own_bytes(const struct mm_checkpoint_job *job) {
+    double bytes = 1 << 16;
+    if (job->rank == 0) {
+        bytes += 96.0 * job->size;
+        bytes += job->info->config ? (double)strlen(job->info->config) : 0;
+        bytes += job->info->extra ? (double)strlen(job->info->extra) : 0;
+    }
+    for (size_t i = 0; i < job->state->tensors_n; i++) {
+        const struct mm_state_tensor *tensor = &job->state->tensors[i];
+        size_t rows = mm_rows_of(tensor->rows, job->size, job->rank).count;
+        double mappings = job->rank == 0 ? 512.0 * job->size : 0;
+        for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
+            if (mm_checkpoint_rows(tensor, g))
+                bytes += (double)rows * (double)tensor->cols * mm_dtype_bytes(job->state->dtype) +
+                         2048 + mappings + (double)strlen(tensor->name) * 4;
+    }
+    return bytes;
+}
+
+/* A limit of this process (ulimit -f) would stop HDF5 itself, in memory. */
+static enum mm_status check_limit(double bytes, struct mm_error *err) {
+    struct rlimit limit;
+    char need[32], most[32];
+    if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+        bytes <= (double)limit.rlim_cur)
+        return MM_OK;
+    return mm_fail(err, MM_FAILED,
+                   "a checkpoint needs a file of %s, and this process may write %s (ulimit -f)",
+                   mm_bytes_text(need, bytes), mm_bytes_text(most, (double)limit.rlim_cur));
+}
+
+static enum mm_status check_space(const char *root, double bytes, struct mm_error *err) {
+    struct statvfs disk;
+    char need[32], left[32];
+    if (statvfs(root, &disk) != 0) /* then the write will tell */
+        return MM_OK;
+    double available = (double)disk.f_bavail * (double)disk.f_frsize;
+    if (bytes * 1.05 <= available)
+        return MM_OK;
+    return mm_fail(err, MM_FAILED, "no room for a checkpoint in '%s': it needs %s, %s are free",
+                   root, mm_bytes_text(need, bytes * 1.05), mm_bytes_text(left, available));
+}
+
+/* Folders ----------------------------------------------------------------------------------- */
+
+static bool starts_with(const char *text, const char *start) {
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+static enum mm_status move(const char *from, const char *to, struct mm_error *err) {
+    if (rename(from, to) == 0)
+        return MM_OK;
+    return mm_fail(err, MM_FAILED, "cannot rename '%s' to '%s': %s", from, to, strerror(errno));
+}
+
+/* Removes what a crash left. */
+static enum mm_status sweep(const char *root, struct mm_error *err) {
+    DIR *folder = opendir(root);
+    struct dirent *entry;
+    enum mm_status status = MM_OK;
+    if (!folder)
+        return mm_fail(err, MM_FAILED, "cannot list '%s': %s", root, strerror(errno));
+    while (status == MM_OK && (entry = readdir(folder))) {
+        char *path = mm_format("%s/%s", root, entry->d_name);
+        if (starts_with(entry->d_name, ".writing-") || starts_with(entry->d_name, ".removed-")) {
+            status = mm_folder_remove(path, err);
+        } else if (starts_with(entry->d_name, ".replaced-")) {
+            char *final = mm_format("%s/%s", root, entry->d_name + strlen(".replaced-"));
+            status = mm_path_exists(final) ? mm_folder_remove(path, err) : move(path, final, err);
+            mm_free(final);
+        }
+        mm_free(path);
+    }
+    closedir(folder);
+    return status;
+}
+
+static enum mm_status prepare(const struct paths *paths, double bytes, struct mm_error *err) {
+    enum mm_status status = mm_folder_make(paths->root, err);
+    if (status == MM_OK)
+        status = sweep(paths->root, err);
+    if (status == MM_OK)
+        status = check_space(paths->root, bytes, err);
+    return status;
+}
+
+static enum mm_status publish(const struct paths *paths, struct mm_error *err) {
+    bool replaces = mm_path_exists(paths->final);
+    enum mm_status status = mm_folder_sync(paths->temporary, err);
+    if (status == MM_OK && replaces)
+        status = move(paths->final, paths->aside, err);
+    if (status != MM_OK)
+        return status;
+    status = move(paths->temporary, paths->final, err);
+    if (status != MM_OK && replaces && rename(paths->aside, paths->final) != 0)
+        mm_log0(MM_LOG_WARN, "'%s' is left as '%s': %s", paths->final, paths->aside,
+                strerror(errno));
+    if (status == MM_OK)
+        status = mm_folder_sync(paths->root, err);
+    return status;
+}
+
+/* Removes all but the newest `keep` of the checkpoints up to `loops`, which itself stays. One of
+ * more loops is of a future that this run has left; it is replaced when its turn comes. */
+static enum mm_status prune(const struct paths *paths, const char *run_dir, size_t loops,
+                            size_t keep, struct mm_error *err) {
+    size_t *found, n, kept = 1;
+    enum mm_status status = mm_folder_remove(paths->aside, err);
+    if (status == MM_OK)
+        status = mm_checkpoint_list(run_dir, &found, &n, err);
+    if (status != MM_OK)
+        return status;
+    for (size_t i = 0; status == MM_OK && i < n; i++) {
+        if (found[i] >= loops || kept++ < keep)
+            continue;
+        char *old = mm_format("%s/%zu", paths->root, found[i]);
+        char *removed = mm_format("%s/.removed-%zu", paths->root, found[i]);
+        status = move(old, removed, err);
+        if (status == MM_OK)
+            status = mm_folder_remove(removed, err);
+        mm_free(removed);
+        mm_free(old);
+    }
+    mm_free(found);
+    return status;
+}
+
+/* The steps --------------------------------------------------------------------------------- */
+
+static void check_state(const struct mm_state *state) {
+    for (size_t i = 0; i < state->tensors_n; i++) {
+        const struct mm_state_tensor *tensor = &state->tensors[i];
+        /* '/' would make a group, '%' a pattern in a virtual dataset. */
+        MM_CHECK(*tensor->name && strcmp(tensor->name, ".") != 0 && !strpbrk(tensor->name, "/%"),
+                 "a tensor cannot be stored as '%s'", tensor->name);
+        MM_CHECK(tensor->rows && tensor->cols, "tensor '%s' is empty", tensor->name);
+    }
+}
+
+static enum mm_status write_files(struct mm_comm *comm, struct mm_checkpoint_job *job,
+                                  struct mm_error *err) {
+    char hash[33] = "";
+    enum mm_status status = mm_checkpoint_part_write(job, hash, err);
+    status = mm_comm_agree(comm, status, err);
+    if (status != MM_OK)
+        return status;
+    job->hashes = mm_calloc((size_t)job->size, sizeof *job->hashes);
+    mm_comm_gather_all(comm, hash, sizeof hash, job->hashes);
+    if (job->rank == 0)
+        status = mm_checkpoint_whole_write(job, err);
+    mm_free(job->hashes);
+    return mm_comm_agree(comm, status, err);
+}
+
+enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, size_t keep,
+                                   const struct mm_state *state,
+                                   const struct mm_checkpoint_info *info, struct mm_error *err) {
+    struct mm_error later;
+    struct paths paths = paths_of(run_dir, info->loops);
+    struct mm_checkpoint_job job = {.folder = paths.temporary,
+                                    .state = state,
+                                    .info = info,
+                                    .rank = mm_comm_rank(comm),
+                                    .size = mm_comm_size(comm)};
+    check_state(state);
+    double bytes = own_bytes(&job), all_bytes = bytes;
+    mm_comm_sum(comm, &all_bytes, 1);
+    enum mm_status status = check_limit(bytes, err);
+    if (status == MM_OK && job.rank == 0)
+        status = prepare(&paths, all_bytes, err);
+    status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK)
+        status = write_files(comm, &job, err);
+    if (status == MM_OK) {
+        if (job.rank == 0)
+            status = publish(&paths, err);
+        status = mm_comm_agree(comm, status, err);
+    }
+    if (job.rank == 0) {
+        if (status != MM_OK)
+            mm_folder_remove(paths.temporary, &later);
+        else if (prune(&paths, run_dir, info->loops, keep, &later) != MM_OK)
+            mm_log0(MM_LOG_WARN, "old checkpoints stay: %s", later.text);
+    }
+    /* Others go on, perhaps into the next write, only when the folder is as it will stay. */
+    mm_comm_barrier(comm);
+    paths_free(&paths);
+    return status == MM_OK ? MM_OK : MM_FAILED;
+}
+
+void mm_checkpoint_info_free(struct mm_checkpoint_info *info) {
+    mm_free(info->config);
+    mm_free(info->extra);
+    *info = (struct mm_checkpoint_info){0};
+}

@@ -1,0 +1,75 @@
+/* checkpoint.h - the state of an unlearning run on disk, whole for any reader and any rank count.
+ *
+ * checkpoints/<loops>/ holds part-<rank>.h5 (serial HDF5, that rank's rows of every tensor) and
+ * checkpoint.h5, whose virtual datasets (fill value NaN) show each tensor whole:
+ * /base/<tensor>, /adversary/<tensor>, /retain_acc/<tensor> in model shape. Everything is
+ * written into checkpoints/.writing-<loops>/, closed and synced; all ranks agree; then it is
+ * renamed.
+ *
+ * Integrity. checkpoint.h5 records the XXH128 of every part; its own is in its 512-byte HDF5 user
+ * block, whose other bytes are fixed. So every byte of the folder is covered. Virtual datasets fill
+ * missing parts silently: the reader checks all parts before it reads a value. */
+#ifndef MM_CHECKPOINT_H
+#define MM_CHECKPOINT_H
+
+#include "comm/comm.h"
+
+/* One named tensor as this rank holds it: `own` are its rows mm_rows_of(rows, size, rank). */
+struct mm_state_tensor {
+    char *name; /* without group: "model.layers.0.mlp.gate_proj.weight" */
+    size_t rows, cols;
+    void *base, *adversary,
+        *retain_acc; /* own rows, contiguous, host memory; adversary may be NULL */
+};
+
+struct mm_state {
+    enum mm_dtype
+        dtype; /* MM_F32 | MM_BF16 of all tensors; BF16 is stored as a 16-bit HDF5 float */
+    struct mm_state_tensor *tensors;
+    size_t tensors_n;
+};
+
+/* What a checkpoint says beside the tensors. Strings are owned; free with mm_checkpoint_info_free.
+ */
+struct mm_checkpoint_info {
+    size_t loops;                        /* completed */
+    size_t retain_cursor, forget_cursor; /* batches consumed */
+    size_t metrics_bytes;                /* length of metrics.jsonl at that moment */
+    char weights_hash[33];               /* of the frozen weights' files */
+    char *config;                        /* resolved config, YAML */
+    char *extra;                         /* JSON of the caller's own scalars */
+};
+
+void mm_checkpoint_info_free(struct mm_checkpoint_info *info);
+
+/* Writes checkpoints/<info->loops>/ under `run_dir`, then removes all but the newest `keep`.
+ * Collective; every rank returns the same status. MM_FAILED (disk full, ...): the temporary folder
+ * is removed and earlier checkpoints are intact. A checkpoint of that name that exists is replaced.
+ */
+enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, size_t keep,
+                                   const struct mm_state *state,
+                                   const struct mm_checkpoint_info *info, struct mm_error *err);
+
+/* Finds the newest valid checkpoint under run_dir; warns (mm_log0) of each damaged one it skips,
+ * naming folder, file and fault. *folder is the path (mm_free). Collective: rank 0 checks, all
+ * learn. MM_BAD_INPUT when none is valid. */
+enum mm_status mm_checkpoint_find(struct mm_comm *comm, const char *run_dir, char **folder,
+                                  struct mm_checkpoint_info *info, struct mm_error *err);
+
+/* Reads this rank's rows into state's buffers, whatever rank count wrote them. The tensors of
+ * `state` must be those of the file (names, shapes, dtype, adversary or not): MM_BAD_INPUT naming
+ * the first that differs. Collective. */
+enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, struct mm_state *state,
+                                  struct mm_error *err);
+
+/* Checks one checkpoint folder (or its checkpoint.h5): every part there, every hash right, every
+ * dataset whole. MM_BAD_INPUT naming file and fault. `info` may be NULL. Local. */
+enum mm_status mm_checkpoint_verify(const char *folder, struct mm_checkpoint_info *info,
+                                    struct mm_error *err);
+
+/* `inspect`: prints on stdout what a checkpoint (folder, checkpoint.h5 or part), token file or
+ * multiple-choice file holds, with shapes, ranges (min, max, mean, NaN count) and hashes, and
+ * whether it is intact. MM_BAD_INPUT if not. Local. */
+enum mm_status mm_inspect(const char *path, struct mm_error *err);
+
+#endif

@@ -1,0 +1,79 @@
+/* checkpoint_format.h - what writing, reading and inspecting a checkpoint share. For io/ only.
+ *
+ * checkpoint.h5 = user block of 512 bytes (mm_checkpoint_seal: one line with the hash of all bytes
+ * after it, spaces, a newline) + HDF5. Its attributes say what mm_checkpoint_info says, and:
+ *   format, format_version, writer   which program's file this is
+ *   dtype, ranks, part_hashes        of the values, the parts, each part's bytes
+ * Its datasets map row block r of every tensor to /<group>/<tensor> of part-<r>.h5, beside it. */
+#ifndef MM_CHECKPOINT_FORMAT_H
+#define MM_CHECKPOINT_FORMAT_H
+
+#include "io/checkpoint.h"
+#include "io/h5.h"
+
+#define MM_CHECKPOINT_FORMAT "mudman-mpi checkpoint"
+#define MM_CHECKPOINT_PART   "mudman-mpi checkpoint part"
+#define MM_CHECKPOINT_WHOLE  "checkpoint.h5"
+
+enum { MM_CHECKPOINT_VERSION = 1, MM_USER_BLOCK = 512, MM_CHECKPOINT_GROUPS = 3 };
+
+extern const char
+    *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS]; /* base, adversary, retain_acc */
+/* This rank's rows of a tensor in group `group`: NULL where absent. */
+void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group);
+
+void mm_checkpoint_part_name(char name[32], int rank);
+void mm_checkpoint_seal(char block[MM_USER_BLOCK], const char hex[33]);
+
+/* Writing: the files of one checkpoint into `folder`, each synced. MM_FAILED. */
+struct mm_checkpoint_job {
+    const char *folder;
+    const struct mm_state *state;
+    const struct mm_checkpoint_info *info;
+    int rank, size;
+    char (*hashes)[33]; /* of the parts, for checkpoint.h5 */
+};
+/* part-<rank>.h5, and its hash. */
+enum mm_status mm_checkpoint_part_write(const struct mm_checkpoint_job *job, char hash[33],
+                                        struct mm_error *err);
+/* checkpoint.h5; the parts need not be there. */
+enum mm_status mm_checkpoint_whole_write(const struct mm_checkpoint_job *job, struct mm_error *err);
+
+/* The checkpoints under run_dir by their folders' names, newest first: *loops[*n], the caller
+ * frees. No folder: n == 0. Whether they are intact is not looked at. */
+enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n,
+                                  struct mm_error *err);
+
+struct mm_checkpoint_shape {
+    char *name;
+    size_t rows, cols;
+};
+/* All that checkpoint.h5 says. */
+struct mm_checkpoint_head {
+    struct mm_checkpoint_info info;
+    enum mm_dtype dtype;
+    int ranks;
+    char (*hashes)[33];
+    struct mm_checkpoint_shape *tensors; /* in order of name; of base and every other group */
+    size_t tensors_n;
+    bool adversary;
+};
+
+/* Reads folder/checkpoint.h5: its hash first, so that HDF5 never sees damaged bytes. MM_BAD_INPUT.
+ * The caller frees, also after an error. */
+enum mm_status mm_checkpoint_head_read(struct mm_checkpoint_head *head, const char *folder,
+                                       struct mm_error *err);
+void mm_checkpoint_head_free(struct mm_checkpoint_head *head);
+
+/* Checks one part: there, its hash, and every dataset that it should hold. MM_BAD_INPUT. */
+enum mm_status mm_checkpoint_part_check(const struct mm_checkpoint_head *head, const char *folder,
+                                        int rank, struct mm_error *err);
+
+/* Reads rows [first, first + count) of a tensor through its virtual dataset in checkpoint.h5, open
+ * as `file`, whose path is `path`. MM_BAD_INPUT if any is NaN. */
+enum mm_status mm_checkpoint_rows_read(const struct mm_checkpoint_head *head, hid_t file,
+                                       const char *path, int group,
+                                       const struct mm_checkpoint_shape *tensor, size_t first,
+                                       size_t count, void *out, struct mm_error *err);
+
+#endif

@@ -1,0 +1,307 @@
+/* dataset.c - see dataset.h.
+ *
+ * Data files come from anywhere. Before anything is allocated, a dataset's shape is held against
+ * what the file can hold; each value is then read in 64 bits, of the sign it has in the file, and
+ * compared with its limit before it becomes 32 bits. */
+#include "io/dataset.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "io/h5.h"
+
+enum { READ_ELEMENTS = 1 << 16 };
+
+/* A file and one dataset of whole numbers in it, of one or two dimensions. */
+struct integers {
+    const char *path, *name;
+    hid_t file, set;
+    int rank;
+    size_t rows, cols; /* cols == 1 where rank == 1 */
+    bool is_signed;
+};
+
+/* What a value must be below, and what that limit is, for the text. */
+struct limit {
+    uint64_t below;
+    const char *what;
+};
+
+static enum mm_status bad_storage(const struct integers *in, const char *fault,
+                                  struct mm_error *err) {
+    return mm_fail(err, MM_BAD_INPUT, "%s: '%s' [%zu, %zu] %s", in->path, in->name, in->rows,
+                   in->cols, fault);
+}
+
+/* A chunked dataset holds rows and columns in stored chunks, which may be compressed (deflate: at
+ * most 1032 times). Says how many bytes a file must hold at least, and whether chunks are missing.
+ */
+static bool chunks_fit(const struct integers *in, hid_t dcpl, size_t size, uint64_t stored,
+                       bool *complete) {
+    hsize_t chunk[2] = {1, 1}, found = 0;
+    hid_t space = H5Dget_space(in->set);
+    bool ok = space >= 0 && H5Pget_chunk(dcpl, in->rank, chunk) == in->rank &&
+              H5Dget_num_chunks(in->set, space, &found) >= 0;
+    mm_h5_close(space);
+    if (!ok || chunk[0] == 0 || chunk[1] == 0)
+        return false;
+    uint64_t down = (in->rows - 1) / chunk[0] + 1, across = (in->cols - 1) / chunk[1] + 1, chunks,
+             elements, bytes;
+    if (__builtin_mul_overflow(down, across, &chunks) ||
+        __builtin_mul_overflow(chunk[0], chunk[1], &elements) ||
+        __builtin_mul_overflow(elements, chunks, &elements) ||
+        __builtin_mul_overflow(elements, size, &bytes))
+        return false;
+    *complete = chunks == found;
+    return bytes / 1100 <= stored;
+}
+
+static enum mm_status check_storage(const struct integers *in, struct mm_error *err) {
+    struct stat file;
+    hid_t type = H5Dget_type(in->set), dcpl = H5Dget_create_plist(in->set);
+    H5D_layout_t layout = dcpl < 0 ? H5D_LAYOUT_ERROR : H5Pget_layout(dcpl);
+    uint64_t stored = H5Dget_storage_size(in->set);
+    size_t size = type < 0 ? 0 : H5Tget_size(type), elements, bytes;
+    enum mm_status status = MM_OK;
+    bool fits = size > 0 && stat(in->path, &file) == 0 && stored <= (uint64_t)file.st_size &&
+                mm_mul(in->rows, in->cols, &elements) && mm_mul(elements, size, &bytes);
+    bool complete = stored > 0;
+    if (layout == H5D_VIRTUAL)
+        status = bad_storage(in, "keeps its data in other files", err);
+    else if (fits && layout == H5D_CHUNKED)
+        fits = chunks_fit(in, dcpl, size, stored, &complete);
+    else
+        fits = fits && (bytes == stored || stored == 0);
+    if (status == MM_OK && !complete)
+        status = bad_storage(in, "holds no data, or only a part", err);
+    else if (status == MM_OK && !fits)
+        status = bad_storage(in, "is larger than its file: damaged", err);
+    mm_h5_close(dcpl);
+    mm_h5_close(type);
+    return status;
+}
+
+static void close_integers(struct integers *in) {
+    mm_h5_close(in->set);
+    in->set = -1;
+}
+
+/* Opens dataset `name` of in->file; close_integers afterwards. */
+static enum mm_status open_integers(struct integers *in, const char *name, int rank,
+                                    struct mm_error *err) {
+    hsize_t dims[2] = {0, 1};
+    in->name = name;
+    in->rank = rank;
+    enum mm_status status = mm_h5_open_dataset(&in->set, in->file, in->path, name, err);
+    if (status != MM_OK)
+        return status;
+    hid_t type = H5Dget_type(in->set);
+    if (type < 0)
+        status = mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the type of '%s'", in->path, name);
+    else if (H5Tget_class(type) != H5T_INTEGER)
+        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' does not hold integers", in->path, name);
+    else
+        status = mm_h5_dims(in->set, in->path, name, rank, dims, err);
+    if (status == MM_OK) {
+        in->is_signed = H5Tget_sign(type) == H5T_SGN_2;
+        in->rows = dims[0];
+        in->cols = dims[1];
+        status = check_storage(in, err);
+    }
+    mm_h5_close(type);
+    if (status != MM_OK)
+        close_integers(in);
+    return status;
+}
+
+static enum mm_status bad_value(const struct integers *in, size_t row, size_t col, int64_t value,
+                                struct limit limit, struct mm_error *err) {
+    char place[64], number[32];
+    if (in->rank == 2)
+        snprintf(place, sizeof place, "row %zu, column %zu", row, col);
+    else
+        snprintf(place, sizeof place, "element %zu", row);
+    if (in->is_signed)
+        snprintf(number, sizeof number, "%" PRId64, value);
+    else
+        snprintf(number, sizeof number, "%" PRIu64, (uint64_t)value);
+    return mm_fail(err, MM_BAD_INPUT, "%s: %s of '%s' is %s: it must be from 0 to %" PRIu64 " (%s)",
+                   in->path, place, in->name, number, limit.below - 1, limit.what);
+}
+
+/* The first `cols` columns of all rows into `out`, u32 or u64 by `bytes`. limit.below is at most
+ * 2^32 for u32. A negative number, as unsigned, is above every limit but 2^64, which none is. */
+static enum mm_status read_integers(const struct integers *in, size_t cols, struct limit limit,
+                                    size_t bytes, void *out, struct mm_error *err) {
+    size_t step = cols < READ_ELEMENTS ? READ_ELEMENTS / cols : 1;
+    step = step < in->rows ? step : in->rows;
+    uint64_t *values = mm_calloc(step * cols, sizeof *values);
+    enum mm_status status = MM_OK;
+    for (size_t row = 0; status == MM_OK && row < in->rows; row += step) {
+        size_t count = in->rows - row < step ? in->rows - row : step;
+        if (!mm_h5_read_rows(in->set, in->is_signed ? H5T_NATIVE_INT64 : H5T_NATIVE_UINT64, row,
+                             count, cols, values)) {
+            status = mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read '%s'", in->path, in->name);
+            break;
+        }
+        for (size_t i = 0; status == MM_OK && i < count * cols; i++) {
+            if (values[i] >= limit.below)
+                status = bad_value(in, row + i / cols, i % cols, (int64_t)values[i], limit, err);
+            else if (bytes == 4)
+                ((uint32_t *)out)[row * cols + i] = (uint32_t)values[i];
+            else
+                ((uint64_t *)out)[row * cols + i] = values[i];
+        }
+    }
+    mm_free(values);
+    return status;
+}
+
+/* The attribute vocab_size, 0 where there is none, and the limit of a token: of the caller's
+ * vocabulary, or of the attribute where the caller has none. */
+static enum mm_status token_limit(const struct integers *in, uint32_t vocab_size,
+                                  uint32_t *attribute, struct limit *limit, struct mm_error *err) {
+    uint64_t value = 0;
+    enum mm_status status = MM_OK;
+    if (mm_h5_has_attribute(in->file, "vocab_size"))
+        status = mm_h5_get_count(in->file, in->path, "vocab_size", UINT32_MAX, &value, err);
+    *attribute = (uint32_t)value;
+    if (vocab_size)
+        *limit = (struct limit){vocab_size, "the model's vocabulary"};
+    else if (value)
+        *limit = (struct limit){value, "the file's vocab_size"};
+    else
+        *limit = (struct limit){(uint64_t)1 << 32, "32 bits"};
+    return status;
+}
+
+enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t context_length,
+                               uint32_t vocab_size, struct mm_error *err) {
+    struct integers in = {.path = path, .file = -1, .set = -1};
+    struct limit limit;
+    *set = (struct mm_dataset){.path = mm_strdup(path)};
+    enum mm_status status = mm_h5_open(&in.file, path, err);
+    if (status == MM_OK)
+        status = token_limit(&in, vocab_size, &set->vocab_size, &limit, err);
+    if (status == MM_OK)
+        status = open_integers(&in, "tokens", 2, err);
+    if (status == MM_OK) {
+        set->examples = in.rows;
+        set->context = in.cols;
+        set->context_length = context_length ? context_length : in.cols;
+        if (set->context_length > in.cols)
+            status = mm_fail(err, MM_BAD_INPUT,
+                             "'%s' has sequences of %zu tokens, fewer than context_length %zu",
+                             path, in.cols, context_length);
+    }
+    if (status == MM_OK) {
+        set->tokens = mm_calloc(set->examples * set->context_length, sizeof *set->tokens);
+        status = read_integers(&in, set->context_length, limit, 4, set->tokens, err);
+    }
+    close_integers(&in);
+    mm_h5_close(in.file);
+    if (status != MM_OK)
+        mm_dataset_free(set);
+    return status;
+}
+
+void mm_dataset_free(struct mm_dataset *set) {
+    mm_free(set->path);
+    mm_free(set->tokens);
+    *set = (struct mm_dataset){0};
+}
+
+void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_size, size_t first,
+                      size_t count, uint32_t *out) {
+    MM_CHECK(first + count <= batch_size, "sequences %zu to %zu of a batch of %zu", first,
+             first + count, batch_size);
+    for (size_t i = 0; i < count; i++) {
+        size_t row = (index * batch_size + first + i) % set->examples;
+        memcpy(out + i * set->context_length, set->tokens + row * set->context_length,
+               set->context_length * sizeof *out);
+    }
+}
+
+/* Multiple-choice files --------------------------------------------------------------------- */
+
+/* Reads all of dataset `name`, [rows] or [rows, cols] (cols > 0), into a new *out; *rows is checked
+ * where it is not 0, else set. */
+static enum mm_status read_whole(struct integers *in, const char *name, size_t *rows, size_t cols,
+                                 struct limit limit, size_t bytes, void **out,
+                                 struct mm_error *err) {
+    enum mm_status status = open_integers(in, name, cols ? 2 : 1, err);
+    if (status != MM_OK)
+        return status;
+    if ((*rows && in->rows != *rows) || (cols && in->cols != cols))
+        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%zu, %zu], not [%zu, %zu]", in->path,
+                         name, in->rows, in->cols, *rows ? *rows : in->rows, cols ? cols : 1);
+    if (status == MM_OK) {
+        *rows = in->rows;
+        *out = mm_calloc(in->rows * in->cols, bytes);
+        status = read_integers(in, in->cols, limit, bytes, *out, err);
+    }
+    close_integers(in);
+    return status;
+}
+
+static enum mm_status check_offsets(struct mm_questions *questions, size_t prompts_n,
+                                    struct mm_error *err) {
+    const uint64_t *offsets = questions->offsets;
+    if (offsets[0] != 0 || offsets[questions->n] != prompts_n)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: 'offsets' run from %" PRIu64 " to %" PRIu64 ", not from 0 to %zu",
+                       questions->path, offsets[0], offsets[questions->n], prompts_n);
+    for (size_t q = 0; q < questions->n; q++) {
+        if (offsets[q + 1] <= offsets[q])
+            return mm_fail(err, MM_BAD_INPUT,
+                           "%s: question %zu has no prompt: 'offsets' go from %" PRIu64
+                           " to %" PRIu64,
+                           questions->path, q, offsets[q], offsets[q + 1]);
+        size_t length = offsets[q + 1] - offsets[q];
+        questions->longest = length > questions->longest ? length : questions->longest;
+    }
+    return MM_OK;
+}
+
+enum mm_status mm_questions_read(struct mm_questions *questions, const char *path,
+                                 uint32_t vocab_size, struct mm_error *err) {
+    struct integers in = {.path = path, .file = -1, .set = -1};
+    struct limit tokens;
+    uint32_t attribute;
+    size_t prompts_n = 0, offsets_n = 0;
+    *questions = (struct mm_questions){.path = mm_strdup(path)};
+    enum mm_status status = mm_h5_open(&in.file, path, err);
+    if (status == MM_OK)
+        status = token_limit(&in, vocab_size, &attribute, &tokens, err);
+    if (status == MM_OK)
+        status =
+            read_whole(&in, "prompts", &prompts_n, 0, tokens, 4, (void **)&questions->prompts, err);
+    if (status == MM_OK)
+        status = read_whole(&in, "choices", &questions->n, 4, tokens, 4,
+                            (void **)&questions->choices, err);
+    if (status == MM_OK)
+        status = read_whole(&in, "answers", &questions->n, 0, (struct limit){4, "one of 4 choices"},
+                            4, (void **)&questions->answers, err);
+    if (status == MM_OK) {
+        offsets_n = questions->n + 1;
+        status = read_whole(&in, "offsets", &offsets_n, 0,
+                            (struct limit){prompts_n + 1, "the length of 'prompts'"}, 8,
+                            (void **)&questions->offsets, err);
+    }
+    if (status == MM_OK)
+        status = check_offsets(questions, prompts_n, err);
+    mm_h5_close(in.file);
+    if (status != MM_OK)
+        mm_questions_free(questions);
+    return status;
+}
+
+void mm_questions_free(struct mm_questions *questions) {
+    mm_free(questions->path);
+    mm_free(questions->prompts);
+    mm_free(questions->offsets);
+    mm_free(questions->choices);
+    mm_free(questions->answers);
+    *questions = (struct mm_questions){0};
+}

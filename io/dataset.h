@@ -1,0 +1,45 @@
+/* dataset.h - token files: which rows a step reads, whatever the number of ranks.
+ *
+ * A token file is HDF5 with /tokens, unsigned 32-bit [examples, context], attributes vocab_size,
+ * tokenizer, source. Batch i is rows i·B ... i·B+B-1, wrapping at the end. All functions local. */
+#ifndef MM_DATASET_H
+#define MM_DATASET_H
+
+#include "src/base/base.h"
+
+struct mm_dataset {
+    char *path;
+    size_t examples, context;  /* of the file */
+    size_t context_length;     /* what is used: the first columns */
+    uint32_t vocab_size;       /* attribute; 0 where the file has none */
+    uint32_t *tokens;          /* [examples, context_length], owned */
+};
+
+/* Reads the whole file. MM_BAD_INPUT: missing, not HDF5, no /tokens, not a 2-D integer set, context
+ * shorter than context_length, no example, a token >= vocab_size (names row and column). The
+ * caller frees. */
+enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t context_length,
+                               uint32_t vocab_size, struct mm_error *err);
+void mm_dataset_free(struct mm_dataset *set);
+
+/* out[count·context_length] (=) sequences [first, first + count) of batch `index` of size B. */
+void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_size, size_t first,
+                      size_t count, uint32_t *out);
+
+/* Multiple-choice file: /prompts (flat u32), /offsets [n+1], /choices [n, 4], /answers [n]. */
+struct mm_questions {
+    char *path;
+    size_t n;
+    uint32_t *prompts; /* prompt q is prompts[offsets[q] ... offsets[q+1]-1] */
+    uint64_t *offsets;
+    uint32_t *choices; /* [n, 4] token ids */
+    uint32_t *answers; /* [n], 0...3 */
+    size_t longest;    /* tokens of the longest prompt */
+};
+
+/* MM_BAD_INPUT as for token files, and: offsets not ascending, empty prompt, answer > 3. */
+enum mm_status mm_questions_read(struct mm_questions *questions, const char *path,
+                                 uint32_t vocab_size, struct mm_error *err);
+void mm_questions_free(struct mm_questions *questions);
+
+#endif

@@ -1,0 +1,160 @@
+/* metrics.c - see metrics.h. A line is built by cJSON and appended by one write, so that the file
+ * always ends at the end of a line: a write that comes short is cut off again. */
+#include "io/metrics.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct mm_metrics {
+    char *path;
+    int fd;
+    size_t bytes; /* length of the file */
+    cJSON *line;  /* between begin and end */
+};
+
+/* Cuts the file to keep_bytes, which must be the end of a line. */
+static enum mm_status cut(struct mm_metrics *metrics, size_t keep_bytes, struct mm_error *err) {
+    struct stat info;
+    char last = '\n';
+    if (fstat(metrics->fd, &info) != 0)
+        return mm_fail(err, MM_BAD_INPUT, "cannot read '%s': %s", metrics->path, strerror(errno));
+    if ((uint64_t)info.st_size < keep_bytes)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "'%s' has %jd bytes, fewer than the %zu at the checkpoint", metrics->path,
+                       (intmax_t)info.st_size, keep_bytes);
+    if (keep_bytes && pread(metrics->fd, &last, 1, (off_t)keep_bytes - 1) != 1)
+        return mm_fail(err, MM_BAD_INPUT, "cannot read '%s': %s", metrics->path, strerror(errno));
+    if (last != '\n')
+        return mm_fail(err, MM_BAD_INPUT,
+                       "'%s' was changed since the checkpoint: no line ends at byte %zu",
+                       metrics->path, keep_bytes);
+    if (ftruncate(metrics->fd, (off_t)keep_bytes) != 0)
+        return mm_fail(err, MM_BAD_INPUT, "cannot cut '%s' to %zu bytes: %s", metrics->path,
+                       keep_bytes, strerror(errno));
+    metrics->bytes = keep_bytes;
+    return MM_OK;
+}
+
+enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir, size_t keep_bytes,
+                               struct mm_error *err) {
+    struct mm_metrics *m = mm_calloc(1, sizeof *m);
+    enum mm_status status;
+    m->path = mm_format("%s/metrics.jsonl", run_dir);
+    m->fd = open(m->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+    if (m->fd < 0)
+        status = mm_fail(err, MM_BAD_INPUT, "cannot write '%s': %s", m->path, strerror(errno));
+    else
+        status = cut(m, keep_bytes, err);
+    if (status != MM_OK) {
+        mm_metrics_free(m);
+        m = NULL;
+    }
+    *metrics = m;
+    return status;
+}
+
+void mm_metrics_free(struct mm_metrics *metrics) {
+    if (!metrics)
+        return;
+    if (metrics->fd >= 0)
+        close(metrics->fd);
+    cJSON_Delete(metrics->line);
+    mm_free(metrics->path);
+    mm_free(metrics);
+}
+
+static void add(struct mm_metrics *metrics, const char *key, cJSON *item) {
+    MM_CHECK(metrics->line, "field '%s' outside a line", key);
+    MM_CHECK(item && cJSON_AddItemToObject(metrics->line, key, item), "out of memory");
+}
+
+void mm_metrics_begin(struct mm_metrics *metrics, const char *phase) {
+    MM_CHECK(!metrics->line, "a line of metrics inside another");
+    metrics->line = cJSON_CreateObject();
+    mm_metrics_text(metrics, "phase", phase);
+}
+
+/* Length of the UTF-8 sequence at p, 0 if it is none. */
+static size_t utf8_length(const unsigned char *p) {
+    static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t n = p[0] < 0x80 ? 1 : p[0] >> 5 == 6 ? 2 : p[0] >> 4 == 14 ? 3 : p[0] >> 3 == 30 ? 4 : 0;
+    uint32_t code = n < 2 ? p[0] : p[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if (p[i] >> 6 != 2)
+            return 0;
+        code = code << 6 | (p[i] & 0x3fu);
+    }
+    return n && code >= smallest[n] && code <= 0x10ffff && code >> 11 != 27 ? n : 0;
+}
+
+void mm_metrics_text(struct mm_metrics *metrics, const char *key, const char *value) {
+    /* File names are any bytes; JSON is UTF-8. */
+    char *text = mm_strdup(value);
+    for (size_t i = 0, n; text[i]; i += n ? n : 1) {
+        n = utf8_length((const unsigned char *)text + i);
+        if (!n)
+            text[i] = '?';
+    }
+    add(metrics, key, cJSON_CreateString(text));
+    mm_free(text);
+}
+
+void mm_metrics_count(struct mm_metrics *metrics, const char *key, uint64_t value) {
+    char digits[24];
+    snprintf(digits, sizeof digits, "%" PRIu64, value);
+    add(metrics, key, cJSON_CreateRaw(digits));
+}
+
+void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value) {
+    /* cJSON's own digits may be off by a unit in the last place. */
+    char digits[40] = "null";
+    for (int precision = 1; isfinite(value) && precision <= 17; precision++) {
+        snprintf(digits, sizeof digits, "%.*g", precision, value);
+        if (strtod(digits, NULL) == value)
+            break;
+    }
+    add(metrics, key, cJSON_CreateRaw(digits));
+}
+
+enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) {
+    MM_CHECK(metrics->line, "the end of no line of metrics");
+    char *json = cJSON_PrintUnformatted(metrics->line);
+    MM_CHECK(json, "out of memory");
+    char *line = mm_format("%s\n", json);
+    size_t bytes = strlen(line);
+    cJSON_free(json);
+    cJSON_Delete(metrics->line);
+    metrics->line = NULL;
+
+    enum mm_status status = MM_OK;
+    ssize_t written;
+    do
+        written = write(metrics->fd, line, bytes);
+    while (written < 0 && errno == EINTR);
+    if (written == (ssize_t)bytes) {
+        metrics->bytes += bytes;
+    } else {
+        int fault = written < 0 ? errno : ENOSPC;
+        status = mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(fault));
+        if (written > 0 && ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
+            mm_log(MM_LOG_WARN, "'%s' ends in a part of a line: %s", metrics->path,
+                   strerror(errno));
+    }
+    mm_free(line);
+    return status;
+}
+
+enum mm_status mm_metrics_sync(struct mm_metrics *metrics, size_t *bytes, struct mm_error *err) {
+    if (fsync(metrics->fd) != 0)
+        return mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(errno));
+    *bytes = metrics->bytes;
+    return MM_OK;
+}

@@ -1,0 +1,28 @@
+/* metrics.h - metrics.jsonl: one JSON object a line, appended by rank 0.
+ *
+ * Usage: begin, fields, end. A double that is not finite is written as null. Numbers are written
+ * with the digits that give the same double back. All functions local, called on one rank. */
+#ifndef MM_METRICS_H
+#define MM_METRICS_H
+
+#include "src/base/base.h"
+
+struct mm_metrics;
+
+/* Opens run_dir/metrics.jsonl; first cut to `keep_bytes` (0 for a new run). MM_BAD_INPUT if it is
+ * shorter than that or cannot be written. */
+enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir, size_t keep_bytes,
+                               struct mm_error *err);
+void mm_metrics_free(struct mm_metrics *metrics);
+
+void mm_metrics_begin(struct mm_metrics *metrics, const char *phase); /* "phase" comes first */
+void mm_metrics_text(struct mm_metrics *metrics, const char *key, const char *value);
+void mm_metrics_count(struct mm_metrics *metrics, const char *key, uint64_t value);
+void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value);
+/* Writes the line (one write call). MM_FAILED on a full disk. */
+enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err);
+
+/* Syncs to disk and says the length, for a checkpoint. */
+enum mm_status mm_metrics_sync(struct mm_metrics *metrics, size_t *bytes, struct mm_error *err);
+
+#endif

@@ -1,0 +1,73 @@
+/* safetensors.h - one safetensors file, in and out; what weights.c and weights_export.c share.
+ *
+ * The format: 8 bytes of header length (little-endian), the header (JSON: name to dtype, shape and
+ * data_offsets counted from the header's end; "__metadata__"), then the data, which the tensors
+ * cover without gap or overlap. All functions are local. */
+#ifndef MM_SAFETENSORS_H
+#define MM_SAFETENSORS_H
+
+#include "io/weights.h"
+
+/* One tensor of a file, of whatever dtype. */
+struct mm_safetensors_entry {
+    struct mm_stored_tensor tensor; /* all of it where `listed`; dtype also where `floating` */
+    char *name, *dtype, *shape;     /* as the header has them: "BF16", "[512,64]"; owned */
+    size_t dims_n;                  /* of the shape, more than 4 included */
+    size_t begin, bytes;            /* where the data lies in the file */
+    bool floating;                  /* F32, F16 or BF16 */
+    bool listed;                    /* floating, and of at most 4 dimensions */
+};
+
+struct mm_safetensors {
+    char *path, *name;        /* folder/name, name; owned */
+    const unsigned char *map; /* the whole file */
+    size_t bytes, data_begin;
+    char *metadata;                       /* "__metadata__" as JSON text; NULL if there is none */
+    struct mm_safetensors_entry *entries; /* in the order of the data */
+    size_t entries_n;
+};
+
+/* Maps folder/name and reads its header. MM_BAD_INPUT as mm_weights_open says; then there is
+ * nothing to close. Close is safe on a zeroed struct. */
+enum mm_status mm_safetensors_open(struct mm_safetensors *file, const char *folder,
+                                   const char *name, struct mm_error *err);
+void mm_safetensors_close(struct mm_safetensors *file);
+
+/* The same from memory: reads the header of file->map (file->bytes, named file->path) into the
+ * other fields. The map stays the caller's; what else there is, he frees with mm_safetensors_clear,
+ * also after a failure. */
+enum mm_status mm_safetensors_parse(struct mm_safetensors *file, struct mm_error *err);
+void mm_safetensors_clear(struct mm_safetensors *file);
+
+const char *mm_safetensors_dtype(enum mm_dtype dtype); /* "F32" | "BF16" | "F16" */
+
+/* A header being written: begin, add every tensor in the order of the data, end. After the end
+ * `text` holds the `bytes` that come before the data, length included, padded with spaces to a
+ * multiple of 8. */
+struct mm_safetensors_header {
+    char *text; /* owned; mm_free */
+    size_t bytes, capacity;
+    size_t data_bytes; /* of the tensors added so far */
+};
+void mm_safetensors_header_begin(struct mm_safetensors_header *header, const char *metadata);
+void mm_safetensors_header_add(struct mm_safetensors_header *header, const char *name,
+                               const char *dtype, const char *shape, size_t bytes);
+void mm_safetensors_header_end(struct mm_safetensors_header *header);
+
+/* An opened folder: the inside of struct mm_weights. */
+struct mm_weights {
+    char *folder;
+    bool indexed;                 /* by model.safetensors.index.json */
+    struct mm_safetensors *files; /* by name */
+    size_t files_n;
+    const struct mm_safetensors_entry **entries; /* of all files and dtypes, by tensor name */
+    size_t entries_n;
+    const struct mm_stored_tensor **listed; /* by file, then in the order of the data */
+    size_t listed_n;
+};
+
+/* The entry, listed or not; NULL where there is none. */
+const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
+                                                    const char *name);
+
+#endif

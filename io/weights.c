@@ -1,0 +1,306 @@
+/* weights.c - a folder's weight files as one table of named tensors; see weights.h. The format of
+ * one file is in safetensors.c, writing in weights_export.c. */
+#include "io/weights.h"
+
+#include <cJSON.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <xxhash.h>
+
+#include "io/files.h"
+#include "io/json_text.h"
+#include "io/safetensors.h"
+
+static const char single_name[] = "model.safetensors";
+static const char index_name[] = "model.safetensors.index.json";
+
+/* --- which files --- */
+
+/* A plain name of a weight file: what leaves the folder, or hides in it, is refused. */
+static bool good_file_name(const char *name) {
+    size_t length = strlen(name), suffix = strlen(".safetensors");
+    return name[0] != '.' && !strchr(name, '/') && length > suffix && length < 256 &&
+           !strcmp(name + length - suffix, ".safetensors");
+}
+
+static int by_text(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The file names of a weight map (path: the index), sorted, each once; borrowed from it. */
+static enum mm_status index_files(const cJSON *map, const char *path, const char ***names,
+                                  size_t *names_n, struct mm_error *err) {
+    size_t rows_n = 0, kept = 0;
+    const cJSON *row;
+    cJSON_ArrayForEach(row, map) rows_n++;
+    const char **all = mm_calloc(rows_n, sizeof *all);
+    rows_n = 0;
+    cJSON_ArrayForEach(row, map) {
+        if (!cJSON_IsString(row) || !good_file_name(row->valuestring)) {
+            mm_free(all);
+            return mm_fail(err, MM_BAD_INPUT,
+                           "%s: the file of tensor '%.200s' is %.200s%s%s: it must be a plain name "
+                           "in this folder that ends in .safetensors",
+                           path, row->string, cJSON_IsString(row) ? "'" : "not a string",
+                           cJSON_IsString(row) ? row->valuestring : "",
+                           cJSON_IsString(row) ? "'" : "");
+        }
+        all[rows_n++] = row->valuestring;
+    }
+    qsort(all, rows_n, sizeof *all, by_text);
+    for (size_t i = 0; i < rows_n; i++)
+        if (i == 0 || strcmp(all[kept - 1], all[i]))
+            all[kept++] = all[i];
+    *names = all;
+    *names_n = kept;
+    return MM_OK;
+}
+
+static enum mm_status open_files(struct mm_weights *weights, const char *const *names,
+                                 size_t names_n, struct mm_error *err) {
+    weights->files = mm_calloc(names_n, sizeof *weights->files);
+    for (size_t i = 0; i < names_n; i++) {
+        enum mm_status status =
+            mm_safetensors_open(&weights->files[i], weights->folder, names[i], err);
+        if (status)
+            return status;
+        weights->files_n++;
+    }
+    return MM_OK;
+}
+
+static int by_entry_name(const void *a, const void *b) {
+    const struct mm_safetensors_entry *const *x = a, *const *y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
+static const char *file_of(const struct mm_weights *weights,
+                           const struct mm_safetensors_entry *entry) {
+    return weights->files[entry->tensor.file].path;
+}
+
+/* Fills both tables from the files. */
+static enum mm_status build_tables(struct mm_weights *weights, struct mm_error *err) {
+    size_t entries_n = 0;
+    for (size_t f = 0; f < weights->files_n; f++)
+        entries_n += weights->files[f].entries_n;
+    weights->entries = mm_calloc(entries_n, sizeof *weights->entries);
+    weights->listed = mm_calloc(entries_n, sizeof *weights->listed);
+    for (size_t f = 0; f < weights->files_n; f++)
+        for (size_t i = 0; i < weights->files[f].entries_n; i++) {
+            struct mm_safetensors_entry *entry = &weights->files[f].entries[i];
+            entry->tensor.file = f;
+            weights->entries[weights->entries_n++] = entry;
+            if (entry->listed)
+                weights->listed[weights->listed_n++] = &entry->tensor;
+        }
+    qsort(weights->entries, entries_n, sizeof *weights->entries, by_entry_name);
+    for (size_t i = 1; i < entries_n; i++)
+        if (!strcmp(weights->entries[i - 1]->name, weights->entries[i]->name))
+            return mm_fail(err, MM_BAD_INPUT,
+                           "%s: tensor '%.200s' is also in %s: remove one of the files or mend "
+                           "the index",
+                           file_of(weights, weights->entries[i]), weights->entries[i]->name,
+                           file_of(weights, weights->entries[i - 1]));
+    return MM_OK;
+}
+
+static enum mm_status check_index(const struct mm_weights *weights, const cJSON *map,
+                                  const char *path, struct mm_error *err) {
+    const char **names = mm_calloc((size_t)cJSON_GetArraySize(map), sizeof *names);
+    size_t names_n = 0;
+    enum mm_status status = MM_OK;
+    const cJSON *row;
+    cJSON_ArrayForEach(row, map) {
+        names[names_n++] = row->string;
+        const struct mm_safetensors_entry *entry = mm_weights_entry(weights, row->string);
+        if (!status &&
+            (!entry || strcmp(weights->files[entry->tensor.file].name, row->valuestring)))
+            status = mm_fail(err, MM_BAD_INPUT,
+                             "%s: tensor '%.200s' should be in %s, which lacks it: download both "
+                             "again",
+                             path, row->string, row->valuestring);
+    }
+    qsort(names, names_n, sizeof *names, by_text);
+    for (size_t i = 1; i < names_n && !status; i++)
+        if (!strcmp(names[i - 1], names[i]))
+            status = mm_fail(err, MM_BAD_INPUT,
+                             "%s: names tensor '%.200s' twice: download it again", path, names[i]);
+    mm_free(names);
+    return status;
+}
+
+static enum mm_status open_indexed(struct mm_weights *weights, const char *path,
+                                   struct mm_error *err) {
+    struct stat info;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) /* a pipe would hang the job */
+        return mm_fail(err, MM_BAD_INPUT, "%s: not a regular file", path);
+    char *text;
+    size_t bytes, names_n = 0;
+    enum mm_status status = mm_file_read(path, &text, &bytes, err);
+    if (status)
+        return status;
+    cJSON *root = mm_json_object(text, bytes, path, "the file", err);
+    mm_free(text);
+    if (!root)
+        return MM_BAD_INPUT;
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");
+    const char **names = NULL;
+    if (!cJSON_IsObject(map) || !map->child)
+        status = mm_fail(err, MM_BAD_INPUT,
+                         "%s: no \"weight_map\" that names tensors: download it again", path);
+    if (!status)
+        status = index_files(map, path, &names, &names_n, err);
+    if (!status)
+        status = open_files(weights, names, names_n, err);
+    if (!status)
+        status = build_tables(weights, err);
+    if (!status)
+        status = check_index(weights, map, path, err);
+    mm_free(names);
+    cJSON_Delete(root);
+    return status;
+}
+
+static enum mm_status open_folder(struct mm_weights *weights, struct mm_error *err) {
+    const char *folder = weights->folder;
+    struct stat info;
+    if (stat(folder, &info))
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: no such folder: model.path must be a Hugging Face model folder "
+                       "(config.json and *.safetensors)",
+                       folder);
+    if (!S_ISDIR(info.st_mode))
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: not a folder: model.path must be the folder that holds config.json "
+                       "and *.safetensors",
+                       folder);
+    char *single = mm_format("%s/%s", folder, single_name);
+    char *index = mm_format("%s/%s", folder, index_name);
+    enum mm_status status;
+    if (mm_path_exists(single)) {
+        status = open_files(weights, (const char *const[]){single_name}, 1, err);
+        if (!status)
+            status = build_tables(weights, err);
+    } else if (mm_path_exists(index)) {
+        weights->indexed = true;
+        status = open_indexed(weights, index, err);
+    } else {
+        status = mm_fail(err, MM_BAD_INPUT,
+                         "%s: holds neither %s nor %s; PyTorch files (*.bin, *.pt) are not read: "
+                         "convert them to safetensors (transformers: save_pretrained)",
+                         folder, single_name, index_name);
+    }
+    mm_free(single);
+    mm_free(index);
+    return status;
+}
+
+enum mm_status mm_weights_open(struct mm_weights **weights, const char *folder,
+                               struct mm_error *err) {
+    *weights = mm_calloc(1, sizeof **weights);
+    (*weights)->folder = mm_strdup(folder);
+    enum mm_status status = open_folder(*weights, err);
+    if (status) {
+        mm_weights_free(*weights);
+        *weights = NULL;
+    }
+    return status;
+}
+
+void mm_weights_free(struct mm_weights *weights) {
+    if (!weights)
+        return;
+    for (size_t f = 0; f < weights->files_n; f++)
+        mm_safetensors_close(&weights->files[f]);
+    mm_free(weights->files);
+    mm_free(weights->entries);
+    mm_free(weights->listed);
+    mm_free(weights->folder);
+    mm_free(weights);
+}
+
+/* --- looking things up --- */
+
+size_t mm_weights_count(const struct mm_weights *weights) {
+    return weights->listed_n;
+}
+
+const struct mm_stored_tensor *mm_weights_at(const struct mm_weights *weights, size_t index) {
+    MM_CHECK(index < weights->listed_n, "tensor %zu of %zu", index, weights->listed_n);
+    return weights->listed[index];
+}
+
+const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
+                                                    const char *name) {
+    size_t low = 0, high = weights->entries_n;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(name, weights->entries[middle]->name);
+        if (order == 0)
+            return weights->entries[middle];
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name) {
+    const struct mm_safetensors_entry *entry = mm_weights_entry(weights, name);
+    return entry && entry->listed ? &entry->tensor : NULL;
+}
+
+static enum mm_status explain_missing(const struct mm_weights *weights, const char *name,
+                                      struct mm_error *err) {
+    const struct mm_safetensors_entry *entry = mm_weights_entry(weights, name);
+    if (!entry)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s/%s: no tensor '%s': config.json and the weights do not belong together",
+                       weights->folder, weights->indexed ? index_name : single_name, name);
+    if (!entry->floating)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: tensor '%s' has dtype %.20s, which is not supported (F32, F16 and BF16 "
+                       "are): convert the model",
+                       file_of(weights, entry), name, entry->dtype);
+    return mm_fail(err, MM_BAD_INPUT,
+                   "%s: tensor '%s' has %zu dimensions, at most 4 are supported: %.200s",
+                   file_of(weights, entry), name, entry->dims_n, entry->shape);
+}
+
+enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
+                               size_t cols, void *dst, enum mm_dtype dst_dtype,
+                               struct mm_error *err) {
+    const struct mm_safetensors_entry *entry = mm_weights_entry(weights, name);
+    if (!entry || !entry->listed)
+        return explain_missing(weights, name, err);
+    const struct mm_stored_tensor *tensor = &entry->tensor;
+    bool same = cols ? tensor->dims_n == 2 && tensor->dims[0] == rows && tensor->dims[1] == cols
+                     : tensor->dims_n == 1 && tensor->dims[0] == rows;
+    if (!same) {
+        char wanted[64];
+        snprintf(wanted, sizeof wanted, cols ? "[%zu,%zu]" : "[%zu]", rows, cols);
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: tensor '%s' has shape %s, the model needs %s: config.json and the "
+                       "weights do not belong together",
+                       file_of(weights, entry), name, entry->shape, wanted);
+    }
+    if (tensor->elements)
+        mm_convert(dst, dst_dtype, tensor->data, tensor->dtype, tensor->elements);
+    return MM_OK;
+}
+
+void mm_weights_hash(const struct mm_weights *weights, char hex[33]) {
+    XXH3_state_t *state = XXH3_createState();
+    MM_CHECK(state, "out of memory");
+    XXH3_128bits_reset(state);
+    for (size_t f = 0; f < weights->files_n; f++)
+        XXH3_128bits_update(state, weights->files[f].map, weights->files[f].bytes);
+    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    XXH3_freeState(state);
+    snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
+             (unsigned long long)hash.low64);
+}

@@ -1,0 +1,92 @@
+/* weights.h - Hugging Face weights in and out: safetensors, one file or sharded by an index.
+ *
+ * This layer moves named tensors and knows nothing of models. Files are memory-mapped, so that only
+ * what is read is loaded. Every length and offset of a header is checked before use. */
+#ifndef MM_WEIGHTS_H
+#define MM_WEIGHTS_H
+
+#include "kernels/tensor.h"
+#include "src/base/base.h"
+
+struct mm_stored_tensor {
+    const char *name; /* owned by the mm_weights */
+    enum mm_dtype dtype;
+    size_t dims_n, dims[4];
+    size_t elements;
+    const void *data; /* into the mapped file: little-endian, possibly unaligned */
+    size_t file;      /* index of the file it lies in */
+};
+
+struct mm_weights; /* a folder's weight files, mapped */
+
+/* Opens model.safetensors, or else the files that model.safetensors.index.json names, in `folder`.
+ * Local. MM_BAD_INPUT: no such file, truncated, header not JSON, data offsets that overlap, leave
+ * gaps or leave the file, shape and size that disagree, a name twice, an index that names a file
+ * outside the folder or a tensor its file lacks. Tensors of a dtype other than F32, F16, BF16 or of
+ * more than 4 dimensions are kept out of the list: mm_weights_load says so when asked for one.
+ * *weights is NULL on failure; the caller frees. */
+enum mm_status mm_weights_open(struct mm_weights **weights, const char *folder,
+                               struct mm_error *err);
+void mm_weights_free(struct mm_weights *weights);
+
+size_t mm_weights_count(const struct mm_weights *weights);
+/* index < count; by file name, then as the data lies in the file. */
+const struct mm_stored_tensor *mm_weights_at(const struct mm_weights *weights, size_t index);
+/* NULL where none is listed. Local. */
+const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name);
+
+/* Copies the tensor into dst, converted to dst_dtype. MM_BAD_INPUT, naming file, tensor, both
+ * shapes, if there is no such tensor or its shape is not [rows, cols] (cols == 0: a vector
+ * [rows]). Local. */
+enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
+                               size_t cols, void *dst, enum mm_dtype dst_dtype,
+                               struct mm_error *err);
+
+/* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits. It
+ * reads every byte. Local. */
+void mm_weights_hash(const struct mm_weights *weights, char hex[33]);
+
+/* What an export replaces: `data` float32, `elements` of them, of tensor `name`. */
+struct mm_replacement {
+    const char *name;
+    const float *data;
+    size_t elements;
+};
+
+/* What rounding to the written dtype did. Values are compared bit by bit. */
+struct mm_export_report {
+    size_t replaced;   /* elements of the replaced tensors */
+    size_t changed;    /* of those, whose float32 value differs from the original's */
+    size_t lost;       /* of the changed, written as the original would have been: rounded away */
+    size_t overflowed; /* of all tensors: finite before, infinite in the written dtype */
+};
+
+/* Writes `out` as a complete Hugging Face folder. Every weight file is written anew: the same
+ * tensors, metadata, dtypes and order, replaced tensors rounded from float32. Regular files of the
+ * input folder that are not weights are copied (config.json, tokenizers, ...); subfolders, dotfiles
+ * and weights in any format (*.safetensors, *.bin, *.pt, *.pth, *.h5, *.msgpack, *.gguf, ...) are
+ * not: they would still hold what was unlearned. Where save_dtype is not NULL every F32, F16 and
+ * BF16 tensor is written in *save_dtype, and config.json's "torch_dtype" or "dtype" and the index's
+ * total_size say so.
+ *
+ * Written into OUT.writing, synced, renamed; the remains of an earlier attempt are removed first,
+ * and after a failure nothing stays. Parent folders are made. Local: one rank calls. MM_BAD_INPUT:
+ * `out` exists already, a replacement that no tensor matches, a path not permitted; MM_FAILED: disk
+ * full and the like. `report` may be NULL. */
+enum mm_status mm_weights_export(const struct mm_weights *weights, const char *out,
+                                 const struct mm_replacement *replacements, size_t replacements_n,
+                                 const enum mm_dtype *save_dtype, struct mm_export_report *report,
+                                 struct mm_error *err);
+
+/* Writes one model.safetensors of float32 tensors into `folder` (for pretraining), which is made
+ * where it is missing; atomic: an earlier file stays until the new one is whole. MM_BAD_INPUT: a
+ * name twice, a path not permitted; MM_FAILED: disk full and the like. */
+struct mm_named_tensor {
+    const char *name;
+    size_t rows, cols; /* cols == 0: a vector */
+    const float *data;
+};
+enum mm_status mm_weights_write(const char *folder, const struct mm_named_tensor *tensors,
+                                size_t tensors_n, struct mm_error *err);
+
+#endif

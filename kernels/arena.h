@@ -1,0 +1,39 @@
+/* arena.h - device memory by purpose and lifetime: taken at start, counted, freed together.
+ *
+ * A dry arena takes nothing and returns addresses that must not be used: the same code that sets up
+ * a run then counts its bytes, so that `plan` and the run cannot disagree. All functions local. */
+#ifndef MM_ARENA_H
+#define MM_ARENA_H
+
+#include "kernels/ops.h"
+
+enum mm_purpose {
+    MM_FOR_WEIGHTS, /* working weights */
+    MM_FOR_BASE,
+    MM_FOR_ADVERSARY,
+    MM_FOR_RETAIN_ACC,
+    MM_FOR_GRADIENTS, /* whole gradients of this rank's sequences, and the reduced shard */
+    MM_FOR_OPTIMIZER, /* float32 masters and moments: relearning, pretraining */
+    MM_FOR_ACTIVATIONS,
+    MM_FOR_SCRATCH,
+    MM_PURPOSES,
+};
+extern const char *const mm_purpose_names[MM_PURPOSES];
+
+struct mm_arena;
+
+/* The caller frees with mm_arena_free, which frees every block. dev is borrowed. */
+struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
+void mm_arena_free(struct mm_arena *arena);
+
+/* `count` elements of `size` bytes, zeroed. Ends the job on exhaustion. */
+void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size);
+/* A matrix in memory of its own. */
+struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum mm_dtype dtype,
+                           size_t rows, size_t cols);
+
+bool mm_arena_dry(const struct mm_arena *arena);
+struct mm_device *mm_arena_device(const struct mm_arena *arena);
+size_t mm_arena_bytes(const struct mm_arena *arena, enum mm_purpose purpose);
+
+#endif

@@ -1,0 +1,176 @@
+/* layer.c - what lies between the matrix products: embedding, norms, rotation, activations. */
+#include "kernels/cpu/cpu.h"
+
+void CPU_NAME(cpu_embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
+                         const uint32_t *tokens) {
+    (void)dev;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < x.rows; i++) {
+        MM_CHECK(tokens[i] < table.rows, "token %u, vocabulary %zu", tokens[i], table.rows);
+        memcpy(row_f32(x, i), row_f32(table, tokens[i]), x.cols * sizeof(float));
+    }
+}
+
+void CPU_NAME(cpu_embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
+                              const uint32_t *tokens) {
+    (void)dev;
+    /* Threads share columns, not tokens: each element's additions stay in token order. */
+#pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < dx.cols; first += LANES) {
+        size_t count = dx.cols - first < LANES ? dx.cols - first : LANES;
+        for (size_t i = 0; i < dx.rows; i++) {
+            float *out = row_f32(dtable, tokens[i]) + first;
+            const float *in = row_f32(dx, i) + first;
+            for (size_t j = 0; j < count; j++)
+                out[j] += in[j];
+        }
+    }
+}
+
+void CPU_NAME(cpu_norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon,
+                        struct mm_mat sum, struct mm_mat x, struct mm_mat delta, const void *weight,
+                        const void *bias, struct mm_mat y, float *stats) {
+    (void)dev;
+    const float *w = weight, *b = bias;
+    size_t C = x.cols;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < x.rows; i++) {
+        const float *in = row_f32(x, i);
+        float *out = row_f32(y, i);
+        if (delta.data) {
+            const float *d = row_f32(delta, i);
+            float *s = row_f32(sum, i);
+            for (size_t j = 0; j < C; j++)
+                s[j] = in[j] + d[j];
+            in = s;
+        }
+        float mean = kind == MM_LAYER_NORM ? row_sum(in, C) / (float)C : 0.0f;
+        for (size_t j = 0; j < C; j++)
+            out[j] = in[j] - mean;
+        float inverse = 1.0f / sqrtf(row_dot(out, out, C) / (float)C + epsilon);
+        for (size_t j = 0; j < C; j++)
+            out[j] = out[j] * inverse * w[j] + (b ? b[j] : 0.0f);
+        stats[2 * i] = mean;
+        stats[2 * i + 1] = inverse;
+    }
+}
+
+/* With u = (x - mean)·r normalized and v = dy·weight:
+ * RMS: dx = r·(v - u·avg(v·u)); layer norm: dx = r·(v - avg(v) - u·avg(v·u)). */
+static void norm_grad_row(enum mm_norm_kind kind, float *dx, const float *dy, const float *x,
+                          const float *stats, const float *w, size_t C) {
+    float mean = stats[0], r = stats[1], dot[LANES] = {0}, sum[LANES] = {0};
+    size_t j = 0;
+    for (; j + LANES <= C; j += LANES)
+        for (size_t i = 0; i < LANES; i++) {
+            float v = dy[j + i] * w[j + i];
+            sum[i] += v;
+            dot[i] += v * ((x[j + i] - mean) * r);
+        }
+    for (size_t i = 0; j < C; j++, i++) {
+        float v = dy[j] * w[j];
+        sum[i] += v;
+        dot[i] += v * ((x[j] - mean) * r);
+    }
+    float average = kind == MM_LAYER_NORM ? fold(sum) / (float)C : 0.0f;
+    float slope = fold(dot) / (float)C;
+    for (j = 0; j < C; j++)
+        dx[j] += r * (dy[j] * w[j] - average - (x[j] - mean) * r * slope);
+}
+
+void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
+                             struct mm_mat dy, struct mm_mat x, const float *stats,
+                             const void *weight, float *dweight, float *dbias) {
+    (void)dev;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < x.rows; i++)
+        norm_grad_row(kind, row_f32(dx, i), row_f32(dy, i), row_f32(x, i), stats + 2 * i, weight,
+                      x.cols);
+    if (!dweight)
+        return;
+#pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < x.cols; first += LANES) {
+        size_t count = x.cols - first < LANES ? x.cols - first : LANES;
+        for (size_t i = 0; i < x.rows; i++) {
+            float mean = stats[2 * i], r = stats[2 * i + 1];
+            const float *in = row_f32(x, i) + first, *g = row_f32(dy, i) + first;
+            for (size_t j = 0; j < count; j++) {
+                dweight[first + j] += g[j] * ((in[j] - mean) * r);
+                if (dbias)
+                    dbias[first + j] += g[j];
+            }
+        }
+    }
+}
+
+static void rotate(float *head, size_t half, const float *cosine, const float *sine, float sign) {
+    for (size_t i = 0; i < half; i++) {
+        float low = head[i], high = head[i + half], s = sign * sine[i];
+        head[i] = low * cosine[i] - high * s;
+        head[i + half] = high * cosine[i] + low * s;
+    }
+}
+
+void CPU_NAME(cpu_rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads,
+                        size_t T, const float *cosine, const float *sine, bool inverse) {
+    (void)dev;
+    size_t half = heads->rotary_dim / 2;
+    float sign = inverse ? -1.0f : 1.0f;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < qkv.rows; i++) {
+        const float *c = cosine + i % T * half, *s = sine + i % T * half;
+        float *row = row_f32(qkv, i);
+        for (size_t h = 0; h < heads->heads; h++)
+            rotate(row + heads->q_first + h * heads->q_step, half, c, s, sign);
+        for (size_t h = 0; h < heads->kv_heads; h++)
+            rotate(row + heads->k_first + h * heads->k_step, half, c, s, sign);
+    }
+}
+
+static inline float sigmoid(float x) {
+    return 1.0f / (1.0f + fast_exp(-x));
+}
+
+/* The cumulative normal distribution. */
+static inline float normal_cdf(float x) {
+    return 0.5f * (1.0f + fast_erf(x * 0x1.6a09e6p-1f));
+}
+
+void CPU_NAME(cpu_activate)(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
+                            struct mm_mat u) {
+    (void)dev;
+    size_t M = h.cols;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < h.rows; i++) {
+        const float *in = row_f32(u, i);
+        float *out = row_f32(h, i);
+        if (kind == MM_SWIGLU)
+            for (size_t j = 0; j < M; j++)
+                out[j] = in[j] * sigmoid(in[j]) * in[j + M];
+        else
+            for (size_t j = 0; j < M; j++)
+                out[j] = in[j] * normal_cdf(in[j]);
+    }
+}
+
+void CPU_NAME(cpu_activate_grad)(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
+                                 struct mm_mat dh, struct mm_mat u) {
+    (void)dev;
+    size_t M = dh.cols;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < dh.rows; i++) {
+        const float *in = row_f32(u, i), *g = row_f32(dh, i);
+        float *out = row_f32(du, i);
+        if (kind == MM_SWIGLU)
+            for (size_t j = 0; j < M; j++) {
+                float x = in[j], s = sigmoid(x), up = in[j + M];
+                out[j + M] = g[j] * x * s;
+                out[j] = g[j] * up * s * (1.0f + x * (1.0f - s));
+            }
+        else
+            for (size_t j = 0; j < M; j++) {
+                float x = in[j], density = 0x1.988454p-2f * fast_exp(-0.5f * x * x);
+                out[j] = g[j] * (normal_cdf(x) + x * density);
+            }
+    }
+}

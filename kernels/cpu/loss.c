@@ -1,0 +1,102 @@
+/* loss.c - the losses of METHOD.md 1.5, fused with their gradients, one row of logits at a time. */
+#include "kernels/cpu/cpu.h"
+
+#define NO_TARGET UINT32_MAX
+
+/* e[j] = exp(z[j] - top); returns the sum, and through `weighted` the sum of e[j]·(z[j] - top). */
+static float exp_sums(const float *z, float top, float *e, size_t V, float *weighted) {
+    float sum[LANES] = {0}, with_z[LANES] = {0};
+    size_t j = 0;
+    for (; j + LANES <= V; j += LANES)
+        for (size_t i = 0; i < LANES; i++) {
+            float d = z[j + i] - top, x = fast_exp(d);
+            e[j + i] = x;
+            sum[i] += x;
+            with_z[i] += x * d;
+        }
+    for (size_t i = 0; j < V; j++, i++) {
+        float d = z[j] - top, x = fast_exp(d);
+        e[j] = x;
+        sum[i] += x;
+        with_z[i] += x * d;
+    }
+    *weighted = fold(with_z);
+    return fold(sum);
+}
+
+/* log p_y = z_y - lse; gradient p - [j = y], both times `sign` (-1 for neg_cross_entropy). */
+static float cross_entropy_row(const float *z, uint32_t y, float *e, float *d, float scale,
+                               float sign, size_t V) {
+    float top = row_max(z, V), unused;
+    float sum = exp_sums(z, top, e, V, &unused);
+    float loss = sign * (logf(sum) - (z[y] - top)), factor = sign * scale / sum;
+    if (d) {
+        for (size_t j = 0; j < V; j++)
+            d[j] = e[j] * factor;
+        d[y] -= sign * scale;
+    }
+    return loss;
+}
+
+/* Sum of p log p = -H; gradient p_j (log p_j + H). */
+static float neg_entropy_row(const float *z, float *e, float *d, float scale, size_t V) {
+    float top = row_max(z, V), weighted;
+    float sum = exp_sums(z, top, e, V, &weighted);
+    float log_sum = logf(sum), loss = weighted / sum - log_sum;
+    if (d)
+        for (size_t j = 0; j < V; j++)
+            d[j] = e[j] * (scale / sum) * ((z[j] - top) - log_sum - loss);
+    return loss;
+}
+
+/* max(z_y - mean z, clip); gradient [j = y] - 1/V where not clipped. */
+static float correct_logit_row(const float *z, uint32_t y, float clip, float *d, float scale,
+                               size_t V) {
+    float value = z[y] - row_sum(z, V) / (float)V;
+    float slope = value >= clip ? scale : 0.0f;
+    if (d) {
+        for (size_t j = 0; j < V; j++)
+            d[j] = -slope / (float)V;
+        d[y] += slope;
+    }
+    return value >= clip || isnan(value) ? value : clip;
+}
+
+/* e: V floats of scratch. A d that is z itself is fine for all but neg_entropy, which reads z after
+ * e is written: so e is never z or d there. */
+static float loss_row(enum mm_loss_fn fn, float clip, const float *z, uint32_t y, float *e,
+                      float *d, float scale, size_t V) {
+    if (fn == MM_LOSS_NEG_ENTROPY)
+        return neg_entropy_row(z, e, d, scale, V);
+    if (y == NO_TARGET) {
+        if (d)
+            memset(d, 0, V * sizeof *d);
+        return 0.0f;
+    }
+    MM_CHECK(y < V, "target %u, vocabulary %zu", y, V);
+    if (fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
+        return correct_logit_row(z, y, clip, d, scale, V);
+    return cross_entropy_row(z, y, e, d, scale, fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f, V);
+}
+
+void CPU_NAME(cpu_loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at,
+                        struct mm_mat logits, const uint32_t *targets, float scale, float *losses,
+                        struct mm_mat dlogits) {
+    size_t V = logits.cols, padded = (V + LANES) / LANES * LANES;
+    float *room = scratch(dev, (size_t)omp_get_max_threads() * padded * sizeof *room);
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < logits.rows; i++) {
+        float *e = room + (size_t)omp_get_thread_num() * padded;
+        losses[i] = loss_row(fn, clip_at, row_f32(logits, i), targets[i], e,
+                             dlogits.data ? row_f32(dlogits, i) : NULL, scale, V);
+    }
+}
+
+void CPU_NAME(cpu_sum)(struct mm_device *dev, double *sum, const float *values, size_t n,
+                       double scale) {
+    (void)dev;
+    double total = 0;
+    for (size_t i = 0; i < n; i++)
+        total += (double)values[i];
+    *sum += scale * total;
+}

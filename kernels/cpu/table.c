@@ -1,0 +1,89 @@
+/* table.c - the CPU backend's table: memory, and the operations of the other files. */
+#include "kernels/cpu/cpu.h"
+
+#include <stdlib.h>
+
+#define ALIGNMENT ((size_t)64)
+
+struct cpu_context {
+    void *scratch;
+    size_t scratch_bytes;
+};
+
+static void *cpu_alloc(struct mm_device *dev, size_t bytes) {
+    (void)dev;
+    size_t rounded = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
+    MM_CHECK(rounded > bytes, "size overflow");
+    void *block = aligned_alloc(ALIGNMENT, rounded);
+    MM_CHECK(block, "out of memory: %zu bytes", bytes);
+    return memset(block, 0, rounded);
+}
+
+static void cpu_free(struct mm_device *dev, void *block) {
+    (void)dev;
+    free(block);
+}
+
+static void cpu_zero(struct mm_device *dev, void *block, size_t bytes) {
+    (void)dev;
+    memset(block, 0, bytes);
+}
+
+static void cpu_copy(struct mm_device *dev, void *dst, const void *src, size_t bytes) {
+    (void)dev;
+    memcpy(dst, src, bytes);
+}
+
+static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
+                        enum mm_dtype src_dtype, size_t n) {
+    (void)dev;
+    size_t dst_bytes = mm_dtype_bytes(dst_dtype), src_bytes = mm_dtype_bytes(src_dtype);
+#pragma omp parallel for schedule(static)
+    for (size_t first = 0; first < n; first += CHUNK) {
+        size_t count = n - first < CHUNK ? n - first : CHUNK;
+        mm_convert((char *)dst + first * dst_bytes, dst_dtype,
+                   (const char *)src + first * src_bytes, src_dtype, count);
+    }
+}
+
+void *CPU_NAME(cpu_scratch)(struct mm_device *dev, size_t bytes) {
+    struct cpu_context *context = dev->context;
+    if (bytes > context->scratch_bytes) {
+        free(context->scratch);
+        context->scratch = cpu_alloc(dev, bytes);
+        context->scratch_bytes = bytes;
+    }
+    return context->scratch;
+}
+
+static void device_free(struct mm_device *dev) {
+    struct cpu_context *context = dev->context;
+    free(context->scratch);
+    mm_free(context);
+    mm_free(dev);
+}
+
+#define CPU_ROW(operation) .operation = CPU_NAME(cpu_##operation),
+#define CPU_TEXT2(x)       #x
+#define CPU_TEXT(x)        CPU_TEXT2(x)
+
+static const struct mm_ops table = {
+    .name = "cpu " CPU_TEXT(CPU_SUFFIX),
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .zero = cpu_zero,
+    .copy = cpu_copy,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .convert = cpu_convert,
+    .close = device_free,
+    CPU_OPS(CPU_ROW)
+};
+
+struct mm_device *CPU_NAME(mm_cpu_device)(void);
+struct mm_device *CPU_NAME(mm_cpu_device)(void) {
+    struct mm_device *dev = mm_calloc(1, sizeof *dev);
+    dev->ops = &table;
+    dev->context = mm_calloc(1, sizeof(struct cpu_context));
+    return dev;
+}

@@ -1,0 +1,268 @@
+/* vector.c - Algorithm 1 on a shard of W, and the steps of relearning and pretraining.
+ *
+ * Every function has one body for both state types: `half` is a constant at each call site, and
+ * round_to(half, x) stands wherever PyTorch's bfloat16 operation would store a result (METHOD.md
+ * 1.3). In float32 it does nothing. */
+#include "kernels/cpu/cpu.h"
+
+static inline float round_to(bool half, float x) {
+    return half ? mm_bf16_round(x) : x;
+}
+
+static inline float get(bool half, const void *data, size_t i) {
+    return half ? mm_f32_from_bf16(((const uint16_t *)data)[i]) : ((const float *)data)[i];
+}
+
+static inline void put(bool half, void *data, size_t i, float x) {
+    if (half)
+        ((uint16_t *)data)[i] = mm_bf16_from_f32(x);
+    else
+        ((float *)data)[i] = x;
+}
+
+/* Runs `range(half, first, count)` over chunks of n elements on all threads, with `half` constant. */
+#define FOR_CHUNKS(is_half, n, range, ...)                                                         \
+    _Pragma("omp parallel for schedule(static)") for (size_t chunk = 0; chunk < (n);               \
+                                                      chunk += CHUNK) {                            \
+        size_t chunk_n = (n)-chunk < CHUNK ? (n)-chunk : CHUNK;                                    \
+        if (is_half)                                                                               \
+            range(true, chunk, chunk_n, __VA_ARGS__);                                              \
+        else                                                                                       \
+            range(false, chunk, chunk_n, __VA_ARGS__);                                             \
+    }
+
+static inline int sign(float x) {
+    return (x > 0) - (x < 0);
+}
+
+/* -- sums ----------------------------------------------------------------------------------------- */
+
+static inline void square_range(bool half, size_t first, size_t n, const float *g, double *partial) {
+    double sum = 0;
+    for (size_t i = first; i < first + n; i++) {
+        double x = round_to(half, g[i]);
+        sum += x * x;
+    }
+    partial[first / CHUNK] = sum;
+}
+
+void CPU_NAME(cpu_sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
+                               enum mm_dtype state_dtype) {
+    size_t chunks = (g.n + CHUNK - 1) / CHUNK;
+    double *partial = scratch(dev, chunks * sizeof *partial);
+    FOR_CHUNKS(state_dtype == MM_BF16, g.n, square_range, g.data, partial)
+    for (size_t i = 0; i < chunks; i++)
+        *sum += partial[i];
+}
+
+void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, bool zero_too,
+                         enum mm_stop code, uint32_t *stop) {
+    (void)dev;
+    if (*stop == MM_STOP_NONE && (!isfinite(*value) || (zero_too && *value == 0)))
+        *stop = code;
+}
+
+void CPU_NAME(cpu_scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor) {
+    (void)dev;
+    const float *in = x.data;
+    float *out = y.data;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < x.rows * x.cols; i++)
+        out[i] = factor * in[i];
+}
+
+void CPU_NAME(cpu_scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor) {
+    (void)dev;
+    *y = factor * *x;
+}
+
+/* -- lines 4 to 11 -------------------------------------------------------------------------------- */
+
+void CPU_NAME(cpu_fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
+                        const uint32_t *stop) {
+    (void)dev;
+    if (!*stop)
+        memcpy(a.data, b.data, b.n * mm_dtype_bytes(b.dtype));
+}
+
+static inline void retain_range(bool half, size_t first, size_t n, void *m, void *b, const float *g,
+                                float momentum, float fresh, float rate) {
+    for (size_t i = first; i < first + n; i++) {
+        float decayed = round_to(half, get(half, m, i) * momentum);
+        float part = round_to(half, round_to(half, g[i]) * fresh);
+        float acc = round_to(half, decayed + part);
+        put(half, m, i, acc);
+        put(half, b, i, get(half, b, i) - round_to(half, rate * acc));
+    }
+}
+
+void CPU_NAME(cpu_retain_step)(struct mm_device *dev, struct mm_vector m, struct mm_vector b,
+                               struct mm_vector g, double momentum, double rate,
+                               const uint32_t *stop) {
+    (void)dev;
+    if (!*stop)
+        FOR_CHUNKS(b.dtype == MM_BF16, b.n, retain_range, m.data, b.data, g.data, (float)momentum,
+                   (float)(1 - momentum), (float)rate)
+}
+
+static inline void adversary_range(bool half, size_t first, size_t n, void *a, const void *b,
+                                   const float *g, float rate, float decay, float rest) {
+    for (size_t i = first; i < first + n; i++) {
+        float step = round_to(half, round_to(half, g[i]) * rate);
+        float x = round_to(half, get(half, a, i) - step);
+        if (decay != 1.0f)
+            x = round_to(half, x * decay) + round_to(half, get(half, b, i) * rest);
+        put(half, a, i, x);
+    }
+}
+
+void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
+                                  struct mm_vector g, double rate, double decay,
+                                  const uint32_t *stop) {
+    (void)dev;
+    if (!*stop)
+        FOR_CHUNKS(a.dtype == MM_BF16, a.n, adversary_range, a.data, b.data, g.data, (float)rate,
+                   (float)decay, (float)(1 - decay))
+}
+
+/* -- lines 13 to 15 ------------------------------------------------------------------------------- */
+
+static inline void mask_range(bool half, size_t first, size_t n, const float *g, const void *m,
+                              bool masking, size_t begin, struct mm_mask_sums *partial) {
+    struct mm_mask_sums sums = {0};
+    for (size_t i = first; i < first + n; i++) {
+        float x = round_to(half, g[begin + i]);
+        double square = (double)x * (double)x;
+        bool kept = !masking || sign(x) == sign(get(half, m, begin + i));
+        sums.raw += square;
+        sums.kept += kept ? square : 0;
+        sums.kept_n += kept;
+    }
+    partial[first / CHUNK] = sums;
+}
+
+void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
+                             struct mm_vector m, const size_t *offsets, size_t tensors_n,
+                             bool masking) {
+    for (size_t t = 0; t < tensors_n; t++) {
+        size_t begin = offsets[t], n = offsets[t + 1] - begin, chunks = (n + CHUNK - 1) / CHUNK;
+        struct mm_mask_sums *partial = scratch(dev, chunks * sizeof *partial);
+        FOR_CHUNKS(m.dtype == MM_BF16, n, mask_range, g.data, m.data, masking, begin, partial)
+        sums[t] = (struct mm_mask_sums){0};
+        for (size_t i = 0; i < chunks; i++) {
+            sums[t].raw += partial[i].raw;
+            sums[t].kept += partial[i].kept;
+            sums[t].kept_n += partial[i].kept_n;
+        }
+    }
+}
+
+/* The norm of all tensors together. In bfloat16 the study code's sum(norm**2)**0.5 rounds each
+ * tensor's norm, its square, every partial sum and the root. */
+static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n, bool kept, bool half) {
+    double total = 0;
+    for (size_t t = 0; t < tensors_n; t++) {
+        double square = kept ? sums[t].kept : sums[t].raw;
+        if (half) {
+            float norm = mm_bf16_round((float)sqrt(square));
+            total = mm_bf16_round((float)total + mm_bf16_round(norm * norm));
+        } else
+            total += square;
+    }
+    return half ? mm_bf16_round(sqrtf((float)total)) : sqrt(total);
+}
+
+/* factor / norm; PyTorch divides a number by a bfloat16 tensor as reciprocal, then product. */
+static double divide(double factor, double norm, bool half) {
+    if (!half)
+        return factor / norm;
+    return mm_bf16_round(mm_bf16_round(1.0f / (float)norm) * (float)factor);
+}
+
+void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, double *scale,
+                                 const struct mm_mask_sums *sums, size_t tensors_n,
+                                 enum mm_normalization normalization, bool study, double n_w,
+                                 enum mm_dtype state_dtype, struct mm_loop_scalars *scalars) {
+    bool half = state_dtype == MM_BF16;
+    double kept_n = 0, factor = study ? sqrt(n_w) : 1.0;
+    scalars->grad_norm = global_norm(sums, tensors_n, false, half);
+    double common = normalization == MM_NORM_GLOBAL_POST_MASK
+                        ? global_norm(sums, tensors_n, true, half)
+                        : scalars->grad_norm;
+    CPU_NAME(cpu_guard)(dev, &scalars->grad_norm, false, MM_STOP_UNLEARNING_GRADIENT,
+                        &scalars->stop);
+    if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
+        CPU_NAME(cpu_guard)(dev, &common, true, MM_STOP_ZERO_NORM, &scalars->stop);
+    for (size_t t = 0; t < tensors_n; t++) {
+        kept_n += sums[t].kept_n;
+        if (normalization == MM_NORM_NONE)
+            scale[t] = 1.0;
+        else if (normalization == MM_NORM_PER_PARAMETER) {
+            double norm = global_norm(&sums[t], 1, true, half);
+            CPU_NAME(cpu_guard)(dev, &norm, true, MM_STOP_ZERO_NORM, &scalars->stop);
+            scale[t] = divide(1.0, norm, half);
+        } else
+            scale[t] = divide(factor, common, half);
+    }
+    scalars->mask_fraction = kept_n / n_w;
+}
+
+static inline void unlearn_range(bool half, size_t first, size_t n, void *b, const float *g,
+                                 const void *m, size_t begin, double scale, double rate,
+                                 bool masking) {
+    float s = half ? (float)scale : 1.0f, step = half ? (float)rate : (float)(rate * scale);
+    for (size_t i = begin + first; i < begin + first + n; i++) {
+        float x = round_to(half, g[i]);
+        bool kept = !masking || sign(x) == sign(get(half, m, i));
+        float change = kept ? round_to(half, round_to(half, x * s) * step) : 0.0f;
+        put(half, b, i, get(half, b, i) - change);
+    }
+}
+
+void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
+                                struct mm_vector m, const size_t *offsets, size_t tensors_n,
+                                const double *scale, double rate, bool masking,
+                                const uint32_t *stop) {
+    (void)dev;
+    if (*stop)
+        return;
+    for (size_t t = 0; t < tensors_n; t++) {
+        size_t begin = offsets[t], n = offsets[t + 1] - begin;
+        FOR_CHUNKS(b.dtype == MM_BF16, n, unlearn_range, b.data, g.data, m.data, begin, scale[t],
+                   rate, masking)
+    }
+}
+
+/* -- relearning and pretraining -------------------------------------------------------------------- */
+
+static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
+                             float rate) {
+    for (size_t i = first; i < first + n; i++)
+        put(half, p, i, get(half, p, i) - round_to(half, round_to(half, g[i]) * rate));
+}
+
+void CPU_NAME(cpu_sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g,
+                            double rate) {
+    (void)dev;
+    FOR_CHUNKS(p.dtype == MM_BF16, p.n, sgd_range, p.data, g.data, (float)rate)
+}
+
+void CPU_NAME(cpu_adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
+                              struct mm_vector second, struct mm_vector g, double g_scale,
+                              double rate, const double betas[2], double epsilon,
+                              double weight_decay, size_t t) {
+    (void)dev;
+    float *x = p.data, *one = first.data, *two = second.data;
+    const float *in = g.data;
+    float beta1 = (float)betas[0], beta2 = (float)betas[1], keep = (float)(1 - rate * weight_decay);
+    float step = (float)(rate / (1 - pow(betas[0], (double)t)));
+    float correction = (float)(1 / sqrt(1 - pow(betas[1], (double)t)));
+    float scale = (float)g_scale, e = (float)epsilon;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < p.n; i++) {
+        float d = in[i] * scale;
+        one[i] = beta1 * one[i] + (1 - beta1) * d;
+        two[i] = beta2 * two[i] + (1 - beta2) * d * d;
+        x[i] = x[i] * keep - step * one[i] / (sqrtf(two[i]) * correction + e);
+    }
+}

@@ -1,0 +1,34 @@
+/* device.c - chooses the CPU table for this processor. */
+#include "kernels/ops.h"
+
+#include <omp.h>
+
+#if defined(__x86_64__)
+struct mm_device *mm_cpu_device_x86_64(void);
+struct mm_device *mm_cpu_device_x86_64_v3(void);
+struct mm_device *mm_cpu_device_x86_64_v4(void);
+
+struct mm_device *mm_device_create_cpu(void) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return mm_cpu_device_x86_64_v4();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return mm_cpu_device_x86_64_v3();
+    return mm_cpu_device_x86_64();
+}
+#else
+struct mm_device *mm_cpu_device_native(void);
+
+struct mm_device *mm_device_create_cpu(void) {
+    return mm_cpu_device_native();
+}
+#endif
+
+void mm_device_free(struct mm_device *dev) {
+    if (dev)
+        dev->ops->close(dev);
+}
+
+int mm_cpu_threads(void) {
+    return omp_get_max_threads();
+}

@@ -1,0 +1,212 @@
+/* ops.h - every arithmetic operation of the program, as one table a backend.
+ *
+ * A transformer pass and Algorithm 1 are lists of calls through this table; the CPU backend is the
+ * oracle of the others. One process can hold several backends and compare them.
+ *
+ * Conventions, unless a line says otherwise:
+ *   - Local: no operation communicates. Faults of a backend end the job; shapes are the caller's duty
+ *     and are checked by MM_CHECK where that is cheap.
+ *   - Memory is the backend's (mm_device.alloc) and borrowed; inputs and outputs don't overlap.
+ *   - "=" overwrites, "+=" accumulates.
+ *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in order.
+ *   - n tokens are rows: n = B·T, row b·T + t holds token t of sequence b.
+ * Letters: B sequences, T tokens a sequence, C width, V vocabulary. */
+#ifndef MM_OPS_H
+#define MM_OPS_H
+
+#include "kernels/tensor.h"
+#include "src/base/base.h"
+
+/* Losses, METHOD.md 1.5; z logits, p softmax, y next token, N the positions of the global batch. */
+enum mm_loss_fn {
+    MM_LOSS_CROSS_ENTROPY,           /* -mean log p_y */
+    MM_LOSS_NEG_CROSS_ENTROPY,       /* its negative */
+    MM_LOSS_NEG_ENTROPY,             /* mean of sum p log p, over all B·T positions, no shift */
+    MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
+};
+enum mm_normalization { /* METHOD.md 1.1 steps 7-11 and Table 1 */
+    MM_NORM_GLOBAL_PRE_MASK,
+    MM_NORM_GLOBAL_POST_MASK,
+    MM_NORM_PER_PARAMETER,
+    MM_NORM_NONE,
+};
+
+enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
+enum mm_activation { MM_SWIGLU, MM_GELU }; /* silu(gate)·up | exact GELU (erf) */
+
+/* Where attention finds the heads within a row of the fused q, k, v product: element 0 of query
+ * head h is at q_first + h·q_step; key and value head likewise. Rotation turns the first rotary_dim
+ * elements of q and k, element i with element i + rotary_dim/2. */
+struct mm_heads {
+    size_t heads, kv_heads, head_dim, rotary_dim;
+    size_t q_first, q_step, k_first, k_step, v_first, v_step;
+};
+
+/* The scalars of a loop, in device memory: nothing of a loop waits for the host. */
+struct mm_loop_scalars {
+    double retain_loss, adversary_loss, unlearning_loss; /* means over the global batch */
+    double sum_squares;                                  /* of the last reduced gradient */
+    double grad_norm, mask_fraction;
+    uint32_t stop; /* the guard: 0, or enum mm_stop of what was first not finite; sticky */
+};
+enum mm_stop {
+    MM_STOP_NONE,
+    MM_STOP_RETAIN_LOSS,
+    MM_STOP_RETAIN_GRADIENT,
+    MM_STOP_ADVERSARY_LOSS,
+    MM_STOP_ADVERSARY_GRADIENT,
+    MM_STOP_UNLEARNING_LOSS,
+    MM_STOP_UNLEARNING_GRADIENT,
+    MM_STOP_ZERO_NORM,
+};
+
+/* Sums over one tensor of W of the unlearning gradient, before and after the mask. */
+struct mm_mask_sums {
+    double raw, kept; /* squares of all elements | of the kept ones */
+    double kept_n;
+};
+
+/* A run's vectors b, a, m, g over this rank's shard of W: n elements of `dtype` (g: float32 always).
+ * With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch does it
+ * (METHOD.md 1.3). stop: nothing is written once *stop != 0. */
+struct mm_vector {
+    void *data;
+    size_t n;
+    enum mm_dtype dtype;
+};
+
+struct mm_device;
+
+struct mm_ops {
+    const char *name; /* "cpu ..." | "cuda ..." */
+
+    /* Frees the device and its context. */
+    void (*close)(struct mm_device *dev);
+
+    /* -- memory -------------------------------------------------------------------------------- */
+    void *(*alloc)(struct mm_device *dev, size_t bytes); /* 64-byte aligned, zeroed; freed by free */
+    void (*free)(struct mm_device *dev, void *block);
+    void (*zero)(struct mm_device *dev, void *block, size_t bytes);
+    void (*copy)(struct mm_device *dev, void *dst, const void *src, size_t bytes);
+    void (*upload)(struct mm_device *dev, void *dst, const void *host, size_t bytes);
+    void (*download)(struct mm_device *dev, void *host, const void *src, size_t bytes); /* waits */
+    /* dst[i] = src[i] converted, i < n */
+    void (*convert)(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
+                    enum mm_dtype src_dtype, size_t n);
+
+    /* -- matrix products ------------------------------------------------------------------------ */
+    /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate) */
+    void (*linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
+                   const void *bias, bool accumulate);
+    /* dx [n, in] = dy [n, out] · w  (+ dx if accumulate) */
+    void (*linear_dx)(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
+                      bool accumulate);
+    /* dw [out, in], float32, += dyᵀ · x */
+    void (*linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x);
+    /* db [out], float32, += column sums of dy [n, out] */
+    void (*bias_db)(struct mm_device *dev, float *db, struct mm_mat dy);
+
+    /* -- transformer ---------------------------------------------------------------------------- */
+    /* x [n, C] = rows tokens[i] of table [V, C] */
+    void (*embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
+                  const uint32_t *tokens);
+    /* dtable [V, C], float32, += dx by token, in token order */
+    void (*embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
+                       const uint32_t *tokens);
+    /* sum = x + delta (delta.data NULL: sum is not written, x is normalized as it is);
+     * y = normalized sum · weight (+ bias). stats [n, 2] float32: mean (0 for RMS), 1/deviation.
+     * sum may be x itself. */
+    void (*norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
+                 struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
+                 struct mm_mat y, float *stats);
+    /* dx += gradient through the norm of x with its stats; dweight, dbias (NULL: not wanted) +=. */
+    void (*norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
+                      struct mm_mat dy, struct mm_mat x, const float *stats, const void *weight,
+                      float *dweight, float *dbias);
+    /* Turns q and k of qkv [B·T, ...] in place by angle[t][i] (cosines and sines [T, rotary/2],
+     * float32); `inverse` turns back, which is also the backward. */
+    void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
+                 const float *cosine, const float *sine, bool inverse);
+    /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v; lse [B, heads, T] float32:
+     * log of the softmax's denominator. Memory linear in T. */
+    void (*attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
+                      const struct mm_heads *heads, size_t B, size_t T);
+    /* dqkv = gradient of q, k, v (every q, k, v element is written). */
+    void (*attention_grad)(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
+                           struct mm_mat out, struct mm_mat qkv, const float *lse,
+                           const struct mm_heads *heads, size_t B, size_t T);
+    /* SWIGLU: h [n, M] = silu(u[:, :M]) · u[:, M:], u [n, 2M]. GELU: h = gelu(u), u [n, M]. */
+    void (*activate)(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
+                     struct mm_mat u);
+    /* du = gradient */
+    void (*activate_grad)(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
+                          struct mm_mat dh, struct mm_mat u);
+
+    /* -- losses --------------------------------------------------------------------------------- */
+    /* For each row of logits [r, V] with next token target[i] (UINT32_MAX: the position has none):
+     * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count); and, where
+     * dlogits.data is not NULL, dlogits = gradient of (sum of terms)·scale. dlogits may be logits. */
+    void (*loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
+                 const uint32_t *targets, float scale, float *losses, struct mm_mat dlogits);
+    /* *sum += scale · (values[0] + ... + values[n-1]), in double, in order */
+    void (*sum)(struct mm_device *dev, double *sum, const float *values, size_t n, double scale);
+
+    /* y = factor·x, contiguous, y may be x */
+    void (*scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor);
+    /* *y = factor · *x */
+    void (*scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor);
+
+    /* -- vectors: Algorithm 1 ------------------------------------------------------------------- */
+    /* *sum += squares of g, in double */
+    void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
+                        enum mm_dtype state_dtype);
+    /* if *value is not finite (or is zero, and `zero_too`) and *stop == 0: *stop = code */
+    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_stop code,
+                  uint32_t *stop);
+    /* a = b (line 4) */
+    void (*fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
+                 const uint32_t *stop);
+    /* m = μ·m + (1-μ)·g; b = b - α·m (lines 8-9) */
+    void (*retain_step)(struct mm_device *dev, struct mm_vector m, struct mm_vector b,
+                        struct mm_vector g, double momentum, double rate, const uint32_t *stop);
+    /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (line 11, METHOD.md 1.1 step 6) */
+    void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
+                           struct mm_vector g, double rate, double decay, const uint32_t *stop);
+    /* sums[t] = sums over tensor t, elements offsets[t] ... offsets[t+1]-1 of g; an element is kept
+     * where sign(m) = sign(g), zero matching only zero; all are without `masking` (line 14) */
+    void (*mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
+                      struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking);
+    /* scale[t] from the sums over all ranks (line 13), n_w = elements of W over all ranks; and
+     * scalars->grad_norm, mask_fraction, and the guard on the norms that are divided by.
+     * study: the two global norms also multiply by sqrt(n_w). */
+    void (*unlearn_scale)(struct mm_device *dev, double *scale, const struct mm_mask_sums *sums,
+                          size_t tensors_n, enum mm_normalization normalization, bool study,
+                          double n_w, enum mm_dtype state_dtype, struct mm_loop_scalars *scalars);
+    /* b = b - α·scale[t]·g where g is kept (lines 13-15) */
+    void (*unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
+                         struct mm_vector m, const size_t *offsets, size_t tensors_n,
+                         const double *scale, double rate, bool masking, const uint32_t *stop);
+
+    /* -- vectors: relearning and pretraining ----------------------------------------------------- */
+    /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
+    void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
+    /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale
+     * first; first, second: the moments; all float32. */
+    void (*adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
+                       struct mm_vector second, struct mm_vector g, double g_scale, double rate,
+                       const double betas[2], double epsilon, double weight_decay, size_t t);
+};
+
+struct mm_device {
+    const struct mm_ops *ops;
+    void *context; /* the backend's own */
+};
+
+/* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
+struct mm_device *mm_device_create_cpu(void);
+void mm_device_free(struct mm_device *dev);
+
+/* Threads the CPU backend uses. */
+int mm_cpu_threads(void);
+
+#endif

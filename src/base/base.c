@@ -1,0 +1,136 @@
+/* base.c - see base.h. The only mutable state of the process lives here: who logs, how much, the
+ * abort hook, and the count of live blocks. */
+#include "src/base/base.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct {
+    int rank;
+    enum mm_log_level level;
+    void (*abort_hook)(int);
+    atomic_long live;
+} process = {.level = MM_LOG_INFO};
+
+enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->text, sizeof err->text, format, args);
+    va_end(args);
+    return status;
+}
+
+void mm_set_abort_hook(void (*hook)(int)) {
+    process.abort_hook = hook;
+}
+
+_Noreturn void mm_abort(const char *file, int line, const char *expression, const char *format,
+                        ...) {
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fprintf(stderr, "mudman-mpi: rank %d: %s:%d: %s (%s)\n", process.rank, file, line, text,
+            expression);
+    if (process.abort_hook)
+        process.abort_hook(MM_FAILED);
+    _exit(MM_FAILED);
+}
+
+void mm_log_init(int rank, enum mm_log_level level) {
+    process.rank = rank;
+    process.level = level;
+}
+
+static void log_line(enum mm_log_level level, const char *format, va_list args) {
+    static const char *const names[] = {"error: ", "warning: ", "", "debug: "};
+    if (level > process.level)
+        return;
+    char text[2048];
+    int used = snprintf(text, sizeof text, "%s", names[level]);
+    vsnprintf(text + used, sizeof text - (size_t)used, format, args);
+    fprintf(stderr, "%s\n", text);
+}
+
+void mm_log(enum mm_log_level level, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    log_line(level, format, args);
+    va_end(args);
+}
+
+void mm_log0(enum mm_log_level level, const char *format, ...) {
+    if (process.rank != 0)
+        return;
+    va_list args;
+    va_start(args, format);
+    log_line(level, format, args);
+    va_end(args);
+}
+
+double mm_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void *mm_calloc(size_t count, size_t size) {
+    void *block = calloc(count ? count : 1, size ? size : 1);
+    MM_CHECK(block, "out of memory: %zu x %zu bytes", count, size);
+    atomic_fetch_add(&process.live, 1);
+    return block;
+}
+
+void *mm_realloc(void *block, size_t bytes) {
+    void *grown = realloc(block, bytes ? bytes : 1);
+    MM_CHECK(grown, "out of memory: %zu bytes", bytes);
+    if (!block)
+        atomic_fetch_add(&process.live, 1);
+    return grown;
+}
+
+char *mm_strdup(const char *text) {
+    size_t bytes = strlen(text) + 1;
+    return memcpy(mm_calloc(bytes, 1), text, bytes);
+}
+
+char *mm_format(const char *format, ...) {
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int length = vsnprintf(NULL, 0, format, args);
+    MM_CHECK(length >= 0, "cannot format '%s'", format);
+    char *text = mm_calloc((size_t)length + 1, 1);
+    vsnprintf(text, (size_t)length + 1, format, again);
+    va_end(again);
+    va_end(args);
+    return text;
+}
+
+void mm_free(void *block) {
+    if (!block)
+        return;
+    free(block);
+    atomic_fetch_sub(&process.live, 1);
+}
+
+long mm_live_blocks(void) {
+    return atomic_load(&process.live);
+}
+
+const char *mm_bytes_text(char text[32], double bytes) {
+    static const char *const units[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+    size_t unit = 0;
+    while (bytes >= 999.5 && unit + 1 < sizeof units / sizeof *units) {
+        bytes /= 1000;
+        unit++;
+    }
+    snprintf(text, 32, unit ? "%.2f %s" : "%.0f %s", bytes, units[unit]);
+    return text;
+}

@@ -1,0 +1,73 @@
+/* base.h - what every layer stands on: status and error text, checks, log, clock.
+ *
+ * Two kinds of fault. Outside faults (arguments, config, files) return an enum mm_status and fill a
+ * struct mm_error; ranks then agree through mm_comm_agree() before the next collective. Faults of
+ * logic, MPI or the device end the job through MM_CHECK. All functions are local. */
+#ifndef MM_BASE_H
+#define MM_BASE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MM_VERSION "0.1.0"
+
+/* The value of a status is also the process's exit status. */
+enum mm_status {
+    MM_OK = 0,
+    MM_FAILED = 1,    /* anything not below: disk full, out of memory */
+    MM_BAD_INPUT = 2, /* arguments, config or files; the text names file and place */
+    MM_STOPPED = 3,   /* a signal or time limit, after a checkpoint: requeue */
+    MM_REJECTED = 4,  /* retain-loss budget exceeded, or a quantity not finite */
+};
+
+/* The first fault's text, for the user: what is wrong, where, what to do. No trailing newline. */
+struct mm_error {
+    char text[1024];
+};
+
+/* Writes the text and returns `status`, so that callers say `return mm_fail(...)`. */
+enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* Ends the whole job with a message naming rank, file:line and expression if `ok` is false. */
+#define MM_CHECK(ok, ...)                                                                          \
+    do {                                                                                           \
+        if (!(ok))                                                                                 \
+            mm_abort(__FILE__, __LINE__, #ok, __VA_ARGS__);                                        \
+    } while (0)
+_Noreturn void mm_abort(const char *file, int line, const char *expression, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* `comm` installs MPI_Abort here; without a hook mm_abort ends this process only. */
+void mm_set_abort_hook(void (*hook)(int exit_status));
+
+/* Log: who speaks (set once at start-up) and how much. */
+enum mm_log_level { MM_LOG_ERROR, MM_LOG_WARN, MM_LOG_INFO, MM_LOG_DEBUG };
+void mm_log_init(int rank, enum mm_log_level level);
+/* One line on stderr from every rank that calls (mm_log) or from rank 0 only (mm_log0). */
+void mm_log(enum mm_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void mm_log0(enum mm_log_level level, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* Seconds on a monotonic clock. */
+double mm_now(void);
+
+/* Memory of this process; MM_CHECK on exhaustion, so never NULL. `mm_calloc` zeroes. Freed by
+ * mm_free. mm_live_blocks() counts what is not yet freed: zero at exit. */
+void *mm_calloc(size_t count, size_t size);
+void *mm_realloc(void *block, size_t bytes);
+char *mm_strdup(const char *text);
+char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void mm_free(void *block);
+long mm_live_blocks(void);
+
+/* True, and *out = a·b, where the product fits in size_t. */
+static inline bool mm_mul(size_t a, size_t b, size_t *out) {
+    return !__builtin_mul_overflow(a, b, out);
+}
+
+/* The number of bytes as text with a unit, "1.25 GB" (GB = 10^9 bytes); `text` is returned. */
+const char *mm_bytes_text(char text[32], double bytes);
+
+#endif

@@ -1,0 +1,124 @@
+/* config.h - everything a user can set, read from YAML plus key=value overrides (DESIGN.md,
+ * Config).
+ *
+ * One table in config_table.c holds a row per key: name, type, default, bounds, help. It parses,
+ * checks, prints help and writes the resolved file. Only config_yaml.c sees yaml.h. Every function
+ * is local: ranks read the same file and agree on the status afterwards. */
+#ifndef MM_CONFIG_H
+#define MM_CONFIG_H
+
+#include "kernels/ops.h"
+#include "src/base/base.h"
+
+enum mm_device_choice { MM_DEVICE_AUTO, MM_DEVICE_CPU, MM_DEVICE_CUDA };
+enum mm_dtype_choice { MM_DTYPE_AUTO, MM_DTYPE_F32, MM_DTYPE_BF16 }; /* auto: by device */
+enum mm_rate_scale { MM_RATE_LISTING, MM_RATE_STUDY };
+enum mm_graph { MM_GRAPH_LISTING, MM_GRAPH_FRESH, MM_GRAPH_REUSE };
+enum mm_reduction { MM_REDUCTION_FAST, MM_REDUCTION_EXACT };
+enum mm_on_error { MM_ON_ERROR_STOP, MM_ON_ERROR_CONTINUE };
+enum mm_save_dtype { MM_SAVE_STORED, MM_SAVE_F32, MM_SAVE_BF16, MM_SAVE_F16 };
+
+struct mm_multiple_choice {
+    char *name, *file;
+    double temperature; /* 0: argmax; 1: probability of the answer among the choices */
+};
+
+/* Which keys a command needs: missing ones are errors. */
+enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
+
+struct mm_config {
+    struct {
+        char *path;
+        enum mm_dtype_choice dtype;
+        enum mm_dtype state_dtype; /* MM_F32 | MM_BF16 */
+    } model;
+    enum mm_device_choice device;
+    uint64_t seed;
+    struct {
+        char *retain, *forget; /* NULL where absent, as all paths here */
+        char *retain_validation, *forget_validation;
+        char *retain_evaluation, *forget_evaluation;
+        size_t batch_size;     /* sequences over all ranks */
+        size_t micro_batch;    /* 0 in the file is an error; default 16 */
+        size_t context_length; /* tokens a sequence */
+    } data;
+    struct {
+        size_t loops;  /* exactly one of loops and passes is given; the other is 0 */
+        size_t passes; /* run.c turns it into loops and checks that it divides */
+        char **target_modules;
+        size_t target_modules_n;
+        enum mm_loss_fn loss_fn;
+        double clip_at;
+        /* The rates are NaN where absent, which only commands that don't use them allow; adv_lr
+         * also without train_adversary. */
+        double unlearning_rate, retaining_rate, adv_lr, retain_momentum;
+        size_t fork_every_n_loops;
+        double adv_decay;
+        bool train_adversary, use_masking;
+        enum mm_normalization normalization;
+        enum mm_rate_scale rate_scale;
+        enum mm_graph graph;
+        double retain_loss_budget; /* NaN: none (null in the file) */
+    } unlearn;
+    struct {
+        size_t passes; /* 0: no relearning */
+        double lr;
+        bool with_retain;
+    } relearn;
+    struct {
+        size_t every_passes, batches;
+        struct mm_multiple_choice *multiple_choice;
+        size_t multiple_choice_n;
+    } evaluate;
+    struct {
+        size_t every_loops, keep;
+        enum mm_on_error on_error;
+    } checkpoint;
+    struct {
+        char *dir;
+        bool save_model;
+        enum mm_save_dtype save_dtype;
+    } output;
+    struct {
+        char *config; /* config.json of the model to make */
+        size_t steps, warmup;
+        double lr, betas[2], weight_decay, min_lr_ratio, clip;
+    } pretrain;
+    enum mm_reduction reduction;
+    enum mm_dtype reduce_dtype;
+};
+
+/* Reads `path`, applies `overrides` ("key=value", dotted or top-level; they replace the file's
+ * values; one value in YAML flow syntax, so that a text with a comma or ": " needs quotes), fills
+ * defaults, checks every value, and checks that what `command` needs is there. An override of
+ * unlearn.loops replaces the file's unlearn.passes, and the other way round. Relative paths become
+ * absolute (from the working directory). null stands for an absent path, rate, budget, loops or
+ * passes. On MM_BAD_INPUT the text reads "FILE:LINE: what; nearest valid name or bound" (a syntax
+ * error: FILE:LINE:COLUMN; a missing key: FILE; an override: "argument 'key=value': ..."), and
+ * *config owns nothing. On success the caller frees with mm_config_free. */
+enum mm_status mm_config_read(struct mm_config *config, const char *path, char *const *overrides,
+                              size_t overrides_n, enum mm_command command, struct mm_error *err);
+
+/* The same from text in memory; `name` stands for the file in messages. */
+enum mm_status mm_config_parse(struct mm_config *config, const char *text, const char *name,
+                               char *const *overrides, size_t overrides_n, enum mm_command command,
+                               struct mm_error *err);
+
+/* Clears to "nothing owned"; safe on a zeroed struct. */
+void mm_config_free(struct mm_config *config);
+
+/* Every key with its resolved value as YAML that mm_config_parse reads back to the same values
+ * (doubles with 17 digits where 15 don't do). The caller frees the text with mm_free. */
+char *mm_config_yaml(const struct mm_config *config);
+
+/* MM_BAD_INPUT if an override of `resume` would change the finished loops: only device,
+ * checkpoint.*, evaluate.*, relearn.*, data.*_validation, data.*_evaluation, output.save_* and more
+ * unlearn.loops (or passes) are allowed. That they are more is for the caller to check, who knows
+ * the finished loops. */
+enum mm_status mm_config_check_resume(char *const *overrides, size_t overrides_n,
+                                      struct mm_error *err);
+
+/* Every key, its default, bounds and meaning, for --help. The caller frees with mm_free. */
+char *mm_config_help(void);
+
+#endif

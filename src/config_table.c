@@ -1,0 +1,303 @@
+/* config_table.c - see config_table.h. The texts follow DESIGN's config block: names, defaults and
+ * order are the same. */
+#include "src/config_table.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+/* ---- the names of values ---- */
+
+#define NAMES(variable, ...)                                                                       \
+    static const struct mm_config_name variable[] = {__VA_ARGS__, {NULL, 0}}
+
+NAMES(device_names, {"auto", MM_DEVICE_AUTO}, {"cpu", MM_DEVICE_CPU}, {"cuda", MM_DEVICE_CUDA});
+NAMES(dtype_names, {"auto", MM_DTYPE_AUTO}, {"float32", MM_DTYPE_F32}, {"bfloat16", MM_DTYPE_BF16});
+NAMES(state_names, {"float32", MM_F32}, {"bfloat16", MM_BF16});
+NAMES(loss_names, {"neg_cross_entropy", MM_LOSS_NEG_CROSS_ENTROPY},
+      {"neg_entropy", MM_LOSS_NEG_ENTROPY},
+      {"correct_logit_minus_avg", MM_LOSS_CORRECT_LOGIT_MINUS_AVG});
+NAMES(normalization_names, {"global_pre_mask", MM_NORM_GLOBAL_PRE_MASK},
+      {"global_post_mask", MM_NORM_GLOBAL_POST_MASK}, {"per_parameter", MM_NORM_PER_PARAMETER},
+      {"none", MM_NORM_NONE});
+NAMES(rate_names, {"listing", MM_RATE_LISTING}, {"study", MM_RATE_STUDY});
+NAMES(graph_names, {"listing", MM_GRAPH_LISTING}, {"fresh", MM_GRAPH_FRESH},
+      {"reuse", MM_GRAPH_REUSE});
+NAMES(error_names, {"stop", MM_ON_ERROR_STOP}, {"continue", MM_ON_ERROR_CONTINUE});
+NAMES(save_names, {"stored", MM_SAVE_STORED}, {"float32", MM_SAVE_F32}, {"bfloat16", MM_SAVE_BF16},
+      {"float16", MM_SAVE_F16});
+NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
+
+/* ---- the rows ---- */
+
+/* The offset of a field; an array of negative size, an error, if the field is not of the type that
+ * the row's readers and writers assume. */
+#define FIELD(owner, type, field)                                                                  \
+    (offsetof(owner, field) +                                                                      \
+     0 * sizeof(                                                                                   \
+             char[__builtin_types_compatible_p(type, __typeof__(((owner *)0)->field)) ? 1 : -1]))
+#define AT(type, field) FIELD(struct mm_config, type, field)
+#define ENUM_AT(field)                                                                             \
+    (offsetof(struct mm_config, field) +                                                           \
+     0 * sizeof(char[sizeof(((struct mm_config *)0)->field) == sizeof(unsigned) ? 1 : -1]))
+_Static_assert(sizeof(size_t) == sizeof(uint64_t), "integers are read as 64 bits");
+
+#define INTEGER(field, initial, bounds, flags, help)                                               \
+    { #field, MM_KEY_INTEGER, AT(size_t, field), 0, initial, bounds, NULL, flags, help }
+#define NUMBER(field, initial, bounds, flags, help)                                                \
+    { #field, MM_KEY_NUMBER, AT(double, field), 0, initial, bounds, NULL, flags, help }
+#define BOOL(field, initial, flags, help)                                                          \
+    { #field, MM_KEY_BOOL, AT(bool, field), 0, initial, NULL, NULL, flags, help }
+#define PATH(field, flags, help)                                                                   \
+    { #field, MM_KEY_PATH, AT(char *, field), 0, NULL, NULL, NULL, flags, help }
+#define NAMED(name, field, initial, values, flags, help)                                           \
+    { name, MM_KEY_ENUM, ENUM_AT(field), 0, initial, NULL, values, flags, help }
+#define ENUM(field, initial, values, flags, help) NAMED(#field, field, initial, values, flags, help)
+
+#define RUN       MM_KEY_NEEDED_BY(MM_RUN)
+#define RESUME    MM_KEY_NEEDED_BY(MM_RESUME)
+#define EVAL      MM_KEY_NEEDED_BY(MM_EVAL)
+#define PRETRAIN  MM_KEY_NEEDED_BY(MM_PRETRAIN)
+#define UNLEARN   (RUN | RESUME | MM_KEY_NEEDED_BY(MM_PLAN) | MM_KEY_NEEDED_BY(MM_TRIALS))
+#define RESUMABLE MM_KEY_RESUMABLE
+
+/* Generous, but such that products of a few of them stay in range. */
+#define SEQUENCES "[1, 1000000]"
+#define COUNTS    "[1, 1000000000]"
+#define RATE      "[0, 1000000000]"
+#define POSITIVE  "(0, 1000000000]"
+
+const struct mm_config_row mm_config_rows[] = {
+    PATH(model.path, UNLEARN | EVAL, "Hugging Face folder: config.json and *.safetensors"),
+    ENUM(model.dtype, "auto", dtype_names, 0, "arithmetic; auto: bfloat16 on cuda, float32 on cpu"),
+    ENUM(model.state_dtype, "float32", state_names, 0,
+         "base, adversary and retain accumulator; bfloat16 repeats the authors' Llama rounding"),
+    ENUM(device, "auto", device_names, RESUMABLE, "where the arithmetic runs"),
+    {"seed", MM_KEY_INTEGER, AT(uint64_t, seed), 0, "42", "[0, 18446744073709551615]", NULL, 0,
+     "of all that is random"},
+    PATH(data.retain, UNLEARN | PRETRAIN, "token file to keep the model's loss on"),
+    PATH(data.forget, UNLEARN, "token file to unlearn; pretrain: mixed in where given"),
+    PATH(data.retain_validation, UNLEARN | RESUMABLE,
+         "first evaluate.batches batches: evaluation; the following ones: relearning"),
+    PATH(data.forget_validation, UNLEARN | RESUMABLE,
+         "the same of the forget data; eval needs these two or the two below"),
+    PATH(data.retain_evaluation, RESUMABLE,
+         "evaluate on these two instead; relearning then starts at validation batch 0"),
+    PATH(data.forget_evaluation, RESUMABLE, "given with retain_evaluation or not at all"),
+    INTEGER(data.batch_size, "16", SEQUENCES, 0, "sequences in a batch, over all ranks"),
+    INTEGER(data.micro_batch, "16", SEQUENCES, 0,
+            "sequences a rank puts through the model at once (reduction exact: default 1)"),
+    INTEGER(data.context_length, "100", "[2, 1000000]", 0,
+            "tokens in a sequence; a wider token file is cut to its first columns"),
+    INTEGER(unlearn.loops, NULL, COUNTS, RESUMABLE,
+            "passes through Algorithm 1; commands that unlearn need this or passes"),
+    INTEGER(unlearn.passes, NULL, COUNTS, RESUMABLE,
+            "instead of loops: forward and backward passes, a multiple of those of a loop"),
+    {"unlearn.target_modules", MM_KEY_WORDS, AT(char **, unlearn.target_modules),
+     AT(size_t, unlearn.target_modules_n), "[gate_proj]", NULL, NULL, 0,
+     "the modules whose weights are trained; [gate_proj, v_proj]"},
+    NAMED("unlearn.unlearning_loss_fn", unlearn.loss_fn, "neg_cross_entropy", loss_names, 0,
+          "what the unlearning gradient minimizes on the forget batch"),
+    NUMBER(unlearn.clip_at, "0", "[-1000000000, 1000000000]", 0,
+           "least value of correct_logit_minus_avg"),
+    NUMBER(unlearn.unlearning_rate, NULL, RATE, UNLEARN,
+           "step of the base along the unlearning gradient"),
+    NUMBER(unlearn.retaining_rate, NULL, RATE, UNLEARN,
+           "step of the base along the retain accumulator"),
+    NUMBER(unlearn.adv_lr, NULL, POSITIVE, UNLEARN,
+           "step of the adversary; not needed without train_adversary"),
+    NUMBER(unlearn.retain_momentum, "0.9", "[0, 1)", 0, "decay of the retain accumulator"),
+    INTEGER(unlearn.fork_every_n_loops, "32", COUNTS, 0, "loops between copies base to adversary"),
+    NUMBER(unlearn.adv_decay, "1.0", "[0, 1]", 0,
+           "share the adversary keeps of itself each loop; the rest is the base"),
+    BOOL(unlearn.train_adversary, "true", 0, "false: the base is its own adversary"),
+    BOOL(unlearn.use_masking, "true", 0, "unlearn only where the accumulator's sign agrees"),
+    ENUM(unlearn.normalization, "global_pre_mask", normalization_names, 0,
+         "norm that divides the unlearning gradient (per_parameter: after the mask)"),
+    ENUM(unlearn.rate_scale, "listing", rate_names, 0,
+         "study: extra factor sqrt(trained weights), with the two global norms only"),
+    ENUM(unlearn.graph, "listing", graph_names, 0,
+         "listing: the paper's code; fresh: Algorithm 1; reuse: one backward (neg_cross_entropy)"),
+    NUMBER(unlearn.retain_loss_budget, NULL, RATE, 0,
+           "reject beyond the initial retain loss + this; null: never (the paper: 0.05)"),
+    INTEGER(relearn.passes, "120", "[0, 1000000000]", RESUMABLE,
+            "forward and backward passes of the attack; 0: none"),
+    NUMBER(relearn.lr, "1.0e-3", POSITIVE, RESUMABLE, "rate of the attack"),
+    BOOL(relearn.with_retain, "false", RESUMABLE, "a retain step after each forget step"),
+    INTEGER(evaluate.every_passes, "30", COUNTS, RESUMABLE, "passes between evaluations"),
+    INTEGER(evaluate.batches, "1", "[1, 1000000]", RESUMABLE, "batches in an evaluation"),
+    {"evaluate.multiple_choice", MM_KEY_CHOICES,
+     AT(struct mm_multiple_choice *, evaluate.multiple_choice),
+     AT(size_t, evaluate.multiple_choice_n), "[]", NULL, NULL, RESUMABLE,
+     "question files; temperature 0 (default) counts hits, 1 averages the answer's probability"},
+    INTEGER(checkpoint.every_loops, "10", COUNTS, RESUMABLE, "loops between checkpoints"),
+    INTEGER(checkpoint.keep, "2", "[1, 1000000]", RESUMABLE, "newest checkpoints kept"),
+    ENUM(checkpoint.on_error, "stop", error_names, RESUMABLE,
+         "when one cannot be written: stop, or warn and continue"),
+    PATH(output.dir, RUN | RESUME | PRETRAIN, "run folder: metrics, checkpoints, model"),
+    BOOL(output.save_model, "true", RESUMABLE, "export the unlearned model for transformers"),
+    ENUM(output.save_dtype, "stored", save_names, RESUMABLE, "stored: as in model.path"),
+    PATH(pretrain.config, PRETRAIN, "config.json of the model to make"),
+    INTEGER(pretrain.steps, "1200", COUNTS, 0, "AdamW steps"),
+    NUMBER(pretrain.lr, "5.0e-3", POSITIVE, 0, "peak rate"),
+    {"pretrain.betas", MM_KEY_PAIR, AT(double[2], pretrain.betas), 0, "[0.9, 0.95]", "[0, 1)", NULL,
+     0, "decays of the two moments"},
+    NUMBER(pretrain.weight_decay, "0.1", RATE, 0, "decoupled weight decay"),
+    INTEGER(pretrain.warmup, "50", "[0, 1000000000]", 0, "steps of linear warm-up"),
+    NUMBER(pretrain.min_lr_ratio, "0.1", "[0, 1]", 0, "the cosine ends at this share of lr"),
+    NUMBER(pretrain.clip, "1.0", POSITIVE, 0, "largest gradient norm"),
+    ENUM(reduction, "fast", reduction_names, 0, "exact: bitwise the same on any number of ranks"),
+    ENUM(reduce_dtype, "float32", state_names, 0, "gradients between GPUs; the CPU uses float32"),
+};
+const size_t mm_config_rows_n = COUNT(mm_config_rows);
+
+#define CHOICE_AT(type, field) FIELD(struct mm_multiple_choice, type, field)
+const struct mm_config_row mm_choice_rows[] = {
+    {"name", MM_KEY_TEXT, CHOICE_AT(char *, name), 0, NULL, NULL, NULL, 0, "in the metrics"},
+    {"file", MM_KEY_PATH, CHOICE_AT(char *, file), 0, NULL, NULL, NULL, 0, "questions"},
+    {"temperature", MM_KEY_NUMBER, CHOICE_AT(double, temperature), 0, "0", "[0, 1000000]", NULL, 0,
+     "0: share of hits; otherwise the answer's mean probability among the choices"},
+};
+const size_t mm_choice_rows_n = COUNT(mm_choice_rows);
+
+/* ---- looking up ---- */
+
+const char *mm_command_name(enum mm_command command) {
+    static const char *const names[] = {"run", "resume", "eval", "pretrain", "plan", "trials"};
+    return names[command];
+}
+
+const struct mm_config_row *mm_config_row(const char *name) {
+    for (size_t i = 0; i < mm_config_rows_n; i++)
+        if (strcmp(mm_config_rows[i].name, name) == 0)
+            return &mm_config_rows[i];
+    return NULL;
+}
+
+/* Levenshtein's distance of the first 63 characters, one row of the matrix at a time. */
+static size_t edits(const char *a, const char *b) {
+    enum { MOST = 63 };
+    size_t a_n = strnlen(a, MOST), b_n = strnlen(b, MOST), line[MOST + 1];
+    for (size_t j = 0; j <= b_n; j++)
+        line[j] = j;
+    for (size_t i = 1; i <= a_n; i++) {
+        size_t diagonal = line[0];
+        line[0] = i;
+        for (size_t j = 1; j <= b_n; j++) {
+            size_t replace = diagonal + (a[i - 1] != b[j - 1]);
+            size_t insert = (line[j] < line[j - 1] ? line[j] : line[j - 1]) + 1;
+            diagonal = line[j];
+            line[j] = replace < insert ? replace : insert;
+        }
+    }
+    return line[b_n];
+}
+
+static const char *last_part(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
+}
+
+const struct mm_config_row *mm_config_nearest(const char *name) {
+    const struct mm_config_row *best = NULL;
+    size_t least = SIZE_MAX;
+    for (size_t i = 0; i < mm_config_rows_n; i++) {
+        const char *candidate = mm_config_rows[i].name;
+        size_t whole = edits(name, candidate);
+        size_t last = edits(last_part(name), last_part(candidate)) + 1; /* another section costs */
+        /* Ties go to the name that is nearer as a whole. */
+        size_t distance = (whole < last ? whole : last) * 128 + whole;
+        if (distance < least) {
+            least = distance;
+            best = &mm_config_rows[i];
+        }
+    }
+    return best;
+}
+
+bool mm_config_section(const char *name, char *keys, size_t keys_bytes) {
+    size_t n = strlen(name), used = 0;
+    keys[0] = '\0';
+    for (size_t i = 0; i < mm_config_rows_n; i++) {
+        const char *row = mm_config_rows[i].name;
+        if (strncmp(row, name, n) != 0 || row[n] != '.')
+            continue;
+        int wrote = snprintf(keys + used, keys_bytes - used, "%s%s", used ? ", " : "", row + n + 1);
+        used += (size_t)wrote < keys_bytes - used ? (size_t)wrote : keys_bytes - used - 1;
+    }
+    return used > 0;
+}
+
+const char *mm_config_accepts(const struct mm_config_row *row, char out[MM_CONFIG_ACCEPTS]) {
+    switch (row->type) {
+    case MM_KEY_INTEGER:
+        snprintf(out, MM_CONFIG_ACCEPTS, "an integer in %s", row->bounds);
+        break;
+    case MM_KEY_NUMBER:
+        snprintf(out, MM_CONFIG_ACCEPTS, "a number in %s", row->bounds);
+        break;
+    case MM_KEY_PAIR:
+        snprintf(out, MM_CONFIG_ACCEPTS, "a list of two numbers in %s", row->bounds);
+        break;
+    case MM_KEY_ENUM:
+        out[0] = '\0';
+        for (const struct mm_config_name *v = row->values; v->name; v++) {
+            size_t used = strlen(out);
+            snprintf(out + used, MM_CONFIG_ACCEPTS - used, "%s%s", used ? " | " : "", v->name);
+        }
+        break;
+    default: {
+        static const char *const texts[] = {[MM_KEY_BOOL] = "true or false",
+                                            [MM_KEY_TEXT] = "a text",
+                                            [MM_KEY_PATH] = "a path",
+                                            [MM_KEY_WORDS] = "a list of different names, [a, b]",
+                                            [MM_KEY_CHOICES] =
+                                                "a list of {name: a, file: b.h5, temperature: 0}"};
+        snprintf(out, MM_CONFIG_ACCEPTS, "%s", texts[row->type]);
+    }
+    }
+    return out;
+}
+
+bool mm_config_within(const struct mm_config_row *row, double value) {
+    char *comma;
+    double low = strtod(row->bounds + 1, &comma), high = strtod(comma + 1, NULL);
+    bool low_in = row->bounds[0] == '[', high_in = row->bounds[strlen(row->bounds) - 1] == ']';
+    return (low_in ? value >= low : value > low) && (high_in ? value <= high : value < high);
+}
+
+/* ---- help ---- */
+
+static void print_help(FILE *out, const struct mm_config_row *row) {
+    char accepts[MM_CONFIG_ACCEPTS];
+    fprintf(out, "  %-27s %s", row->name, mm_config_accepts(row, accepts));
+    if (row->initial)
+        fprintf(out, " (default %s)", row->initial);
+    fprintf(out, "\n%30s%s\n", "", row->help);
+    const char *before = "needed by ";
+    for (enum mm_command c = MM_RUN; c <= MM_TRIALS; c++)
+        if (row->flags & MM_KEY_NEEDED_BY(c)) {
+            fprintf(out, "%*s%s%s", *before == 'n' ? 30 : 0, "", before, mm_command_name(c));
+            before = ", ";
+        }
+    if (*before != 'n')
+        fputc('\n', out);
+}
+
+char *mm_config_help(void) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&text, &n);
+    MM_CHECK(out, "out of memory");
+    fputs("Keys of CONFIG (YAML; a dot separates section and key). As arguments:\n"
+          "unlearn.adv_lr=0.01 unlearn.target_modules=[gate_proj,v_proj] seed=7\n\n",
+          out);
+    for (size_t i = 0; i < mm_config_rows_n; i++)
+        print_help(out, &mm_config_rows[i]);
+    MM_CHECK(fclose(out) == 0, "out of memory");
+    char *help = mm_strdup(text);
+    free(text); /* open_memstream's, not ours to count */
+    return help;
+}

@@ -1,0 +1,192 @@
+/* evaluate.c - see evaluate.h. */
+#include "src/evaluate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config, size_t vocab,
+                            struct mm_error *err) {
+    const struct {
+        struct mm_dataset *set;
+        const char *path;
+    } files[] = {
+        {&data->retain, config->data.retain},
+        {&data->forget, config->data.forget},
+        {&data->retain_validation, config->data.retain_validation},
+        {&data->forget_validation, config->data.forget_validation},
+        {&data->retain_evaluation, config->data.retain_evaluation},
+        {&data->forget_evaluation, config->data.forget_evaluation},
+    };
+    enum mm_status status = MM_OK;
+    *data = (struct mm_data){0};
+    for (size_t i = 0; i < sizeof files / sizeof *files && status == MM_OK; i++)
+        if (files[i].path)
+            status = mm_dataset_read(files[i].set, files[i].path, config->data.context_length,
+                                     (uint32_t)vocab, err);
+    size_t n = config->evaluate.multiple_choice_n;
+    data->questions = mm_calloc(n, sizeof *data->questions);
+    for (; data->questions_n < n && status == MM_OK; data->questions_n++)
+        status = mm_questions_read(&data->questions[data->questions_n],
+                                   config->evaluate.multiple_choice[data->questions_n].file,
+                                   (uint32_t)vocab, err);
+    return status;
+}
+
+void mm_data_free(struct mm_data *data) {
+    mm_dataset_free(&data->retain);
+    mm_dataset_free(&data->forget);
+    mm_dataset_free(&data->retain_validation);
+    mm_dataset_free(&data->forget_validation);
+    mm_dataset_free(&data->retain_evaluation);
+    mm_dataset_free(&data->forget_evaluation);
+    for (size_t i = 0; i < data->questions_n; i++)
+        mm_questions_free(&data->questions[i]);
+    mm_free(data->questions);
+    *data = (struct mm_data){0};
+}
+
+size_t mm_data_longest(const struct mm_data *data, const struct mm_config *config) {
+    size_t longest = config->data.context_length;
+    for (size_t i = 0; i < data->questions_n; i++)
+        if (data->questions[i].longest > longest)
+            longest = data->questions[i].longest;
+    return longest;
+}
+
+struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm_config *config,
+                                         const struct mm_data *data, struct mm_comm *comm,
+                                         struct mm_model *model) {
+    struct mm_evaluator *e = mm_calloc(1, sizeof *e);
+    *e = (struct mm_evaluator){.config = config, .data = data, .comm = comm, .model = model};
+    e->passes = mm_passes_create(arena, comm, model, NULL, config->data.batch_size,
+                                 config->data.micro_batch, config->data.context_length, false);
+    e->loss = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *e->loss);
+    if (data->questions_n) {
+        size_t count = config->data.micro_batch;
+        size_t capacity = count * mm_data_longest(data, config);
+        mm_acts_create(&e->acts, arena, model, capacity, NULL);
+        mm_scratch_create(&e->scratch, arena, model, capacity, false);
+        e->last = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.width);
+        e->logits = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.vocab);
+    }
+    return e;
+}
+
+void mm_evaluator_free(struct mm_evaluator *e) {
+    if (!e)
+        return;
+    mm_passes_free(e->passes);
+    mm_acts_free(&e->acts);
+    mm_free(e);
+}
+
+static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
+    const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
+    struct mm_passes *p = e->passes;
+    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
+    double sum = 0, loss;
+    for (size_t i = 0; i < e->config->evaluate.batches; i++) {
+        mm_dataset_batch(set, i, p->batch_size, p->first, p->share, tokens);
+        mm_passes_loss(p, tokens, objective, e->loss);
+        e->model->dev->ops->download(e->model->dev, &loss, e->loss, sizeof loss);
+        sum += loss;
+    }
+    mm_free(tokens);
+    return sum / (double)e->config->evaluate.batches;
+}
+
+void mm_evaluate(struct mm_evaluator *e, struct mm_evaluation *out) {
+    const struct mm_data *d = e->data;
+    out->forget_loss =
+        mean_loss(e, d->forget_evaluation.tokens ? &d->forget_evaluation : &d->forget_validation);
+    out->retain_loss =
+        mean_loss(e, d->retain_evaluation.tokens ? &d->retain_evaluation : &d->retain_validation);
+    for (size_t i = 0; i < d->questions_n; i++)
+        out->accuracy[i] = mm_evaluate_questions(
+            e, &d->questions[i], e->config->evaluate.multiple_choice[i].temperature);
+}
+
+/* -- multiple choice ------------------------------------------------------------------------------ */
+
+static size_t prompt_length(const struct mm_questions *q, size_t i) {
+    return (size_t)(q->offsets[i + 1] - q->offsets[i]);
+}
+
+struct ranked {
+    size_t length, index;
+};
+
+static int by_length(const void *left, const void *right) {
+    const struct ranked *a = left, *b = right;
+    if (a->length != b->length)
+        return a->length < b->length ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+/* The questions from short to long, so that a batch holds prompts of like length. */
+static struct ranked *rank_by_length(const struct mm_questions *q) {
+    struct ranked *order = mm_calloc(q->n, sizeof *order);
+    for (size_t i = 0; i < q->n; i++)
+        order[i] = (struct ranked){prompt_length(q, i), i};
+    qsort(order, q->n, sizeof *order, by_length);
+    return order;
+}
+
+/* 1 or 0, or the answer's probability, from the logits of the four choices. */
+static double score(const float *logits, const uint32_t *choices, uint32_t answer,
+                    double temperature) {
+    double right = (double)logits[choices[answer]], sum = 0;
+    for (uint32_t c = 0; c < 4; c++) {
+        double other = (double)logits[choices[c]];
+        if (temperature == 0 && (other > right || (other == right && c < answer)))
+            return 0;
+        sum += exp((other - right) / (temperature == 0 ? 1 : temperature));
+    }
+    return temperature == 0 ? 1 : 1 / sum;
+}
+
+/* Prompts are padded at the right: causal attention never sees the padding. */
+static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
+                          const struct ranked *batch, size_t count, double temperature,
+                          uint32_t *tokens, float *host) {
+    struct mm_device *dev = e->model->dev;
+    size_t T = batch[count - 1].length, C = e->model->arch.width, V = e->model->arch.vocab;
+    memset(tokens, 0, count * T * sizeof *tokens);
+    for (size_t i = 0; i < count; i++)
+        memcpy(tokens + i * T, q->prompts + q->offsets[batch[i].index],
+               batch[i].length * sizeof *tokens);
+    mm_forward(e->model, &e->acts, &e->scratch, tokens, count, T);
+    for (size_t i = 0; i < count; i++)
+        dev->ops->copy(dev, mm_mat_rows(e->last, i, 1).data,
+                       mm_mat_rows(e->acts.hidden, i * T + batch[i].length - 1, 1).data,
+                       C * mm_dtype_bytes(e->last.dtype));
+    struct mm_mat logits = mm_mat_rows(e->logits, 0, count);
+    dev->ops->linear(dev, logits, mm_mat_rows(e->last, 0, count),
+                     e->model->params[e->model->head_part].w, NULL, false);
+    dev->ops->download(dev, host, logits.data, count * V * sizeof *host);
+    double sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += score(host + i * V, q->choices + 4 * batch[i].index, q->answers[batch[i].index],
+                     temperature);
+    return sum;
+}
+
+double mm_evaluate_questions(struct mm_evaluator *e, const struct mm_questions *q,
+                             double temperature) {
+    size_t most = e->config->data.micro_batch;
+    size_t R = (size_t)mm_comm_size(e->comm), r = (size_t)mm_comm_rank(e->comm);
+    size_t end = (r + 1) * q->n / R;
+    struct ranked *order = rank_by_length(q);
+    uint32_t *tokens = mm_calloc(most * q->longest, sizeof *tokens);
+    float *host = mm_calloc(most * e->model->arch.vocab, sizeof *host);
+    double sum = 0;
+    for (size_t i = r * q->n / R; i < end; i += most)
+        sum += score_batch(e, q, order + i, end - i < most ? end - i : most, temperature, tokens,
+                           host);
+    mm_comm_sum(e->comm, &sum, 1);
+    mm_free(order);
+    mm_free(tokens);
+    mm_free(host);
+    return sum / (double)q->n;
+}

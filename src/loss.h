@@ -1,0 +1,38 @@
+/* loss.h - the head and the losses on it, a chunk of rows at a time.
+ *
+ * The logits of all tokens never exist at once. Several losses can be taken from one set of logits
+ * (the CE and the unlearning loss of a `listing` loop read the same forward). All functions local. */
+#ifndef MM_LOSS_H
+#define MM_LOSS_H
+
+#include "src/transformer.h"
+
+struct mm_head {
+    size_t rows;                 /* of a chunk */
+    struct mm_mat logits, spare; /* [rows, V]; spare only where two losses are taken at once */
+    uint32_t *targets;           /* [capacity], device */
+    float *losses;               /* [capacity], device */
+};
+
+void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct mm_model *model,
+                    size_t capacity, bool two_losses);
+
+/* One loss on the hidden states of a micro-batch. */
+struct mm_loss_term {
+    enum mm_loss_fn fn;
+    double clip_at;
+    size_t global_batch;   /* sequences over which the loss is a mean: all ranks, all micro-batches */
+    double *sum;           /* device; += this micro-batch's share of the mean loss */
+    struct mm_mat dhidden; /* [n, C] = gradient of that share; data NULL: not wanted */
+};
+
+/* Takes terms_n (1 or 2) losses of acts' last forward on the tokens [B·T] (host). dhead: float32
+ * [V, C] += the head's own gradient by terms[0], or NULL. */
+void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
+                    const uint32_t *tokens, const struct mm_loss_term *terms, size_t terms_n,
+                    float *dhead);
+
+/* The positions that count for a batch of B sequences of T tokens: B·(T-1), all for entropy. */
+double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);
+
+#endif

@@ -1,0 +1,160 @@
+/* mudman.c - Algorithm 1, a call a line; numbers at the right are the paper's lines. */
+#include "src/mudman.h"
+
+#define OPS(u) (u)->dev->ops
+
+static const struct mm_objective cross_entropy = {.fn = MM_LOSS_CROSS_ENTROPY};
+
+static struct mm_objective unlearning(const struct mm_mudman *u) {
+    return (struct mm_objective){u->config->unlearn.loss_fn, u->config->unlearn.clip_at};
+}
+
+/* The guard: a loss or a reduced gradient that is not finite stops every later update. */
+static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_code,
+                  enum mm_stop gradient_code) {
+    struct mm_loop_scalars *s = u->scalars;
+    OPS(u)->zero(u->dev, &s->sum_squares, sizeof s->sum_squares);
+    OPS(u)->sum_squares(u->dev, &s->sum_squares, u->g, u->b.dtype);
+    mm_comm_sum(u->comm, &s->sum_squares, 1);
+    OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
+    OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
+}
+
+static void adversary_step(struct mm_mudman *u) {
+    check(u, &u->scalars->adversary_loss, MM_STOP_ADVERSARY_LOSS, MM_STOP_ADVERSARY_GRADIENT);
+    OPS(u)->adversary_step(u->dev, u->a, u->b, u->g, u->config->unlearn.adv_lr, /*        11 */
+                           u->config->unlearn.adv_decay, &u->scalars->stop);
+}
+
+/* g = unlearning gradient, by the three ways of taking it; and the adversary's own step. */
+
+static void listing_gradient(struct mm_mudman *u, const uint32_t *forget) {
+    mm_shard_store(u->shard, u->a);
+    mm_passes_gradient_held(u->passes, forget, unlearning(u), u->g, /*                       11 */
+                            &u->scalars->adversary_loss, &u->scalars->unlearning_loss);
+    adversary_step(u);
+    mm_shard_store(u->shard, u->a);
+    mm_passes_second_gradient(u->passes, u->g); /*                                           12 */
+}
+
+static void fresh_gradient(struct mm_mudman *u, const uint32_t *forget) {
+    mm_shard_store(u->shard, u->a);
+    mm_passes_gradient(u->passes, forget, cross_entropy, u->g, /*                            11 */
+                       &u->scalars->adversary_loss, NULL);
+    adversary_step(u);
+    mm_shard_store(u->shard, u->a);
+    mm_passes_gradient(u->passes, forget, unlearning(u), u->g, /*                            12 */
+                       &u->scalars->unlearning_loss, NULL);
+}
+
+static void reused_gradient(struct mm_mudman *u, const uint32_t *forget) {
+    struct mm_mat g = mm_mat(u->g.data, MM_F32, 1, u->g.n);
+    mm_shard_store(u->shard, u->a);
+    mm_passes_gradient(u->passes, forget, cross_entropy, u->g, /*                            11 */
+                       &u->scalars->adversary_loss, NULL);
+    adversary_step(u);
+    OPS(u)->scale(u->dev, g, g, -1.0f); /*                                                   12 */
+    OPS(u)->scale_scalar(u->dev, &u->scalars->unlearning_loss, &u->scalars->adversary_loss, -1.0);
+}
+
+/* Without an adversary the gradient is taken at the base model after its retain step. */
+static void base_gradient(struct mm_mudman *u, const uint32_t *forget) {
+    mm_shard_store(u->shard, u->b);
+    mm_passes_gradient(u->passes, forget, unlearning(u), u->g, &u->scalars->unlearning_loss,
+                       &u->scalars->adversary_loss);
+}
+
+static void unlearning_gradient(struct mm_mudman *u, const uint32_t *forget) {
+    if (!u->config->unlearn.train_adversary)
+        base_gradient(u, forget);
+    else if (u->config->unlearn.graph == MM_GRAPH_LISTING)
+        listing_gradient(u, forget);
+    else if (u->config->unlearn.graph == MM_GRAPH_FRESH)
+        fresh_gradient(u, forget);
+    else
+        reused_gradient(u, forget);
+    OPS(u)->guard(u->dev, &u->scalars->unlearning_loss, false, MM_STOP_UNLEARNING_LOSS,
+                  &u->scalars->stop);
+}
+
+void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const uint32_t *forget) {
+    const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
+    struct mm_loop_scalars *s = u->scalars;
+    size_t tensors = u->shard->tensors_n;
+
+    if (c->train_adversary && t % c->fork_every_n_loops == 0)     /*                          3 */
+        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);               /*                          4 */
+    mm_shard_store(u->shard, u->b);
+    mm_passes_gradient(u->passes, retain, cross_entropy, u->g, &s->retain_loss, NULL); /*     7 */
+    check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
+    OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, /* 8-9 */
+                        &s->stop);
+    unlearning_gradient(u, forget);                                             /*        11-12 */
+    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors,         /*        13-14 */
+                      c->use_masking);
+    mm_comm_sum(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
+    OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*           13 */
+                          c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
+    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*      14-15 */
+                         c->unlearning_rate, c->use_masking, &s->stop);
+}
+
+size_t mm_mudman_passes(const struct mm_config *config) {
+    if (!config->unlearn.train_adversary || config->unlearn.graph == MM_GRAPH_REUSE)
+        return 4;
+    return config->unlearn.graph == MM_GRAPH_FRESH ? 6 : 5;
+}
+
+struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
+                                   struct mm_comm *comm, struct mm_model *model,
+                                   struct mm_shard *shard) {
+    struct mm_mudman *u = mm_calloc(1, sizeof *u);
+    enum mm_dtype dtype = config->model.state_dtype;
+    bool adversary = config->unlearn.train_adversary;
+    *u = (struct mm_mudman){.config = config, .comm = comm, .dev = model->dev, .shard = shard};
+    u->b = mm_shard_vector(shard, arena, MM_FOR_BASE, dtype);
+    if (adversary)
+        u->a = mm_shard_vector(shard, arena, MM_FOR_ADVERSARY, dtype);
+    u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
+    u->g = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
+    size_t bytes = (shard->tensors_n + 1) * sizeof *u->offsets;
+    u->offsets = mm_arena_take(arena, MM_FOR_SCRATCH, bytes, 1);
+    u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);
+    u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->scale);
+    u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
+    u->passes = mm_passes_create(arena, comm, model, shard, config->data.batch_size,
+                                 config->data.micro_batch, config->data.context_length,
+                                 adversary && config->unlearn.graph == MM_GRAPH_LISTING);
+    if (!mm_arena_dry(arena)) {
+        OPS(u)->upload(u->dev, u->offsets, shard->offsets, bytes);
+        mm_shard_load(shard, u->b);
+    }
+    return u;
+}
+
+void mm_mudman_free(struct mm_mudman *u) {
+    if (!u)
+        return;
+    mm_passes_free(u->passes);
+    mm_free(u);
+}
+
+struct mm_loop_scalars mm_mudman_scalars(const struct mm_mudman *u) {
+    struct mm_loop_scalars host;
+    OPS(u)->download(u->dev, &host, u->scalars, sizeof host);
+    return host;
+}
+
+const char *mm_stop_text(enum mm_stop stop) {
+    static const char *const texts[] = {
+        "nothing",
+        "the retain loss is not finite",
+        "the retain gradient is not finite",
+        "the adversary's loss is not finite",
+        "the adversary's gradient is not finite",
+        "the unlearning loss is not finite",
+        "the unlearning gradient is not finite",
+        "the norm of the unlearning gradient is zero: there is nothing to normalize",
+    };
+    return texts[stop];
+}

@@ -1,0 +1,52 @@
+/* mudman.h - Algorithm 1: Meta-Unlearning with Disruption Masking And Normalization.
+ *
+ * State: base b, adversary a, retain accumulator m and gradient g are vectors over this rank's rows
+ * of W, the intervened weights. Only W is ever trained here; everything else is frozen.
+ *
+ * Where paper and published code differ (METHOD.md 1.2), `graph` and `rate_scale` choose:
+ *   loops        count from 0 and fork at t mod N = 0, before the retain step (code), in all modes
+ *   listing      one forward on the forget batch; the adversary steps between the two backwards, so
+ *                the second runs through new weights with old activations (code; 5 passes a loop)
+ *   fresh        forward and backward again at the updated adversary (Algorithm 1; 6 passes)
+ *   reuse        the negated gradient of the adversary's own step (neg_cross_entropy; 4 passes)
+ *   rate_scale   listing: step α/n; study: α·sqrt(N_W)/n (what the searches' rates mean) */
+#ifndef MM_MUDMAN_H
+#define MM_MUDMAN_H
+
+#include "src/config.h"
+#include "src/passes.h"
+
+struct mm_mudman {
+    const struct mm_config *config;
+    struct mm_comm *comm;
+    struct mm_device *dev;
+    struct mm_shard *shard;    /* of W; borrowed */
+    struct mm_passes *passes;  /* owned */
+    struct mm_vector b, a, m, g; /* a: data NULL without an adversary */
+    size_t *offsets;             /* shard->offsets, in device memory */
+    struct mm_mask_sums *sums;   /* [tensors], device */
+    double *scale;               /* [tensors], device */
+    struct mm_loop_scalars *scalars; /* device */
+};
+
+/* Takes memory and makes b the working weights of W, m zero. Local. */
+struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
+                                   struct mm_comm *comm, struct mm_model *model,
+                                   struct mm_shard *shard);
+void mm_mudman_free(struct mm_mudman *mudman);
+
+/* Passes a loop takes, as the paper counts them. Local. */
+size_t mm_mudman_passes(const struct mm_config *config);
+
+/* One loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host memory. Leaves
+ * the working weights wherever the last pass needed them. Collective. */
+void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
+                    const uint32_t *forget);
+
+/* The scalars of the last loop, on the host. Waits for the device. Local. */
+struct mm_loop_scalars mm_mudman_scalars(const struct mm_mudman *mudman);
+
+/* What the guard saw first, in words. Local. */
+const char *mm_stop_text(enum mm_stop stop);
+
+#endif

@@ -1,0 +1,158 @@
+/* passes.c - see passes.h. */
+#include "src/passes.h"
+
+static void share_of(struct mm_passes *p) {
+    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
+    p->first = r * p->batch_size / R;
+    p->share = (r + 1) * p->batch_size / R - p->first;
+}
+
+struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
+                                   struct mm_model *model, struct mm_shard *shard,
+                                   size_t batch_size, size_t micro_batch, size_t T, bool hold) {
+    struct mm_passes *p = mm_calloc(1, sizeof *p);
+    *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard,
+                            .batch_size = batch_size, .T = T};
+    share_of(p);
+    p->micro_batch = micro_batch < p->share ? micro_batch : p->share;
+    p->micros_n = (p->share + p->micro_batch - 1) / p->micro_batch;
+    p->acts_n = hold ? p->micros_n : 1;
+    p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
+    p->dhidden = mm_calloc(p->acts_n, sizeof *p->dhidden);
+    size_t n = p->micro_batch * T, C = model->arch.width;
+    bool *wanted = mm_calloc(model->params_n, sizeof *wanted);
+    for (size_t i = 0; shard && i < model->params_n; i++)
+        wanted[i] = shard->grads[i] != NULL;
+    for (size_t i = 0; i < p->acts_n; i++) {
+        mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL);
+        if (hold)
+            p->dhidden[i] = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, model->dtype, n, C);
+    }
+    mm_free(wanted);
+    if (shard)
+        p->dhidden_now = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, n, C);
+    mm_scratch_create(&p->scratch, arena, model, n, shard != NULL);
+    mm_head_create(&p->head, arena, model, n, hold);
+    return p;
+}
+
+void mm_passes_free(struct mm_passes *p) {
+    if (!p)
+        return;
+    for (size_t i = 0; i < p->acts_n; i++)
+        mm_acts_free(&p->acts[i]);
+    mm_free(p->acts);
+    mm_free(p->dhidden);
+    mm_free(p);
+}
+
+/* Sequences of micro-batch i. */
+static size_t micro_count(const struct mm_passes *p, size_t i) {
+    size_t left = p->share - i * p->micro_batch;
+    return left < p->micro_batch ? left : p->micro_batch;
+}
+
+static void zero_scalar(const struct mm_passes *p, double *scalar) {
+    p->model->dev->ops->zero(p->model->dev, scalar, sizeof *scalar);
+}
+
+static struct mm_loss_term term_of(const struct mm_passes *p, struct mm_objective objective,
+                                   double *sum, struct mm_mat dhidden) {
+    return (struct mm_loss_term){.fn = objective.fn, .clip_at = objective.clip_at,
+                                 .global_batch = p->batch_size, .sum = sum, .dhidden = dhidden};
+}
+
+/* The head's own gradient, where it is in the set. */
+static float *head_grad(const struct mm_passes *p) {
+    return p->shard ? p->shard->grads[p->model->head_part] : NULL;
+}
+
+static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t sequences) {
+    return mm_mat_rows(mat, 0, sequences * p->T);
+}
+
+void mm_passes_loss(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
+                    double *loss) {
+    struct mm_mat none = {0};
+    struct mm_loss_term term = term_of(p, objective, loss, none);
+    zero_scalar(p, loss);
+    for (size_t i = 0; i < p->micros_n; i++) {
+        const uint32_t *own = tokens + i * p->micro_batch * p->T;
+        mm_forward(p->model, &p->acts[0], &p->scratch, own, micro_count(p, i), p->T);
+        mm_head_losses(p->model, &p->head, &p->acts[0], own, &term, 1, NULL);
+    }
+    mm_comm_sum(p->comm, loss, 1);
+}
+
+void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
+                        struct mm_vector g, double *loss, double *cross_entropy) {
+    struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
+    struct mm_mat none = {0};
+    zero_scalar(p, loss);
+    if (cross_entropy)
+        zero_scalar(p, cross_entropy);
+    mm_shard_zero_grads(p->shard);
+    for (size_t i = 0; i < p->micros_n; i++) {
+        const uint32_t *own = tokens + i * p->micro_batch * p->T;
+        size_t count = micro_count(p, i);
+        struct mm_mat dhidden = rows_of(p, p->dhidden_now, count);
+        struct mm_loss_term terms[2] = {term_of(p, plain, cross_entropy, none),
+                                        term_of(p, objective, loss, dhidden)};
+        mm_forward(p->model, &p->acts[0], &p->scratch, own, count, p->T);
+        if (cross_entropy)
+            mm_head_losses(p->model, &p->head, &p->acts[0], own, terms, 2, NULL);
+        else
+            mm_head_losses(p->model, &p->head, &p->acts[0], own, &terms[1], 1, head_grad(p));
+        mm_backward(p->model, &p->acts[0], &p->scratch, dhidden, p->shard->grads);
+    }
+    mm_shard_reduce(p->shard, g);
+    mm_comm_sum(p->comm, loss, 1);
+    if (cross_entropy)
+        mm_comm_sum(p->comm, cross_entropy, 1);
+}
+
+/* The negative of cross-entropy has the negated gradient at the head: no second product there. */
+static void held_losses(struct mm_passes *p, size_t i, const uint32_t *tokens,
+                        struct mm_objective second, struct mm_mat dhidden, double *loss,
+                        double *second_loss) {
+    struct mm_device *dev = p->model->dev;
+    struct mm_objective first = {.fn = MM_LOSS_CROSS_ENTROPY};
+    struct mm_mat held = mm_mat_rows(p->dhidden[i], 0, dhidden.rows);
+    struct mm_loss_term terms[2] = {term_of(p, first, loss, dhidden),
+                                    term_of(p, second, second_loss, held)};
+    bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
+    mm_head_losses(p->model, &p->head, &p->acts[i], tokens, terms, negated ? 1 : 2, NULL);
+    if (negated)
+        dev->ops->scale(dev, held, dhidden, -1.0f);
+}
+
+void mm_passes_gradient_held(struct mm_passes *p, const uint32_t *tokens,
+                             struct mm_objective second, struct mm_vector g, double *loss,
+                             double *second_loss) {
+    MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
+    zero_scalar(p, loss);
+    zero_scalar(p, second_loss);
+    mm_shard_zero_grads(p->shard);
+    for (size_t i = 0; i < p->micros_n; i++) {
+        const uint32_t *own = tokens + i * p->micro_batch * p->T;
+        size_t count = micro_count(p, i);
+        struct mm_mat dhidden = rows_of(p, p->dhidden_now, count);
+        mm_forward(p->model, &p->acts[i], &p->scratch, own, count, p->T);
+        held_losses(p, i, own, second, dhidden, loss, second_loss);
+        mm_backward(p->model, &p->acts[i], &p->scratch, dhidden, p->shard->grads);
+    }
+    mm_shard_reduce(p->shard, g);
+    mm_comm_sum(p->comm, loss, 1);
+    if (second.fn == MM_LOSS_NEG_CROSS_ENTROPY)
+        p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
+    else
+        mm_comm_sum(p->comm, second_loss, 1);
+}
+
+void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
+    mm_shard_zero_grads(p->shard);
+    for (size_t i = 0; i < p->micros_n; i++)
+        mm_backward(p->model, &p->acts[i], &p->scratch,
+                    rows_of(p, p->dhidden[i], micro_count(p, i)), p->shard->grads);
+    mm_shard_reduce(p->shard, g);
+}

@@ -1,0 +1,58 @@
+/* passes.h - gradients of a loss over a global batch: micro-batches, all ranks, reduced to owners.
+ *
+ * The functions return the *globally reduced* gradient of this rank's shard: sign, accumulator and
+ * norm are taken of it, never of a rank's own (METHOD.md, "Distributed consequences"). Losses are
+ * means over the global batch, on every rank. Collective, all of them, unless marked Local. */
+#ifndef MM_PASSES_H
+#define MM_PASSES_H
+
+#include "src/loss.h"
+#include "src/shard.h"
+
+struct mm_passes {
+    struct mm_comm *comm;
+    struct mm_model *model;
+    struct mm_shard *shard; /* whose gradients are formed; NULL: losses only */
+    size_t batch_size, T;   /* of the global batch */
+    size_t first, share;    /* this rank's sequences of it */
+    size_t micro_batch;     /* sequences at once, at most */
+    size_t micros_n;        /* micro-batches of this rank's share */
+    size_t acts_n;          /* 1, or micros_n where a forward is held for a second backward */
+    struct mm_acts *acts;
+    struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
+    struct mm_mat dhidden_now;
+    struct mm_scratch scratch;
+    struct mm_head head;
+};
+
+/* shard NULL: forward only. hold: keep every micro-batch's activations (graph: listing). Local. */
+struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
+                                   struct mm_model *model, struct mm_shard *shard,
+                                   size_t batch_size, size_t micro_batch, size_t T, bool hold);
+void mm_passes_free(struct mm_passes *passes);
+
+/* A loss as the method asks for it. */
+struct mm_objective {
+    enum mm_loss_fn fn;
+    double clip_at;
+};
+
+/* `tokens` below: this rank's `share` sequences of the batch, [share, T], host memory. `loss`:
+ * device, (=). g: reduced gradient, (=). All at the working weights as they are. */
+
+/* Forward only. */
+void mm_passes_loss(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
+                    double *loss);
+/* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL. */
+void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
+                        struct mm_vector g, double *loss, double *cross_entropy);
+/* Forward and backward of cross-entropy, everything held for mm_passes_second_gradient of `second`,
+ * whose loss is taken from the same logits. */
+void mm_passes_gradient_held(struct mm_passes *p, const uint32_t *tokens,
+                             struct mm_objective second, struct mm_vector g, double *loss,
+                             double *second_loss);
+/* The second backward through the held graph: old activations and logits, the working weights of
+ * now (METHOD.md 1.1, graph-reuse trap). */
+void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g);
+
+#endif

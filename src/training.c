@@ -1,0 +1,128 @@
+/* training.c - see training.h. */
+#include "src/training.h"
+
+#include <math.h>
+#include <string.h>
+
+struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
+                                       struct mm_model *model, size_t batch_size,
+                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
+                                       bool adamw) {
+    struct mm_training *t = mm_calloc(1, sizeof *t);
+    *t = (struct mm_training){.comm = comm, .model = model};
+    bool *all = mm_calloc(model->params_n, sizeof *all);
+    memset(all, true, model->params_n * sizeof *all);
+    t->shard = mm_shard_create(arena, comm, model, all);
+    mm_free(all);
+    t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
+    t->g = mm_shard_vector(t->shard, arena, MM_FOR_GRADIENTS, MM_F32);
+    if (adamw) {
+        t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
+        t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
+    }
+    t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
+    t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
+    if (!mm_arena_dry(arena))
+        mm_shard_load(t->shard, t->p);
+    return t;
+}
+
+void mm_training_free(struct mm_training *t) {
+    if (!t)
+        return;
+    mm_passes_free(t->passes);
+    mm_shard_free(t->shard);
+    mm_free(t);
+}
+
+/* Loss and squared norm of the reduced gradient, on the host. */
+static void gradient(struct mm_training *t, const uint32_t *tokens, double result[2]) {
+    const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
+    struct mm_device *dev = t->model->dev;
+    mm_passes_gradient(t->passes, tokens, objective, t->g, &t->scalars[0], NULL);
+    dev->ops->zero(dev, &t->scalars[1], sizeof *t->scalars);
+    dev->ops->sum_squares(dev, &t->scalars[1], t->g, MM_F32);
+    mm_comm_sum(t->comm, &t->scalars[1], 1);
+    dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
+}
+
+double mm_training_sgd(struct mm_training *t, const uint32_t *tokens, double rate) {
+    double result[2];
+    gradient(t, tokens, result);
+    if (isfinite(result[0]) && isfinite(result[1])) {
+        t->model->dev->ops->sgd_step(t->model->dev, t->p, t->g, rate);
+        mm_shard_store(t->shard, t->p);
+    }
+    return isfinite(result[1]) ? result[0] : NAN;
+}
+
+double mm_pretrain_rate(const struct mm_config *config, size_t t) {
+    double lr = config->pretrain.lr, ratio = config->pretrain.min_lr_ratio;
+    size_t warmup = config->pretrain.warmup, steps = config->pretrain.steps;
+    if (t < warmup)
+        return lr * (double)(t + 1) / (double)warmup;
+    double done = (double)(t - warmup) / (double)(steps > warmup ? steps - warmup : 1);
+    return lr * (ratio + (1 - ratio) * 0.5 * (1 + cos(M_PI * done)));
+}
+
+static struct mm_vector slice(struct mm_vector v, size_t first, size_t n) {
+    return (struct mm_vector){(float *)v.data + first, n, v.dtype};
+}
+
+double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
+                         const struct mm_config *config, size_t step) {
+    const struct mm_ops *ops = t->model->dev->ops;
+    double result[2];
+    gradient(t, tokens, result);
+    double norm = sqrt(result[1]), clip = config->pretrain.clip;
+    if (!isfinite(result[0]) || !isfinite(norm))
+        return NAN;
+    double g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1;
+    for (size_t i = 0; i < t->shard->tensors_n; i++) {
+        const struct mm_param *param = &t->model->params[t->shard->param[i]];
+        size_t first = t->shard->offsets[i], n = t->shard->offsets[i + 1] - first;
+        ops->adamw_step(t->model->dev, slice(t->p, first, n), slice(t->first, first, n),
+                        slice(t->second, first, n), slice(t->g, first, n), g_scale,
+                        mm_pretrain_rate(config, step), config->pretrain.betas, 1e-8,
+                        param->vector ? 0 : config->pretrain.weight_decay, step + 1);
+    }
+    mm_shard_store(t->shard, t->p);
+    return result[0];
+}
+
+/* splitmix64 (Steele, Lea, Flood 2014), as a function of seed and counter. */
+static uint64_t random_bits(uint64_t seed, uint64_t counter) {
+    uint64_t z = seed + (counter + 1) * 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* A standard normal number (Box and Muller). */
+static double random_normal(uint64_t seed, uint64_t counter) {
+    double u = ((double)(random_bits(seed, 2 * counter) >> 11) + 0.5) * 0x1p-53;
+    double v = (double)(random_bits(seed, 2 * counter + 1) >> 11) * 0x1p-53;
+    return sqrt(-2 * log(u)) * cos(2 * M_PI * v);
+}
+
+static bool ends_with(const char *name, const char *end) {
+    size_t n = strlen(name), k = strlen(end);
+    return n >= k && strcmp(name + n - k, end) == 0;
+}
+
+void mm_model_randomize(struct mm_model *model, uint64_t seed) {
+    for (size_t i = 0; i < model->params_n; i++) {
+        struct mm_param *p = &model->params[i];
+        size_t n = p->rows * p->cols;
+        float *host = mm_calloc(n, sizeof *host);
+        uint64_t own = random_bits(seed, i);
+        for (size_t j = 0; j < n; j++)
+            host[j] = !p->vector ? (float)(model->arch.initializer_range * random_normal(own, j))
+                                 : ends_with(p->name, ".bias") ? 0.0f : 1.0f;
+        void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
+        mm_convert(stored, model->dtype, host, MM_F32, n);
+        model->dev->ops->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
+        mm_free(stored);
+        mm_free(host);
+    }
+}

@@ -1,0 +1,268 @@
+/* transformer.c - see transformer.h. */
+#include "src/transformer.h"
+
+static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
+    bool any = false;
+    for (size_t i = 0; i < linear->parts_n; i++)
+        any |= wanted[linear->part[i]] || (linear->bias && wanted[linear->bias_part[i]]);
+    return any;
+}
+
+static bool wants_norm(const struct mm_norm_weights *norm, const bool *wanted) {
+    return wanted[norm->weight_part];
+}
+
+static bool wants_layer(const struct mm_layer *layer, const bool *wanted) {
+    return wants_linear(&layer->qkv, wanted) || wants_linear(&layer->o, wanted) ||
+           wants_linear(&layer->up, wanted) || wants_linear(&layer->down, wanted) ||
+           wants_norm(&layer->norm1, wanted) || wants_norm(&layer->norm2, wanted);
+}
+
+static void kept_create(struct mm_kept_layer *kept, struct mm_arena *arena,
+                        const struct mm_model *m, size_t n, bool y1, bool y2) {
+    const struct mm_arch *a = &m->arch;
+    const struct mm_heads *h = &a->heads;
+    enum mm_purpose p = MM_FOR_ACTIVATIONS;
+    *kept = (struct mm_kept_layer){0};
+    kept->x_in = mm_arena_mat(arena, p, m->dtype, n, a->width);
+    if (!a->parallel)
+        kept->x_mid = mm_arena_mat(arena, p, m->dtype, n, a->width);
+    kept->stats1 = mm_arena_take(arena, p, 2 * n, sizeof(float));
+    kept->stats2 = mm_arena_take(arena, p, 2 * n, sizeof(float));
+    if (y1)
+        kept->y1 = mm_arena_mat(arena, p, m->dtype, n, a->width);
+    if (y2)
+        kept->y2 = mm_arena_mat(arena, p, m->dtype, n, a->width);
+    kept->qkv = mm_arena_mat(arena, p, m->dtype, n, (h->heads + 2 * h->kv_heads) * h->head_dim);
+    kept->lse = mm_arena_take(arena, p, n * h->heads, sizeof(float));
+    kept->att = mm_arena_mat(arena, p, m->dtype, n, h->heads * h->head_dim);
+    kept->u = mm_arena_mat(arena, p, m->dtype, n, a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp);
+}
+
+void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *m,
+                    size_t capacity, const bool *wanted) {
+    size_t L = m->arch.layers;
+    *acts = (struct mm_acts){.capacity = capacity, .lowest = L};
+    for (size_t l = L; wanted && l-- > 0;)
+        if (wants_layer(&m->layers[l], wanted))
+            acts->lowest = l;
+    acts->embedding = wanted && wanted[m->embed_part];
+    if (acts->embedding)
+        acts->lowest = 0;
+    acts->kept_n = L - acts->lowest + (acts->lowest > 0);
+    acts->kept = mm_calloc(acts->kept_n, sizeof *acts->kept);
+    for (size_t i = 0; i < acts->kept_n; i++) {
+        bool shared = acts->lowest > 0 && i == 0;
+        const struct mm_layer *layer = &m->layers[acts->lowest + i - (acts->lowest > 0 && !shared)];
+        kept_create(&acts->kept[i], arena, m, capacity,
+                    !shared && wants_linear(&layer->qkv, wanted),
+                    !shared && wants_linear(&layer->up, wanted));
+    }
+    acts->x_final =
+        mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
+    acts->stats_final = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * capacity, sizeof(float));
+    acts->hidden = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
+    acts->tokens = mm_arena_take(arena, MM_FOR_ACTIVATIONS, capacity, sizeof *acts->tokens);
+}
+
+void mm_acts_free(struct mm_acts *acts) {
+    mm_free(acts->kept);
+    *acts = (struct mm_acts){0};
+}
+
+void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struct mm_model *m,
+                       size_t capacity, bool backward) {
+    const struct mm_arch *a = &m->arch;
+    const struct mm_heads *h = &a->heads;
+    size_t up = a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp;
+    struct {
+        struct mm_mat *mat;
+        size_t cols;
+        bool backward;
+    } parts[] = {
+        {&s->delta, a->width, false}, {&s->y, a->width, false},
+        {&s->h, a->mlp, false},       {&s->dx, a->width, true},
+        {&s->dy, a->width, true},     {&s->dh, a->mlp, true},
+        {&s->du, up, true},           {&s->datt, h->heads * h->head_dim, true},
+        {&s->dqkv, (h->heads + 2 * h->kv_heads) * h->head_dim, true},
+    };
+    *s = (struct mm_scratch){.capacity = capacity};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (backward || !parts[i].backward)
+            *parts[i].mat = mm_arena_mat(arena, MM_FOR_SCRATCH, m->dtype, capacity, parts[i].cols);
+}
+
+/* What layer l keeps, or the one place that the layers below the lowest share. */
+static const struct mm_kept_layer *kept_of(const struct mm_acts *acts, size_t l) {
+    if (l < acts->lowest)
+        return &acts->kept[0];
+    return &acts->kept[l - acts->lowest + (acts->lowest > 0)];
+}
+
+static void linear(const struct mm_model *m, struct mm_mat y, struct mm_mat x,
+                   const struct mm_linear *l, bool accumulate) {
+    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, accumulate);
+}
+
+static void norm(const struct mm_model *m, struct mm_mat sum, struct mm_mat x, struct mm_mat delta,
+                 const struct mm_norm_weights *w, struct mm_mat y, float *stats) {
+    m->dev->ops->norm(m->dev, m->arch.norm, m->arch.epsilon, sum, x, delta, w->weight, w->bias, y,
+                      stats);
+}
+
+/* `m` cut to the n tokens in use. */
+static struct mm_mat head_rows(struct mm_mat mat, size_t n) {
+    return mat.data ? mm_mat_rows(mat, 0, n) : mat;
+}
+
+/* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
+static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_layer *layer,
+                                   const struct mm_kept_layer *kept, struct mm_scratch *s,
+                                   struct mm_mat x, struct mm_mat delta, size_t B, size_t T) {
+    const struct mm_ops *ops = m->dev->ops;
+    size_t n = B * T;
+    struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
+    struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
+    struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
+    struct mm_mat qkv = head_rows(kept->qkv, n), att = head_rows(kept->att, n);
+    struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = head_rows(s->delta, n);
+
+    norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
+    linear(m, qkv, y1, &layer->qkv, false);
+    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, false);
+    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, B, T);
+    linear(m, out, att, &layer->o, false);
+    if (m->arch.parallel)
+        norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
+    else
+        norm(m, x_mid, x_in, out, &layer->norm2, y2, kept->stats2);
+    linear(m, u, y2, &layer->up, false);
+    ops->activate(m->dev, m->arch.activation, h, u);
+    linear(m, out, h, &layer->down, m->arch.parallel);
+    return m->arch.parallel ? x_in : x_mid;
+}
+
+void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
+                const uint32_t *tokens, size_t B, size_t T) {
+    size_t n = B * T;
+    MM_CHECK(n <= acts->capacity && n <= s->capacity && T <= m->context, "%zu x %zu tokens", B, T);
+    acts->B = B;
+    acts->T = T;
+    m->dev->ops->upload(m->dev, acts->tokens, tokens, n * sizeof *tokens);
+    struct mm_mat x = head_rows(kept_of(acts, 0)->x_in, n), delta = {0};
+    m->dev->ops->embed(m->dev, x, m->params[m->embed_part].w, acts->tokens);
+    for (size_t l = 0; l < m->arch.layers; l++) {
+        x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, x, delta, B, T);
+        delta = head_rows(s->delta, n);
+    }
+    norm(m, head_rows(acts->x_final, n), x, delta, &m->final_norm, head_rows(acts->hidden, n),
+         acts->stats_final);
+}
+
+/* -- backward -------------------------------------------------------------------------------------- */
+
+struct backward {
+    const struct mm_model *m;
+    const struct mm_acts *acts;
+    struct mm_scratch *s;
+    float *const *grads;
+    size_t n;
+};
+
+static bool wants_linear_grad(const struct backward *b, const struct mm_linear *linear) {
+    bool any = false;
+    for (size_t i = 0; i < linear->parts_n; i++)
+        any |= b->grads[linear->part[i]] || (linear->bias && b->grads[linear->bias_part[i]]);
+    return any;
+}
+
+/* Gradients of the parts of a product y = x·wᵀ + bias that are wanted. */
+static void linear_grads(const struct backward *b, const struct mm_linear *linear, struct mm_mat dy,
+                         struct mm_mat x) {
+    const struct mm_ops *ops = b->m->dev->ops;
+    size_t first = 0;
+    for (size_t i = 0; i < linear->parts_n; i++) {
+        size_t rows = b->m->params[linear->part[i]].rows;
+        struct mm_mat part = mm_mat_cols(dy, first, rows);
+        float *dw = b->grads[linear->part[i]];
+        if (dw)
+            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x);
+        if (linear->bias && b->grads[linear->bias_part[i]])
+            ops->bias_db(b->m->dev, b->grads[linear->bias_part[i]], part);
+        first += rows;
+    }
+}
+
+/* dx += gradient through a norm, and the norm's own gradients. */
+static void norm_grads(const struct backward *b, const struct mm_norm_weights *w, struct mm_mat dx,
+                       struct mm_mat dy, struct mm_mat x, const float *stats) {
+    b->m->dev->ops->norm_grad(b->m->dev, b->m->arch.norm, dx, dy, head_rows(x, b->n), stats,
+                              w->weight, b->grads[w->weight_part],
+                              w->bias ? b->grads[w->bias_part] : NULL);
+}
+
+/* dx: in, the gradient of the layer's output; out, of its input, unless `bottom`: then nothing
+ * below wants it, and the products that only serve it are left out. */
+static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx, bool bottom) {
+    const struct mm_model *m = b->m;
+    const struct mm_ops *ops = m->dev->ops;
+    const struct mm_layer *layer = &m->layers[l];
+    const struct mm_kept_layer *kept = kept_of(b->acts, l);
+    struct mm_scratch *s = b->s;
+    size_t n = b->n;
+    struct mm_mat dh = head_rows(s->dh, n), du = head_rows(s->du, n), dy = head_rows(s->dy, n);
+    struct mm_mat datt = head_rows(s->datt, n), dqkv = head_rows(s->dqkv, n);
+    struct mm_mat u = head_rows(kept->u, n), att = head_rows(kept->att, n);
+    struct mm_mat qkv = head_rows(kept->qkv, n);
+    bool into_qkv = !bottom || wants_linear_grad(b, &layer->qkv) || b->grads[layer->norm1.weight_part];
+    bool into_attention = into_qkv || wants_linear_grad(b, &layer->o);
+    bool through_mlp = !bottom || b->grads[layer->norm2.weight_part] ||
+                       (into_attention && !m->arch.parallel);
+
+    if (wants_linear_grad(b, &layer->down)) {
+        struct mm_mat h = head_rows(s->h, n);
+        ops->activate(m->dev, m->arch.activation, h, u);
+        linear_grads(b, &layer->down, dx, h);
+    }
+    if (through_mlp || wants_linear_grad(b, &layer->up)) {
+        ops->linear_dx(m->dev, dh, dx, layer->down.w, false);
+        ops->activate_grad(m->dev, m->arch.activation, du, dh, u);
+        if (kept->y2.data)
+            linear_grads(b, &layer->up, du, head_rows(kept->y2, n));
+    }
+    if (through_mlp)
+        ops->linear_dx(m->dev, dy, du, layer->up.w, false);
+    if (through_mlp && !m->arch.parallel)
+        norm_grads(b, &layer->norm2, dx, dy, kept->x_mid, kept->stats2);
+    if (into_attention)
+        linear_grads(b, &layer->o, dx, att);
+    if (into_qkv)
+        ops->linear_dx(m->dev, datt, dx, layer->o.w, false);
+    if (through_mlp && m->arch.parallel)
+        norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
+    if (!into_qkv)
+        return;
+    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->B,
+                        b->acts->T);
+    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
+    if (kept->y1.data)
+        linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
+    if (bottom && !b->grads[layer->norm1.weight_part])
+        return;
+    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, false);
+    norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
+}
+
+void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
+                 struct mm_mat dhidden, float *const *grads) {
+    struct backward b = {.m = m, .acts = acts, .s = s, .grads = grads, .n = acts->B * acts->T};
+    struct mm_mat dx = head_rows(s->dx, b.n);
+    m->dev->ops->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
+    norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
+    for (size_t l = m->arch.layers; l-- > acts->lowest;)
+        backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
+    if (acts->embedding)
+        m->dev->ops->embed_grad(
+            m->dev, mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width), dx,
+            acts->tokens);
+}

@@ -1,0 +1,64 @@
+/* transformer.h - one forward and one backward pass, as lists of operations.
+ *
+ * The forward keeps what the backward reads, and only for layers at or above the lowest one whose
+ * weights are wanted; the backward stops there. Nothing kept depends on a recomputation through an
+ * intervened weight: after the forward W may change, and a second backward then propagates through
+ * the new W with the old activations (METHOD.md 1.1, graph-reuse trap). All functions local.
+ * Letters: n = B·T tokens, C width, M MLP width, H heads, d head dimension. */
+#ifndef MM_TRANSFORMER_H
+#define MM_TRANSFORMER_H
+
+#include "src/model.h"
+
+/* What one layer keeps. */
+struct mm_kept_layer {
+    struct mm_mat x_in, x_mid; /* [n, C] residual stream before each norm; parallel: x_mid unused */
+    float *stats1, *stats2;    /* [n, 2] */
+    struct mm_mat y1, y2;      /* [n, C] norm outputs; data NULL where no weight gradient reads it */
+    struct mm_mat qkv;         /* [n, (H + 2·kv)·d], rotated */
+    float *lse;                /* [B, H, T] */
+    struct mm_mat att;         /* [n, H·d] */
+    struct mm_mat u;           /* [n, 2M] gate and up | [n, M] */
+};
+
+/* The activations of one micro-batch. */
+struct mm_acts {
+    size_t capacity; /* tokens */
+    size_t lowest;   /* the lowest layer kept; layers below share one */
+    bool embedding;  /* the embedding's gradient is wanted: the backward goes all the way */
+    size_t kept_n;
+    struct mm_kept_layer *kept;
+    struct mm_mat x_final; /* [n, C] before the final norm */
+    float *stats_final;
+    struct mm_mat hidden;  /* [n, C] what the head reads */
+    uint32_t *tokens;      /* [n], device */
+    size_t B, T;           /* of the last forward */
+};
+
+/* Buffers that no pass keeps, shared by all micro-batches of a model. */
+struct mm_scratch {
+    size_t capacity;
+    struct mm_mat delta, y;               /* [n, C] */
+    struct mm_mat h;                      /* [n, M] */
+    struct mm_mat dx, dy;                 /* [n, C] from here on: for the backward only */
+    struct mm_mat dh, du;                 /* [n, M], [n, 2M] or [n, M] */
+    struct mm_mat datt, dqkv;             /* [n, H·d], [n, (H + 2·kv)·d] */
+};
+
+/* wanted[params_n]: tensors whose gradients a backward will form; NULL: forward only. */
+void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model,
+                    size_t capacity, const bool *wanted);
+void mm_acts_free(struct mm_acts *acts); /* the struct's own tables; memory is the arena's */
+void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
+                       const struct mm_model *model, size_t capacity, bool backward);
+
+/* acts->hidden (=) from tokens [B·T] in host memory; B·T <= capacity, T <= model->context. */
+void mm_forward(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
+                const uint32_t *tokens, size_t B, size_t T);
+
+/* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
+ * been wanted. dhidden [n, C]: gradient with respect to acts->hidden, left as it is. */
+void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
+                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads);
+
+#endif

@@ -1,0 +1,219 @@
+"""Writes the golden files of every case; README.md says what is in them.
+
+    generate.py [--cases NAME ...]                  write models, reference.h5 and traces.h5
+    generate.py --find-seeds [--cases NAME ...]     print token seeds whose traces float32 can follow
+"""
+import argparse
+import dataclasses
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from transformers.utils import logging
+
+import oracle
+import training
+import unlearn
+import variants
+import verify
+from models import CASES, Case, token_rows, write_model
+from unlearn import Trace
+
+HERE = Path(__file__).resolve().parent
+REFERENCE_ROWS = 4
+# Name, and number of rows: none is a multiple of the batch, so that batches wrap.
+SETS = {"retain": 10, "forget": 7, "retain_validation": 10, "forget_validation": 9}
+# Autograd and central differences; the differences themselves carry an error near 1e-9.
+FINITE_DIFFERENCE_TOLERANCE = 1e-7
+
+
+def create(path: Path) -> h5py.File:
+    """The HDF5 1.8 layout, which every later version reads: its groups are a third the size of the oldest one's."""
+    return h5py.File(path, "w", libver=("v108", "v108"))
+
+
+def put(group: h5py.Group, name: str, value, dtype=None) -> None:
+    """Contiguous and without time stamps, so that the same values give the same bytes."""
+    data = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    group.create_dataset(name, data=data, dtype=dtype, track_times=False)
+
+
+def put_bfloat16(group: h5py.Group, name: str, value: torch.Tensor) -> None:
+    """As HDF5's 16-bit float with 8 exponent and 7 mantissa bits, which h5py can only make by low-level calls."""
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    space = h5py.h5s.create_simple(tuple(value.shape))
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_obj_track_times(False)
+    dataset = h5py.h5d.create(group.id, name.encode(), kind, space, plist)
+    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, value.float().numpy())
+
+
+def put_tensors(group: h5py.Group, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    for key, value in tensors.items():
+        put(group, f"{name}/{key}", value.double())
+
+
+def as_tokens(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(rows.astype(np.int64))
+
+
+def token_sets(case: Case) -> dict[str, np.ndarray]:
+    return {
+        name: token_rows(case, case.token_seed, stream, rows)
+        for stream, (name, rows) in enumerate(SETS.items(), start=1)
+    }
+
+
+def write_reference(case: Case, folder: Path) -> None:
+    model = oracle.load_model(folder)
+    rows = token_rows(case, case.token_seed, stream=0, rows=REFERENCE_ROWS)
+    tokens = as_tokens(rows)
+    oracle.assert_float64(model, tokens)
+    clip_gap = oracle.correct_logit_values(oracle.logits_of(model, tokens), tokens).abs().min()
+    assert clip_gap > verify.MIN_CLIP_MARGIN, f"{case.name}: a logit is {clip_gap:.1e} from clip_at"
+    with create(folder / "reference.h5") as file:
+        file.attrs["case"] = case.name
+        put(file, "tokens", rows)
+        put(file, "logits", oracle.logits_of(model, tokens))
+        for name in oracle.LOSSES:
+            error = oracle.finite_difference_error(model, tokens, name)
+            print(f"{case.name} {name}: finite differences agree to {error:.1e}")
+            assert error < FINITE_DIFFERENCE_TOLERANCE
+            loss, grads = oracle.gradients(model, tokens, name)
+            put(file, f"loss/{name}", loss)
+            for key, grad in grads.items():
+                put(file, f"grad/{name}/{key}", grad)
+
+
+def run_both(folder: Path, config: dict, sets: dict[str, np.ndarray]) -> tuple[Trace, Trace]:
+    """The trace, and its twin in float32, which tells whether float32 can follow."""
+    retain, forget = as_tokens(sets["retain"]), as_tokens(sets["forget"])
+    return tuple(
+        unlearn.run(oracle.load_model(folder, dtype), config, retain, forget)
+        for dtype in (torch.float64, torch.float32)
+    )
+
+
+def report(label: str, exact: Trace, rounded: Trace) -> None:
+    gap = verify.largest_difference(exact.base, rounded.base)
+    metric = max(
+        abs(a - b) / abs(a) for key in exact.metrics for a, b in zip(exact.metrics[key], rounded.metrics[key])
+    )
+    print(
+        f"{label}: mask margin {exact.mask_margin:.1e}, safety {verify.rounding_safety(exact, rounded):.1f}, "
+        f"clip margin {exact.clip_margin:.1e}; float32 stays within {gap:.1e} (base), {metric:.1e} (metrics)"
+    )
+
+
+def put_trace(group: h5py.Group, config: dict, trace: Trace) -> None:
+    group.attrs["overrides"] = variants.as_overrides(config)
+    for name, values in trace.metrics.items():
+        put(group, name, values, np.float64)
+    put_tensors(group, "base", trace.base)
+    put_tensors(group, "adversary", trace.adversary)
+    put_tensors(group, "retain_acc", trace.retain_acc)
+    if config.get("model.state_dtype") == "bfloat16":
+        put_gradients(group, trace)
+
+
+def put_gradients(group: h5py.Group, trace: Trace) -> None:
+    """[loops, rows, columns] a tensor. HDF5 converts to float or double on reading."""
+    for kind in ("retain", "adversary", "unlearning"):
+        for i, name in enumerate(trace.base):
+            stacked = torch.stack([loop[kind][i] for loop in trace.gradients])
+            put_bfloat16(group.require_group(f"gradients/{kind}"), name, stacked)
+
+
+def write_unlearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, np.ndarray]) -> None:
+    traces = {}
+    for name, config in variants.variants_of(case).items():
+        trace, rounded = run_both(folder, config, sets)
+        report(f"{case.name} {name}", trace, rounded)
+        weak = verify.weaknesses(config, trace, rounded)
+        assert not weak, f"{case.name} {name}: {weak}; try --find-seeds"
+        model = oracle.load_model(folder)
+        if config.get("model.state_dtype") == "bfloat16":
+            w = oracle.targets(model, config["unlearn.target_modules"])
+            verify.check_bfloat16(config, trace, list(w.values()))
+        elif config.get("unlearn.train_adversary", True):
+            verify.check_listing(model, config, as_tokens(sets["forget"]))
+        put_trace(file.create_group(name), config, trace)
+        traces[name] = trace
+    verify.check_graph_modes_differ(traces)
+
+
+def write_relearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, np.ndarray]) -> None:
+    for name, config in variants.relearns_of(case).items():
+        forget, retain = (as_tokens(sets[f"{kind}_validation"]) for kind in ("forget", "retain"))
+        losses, retain_losses, params = training.relearn(oracle.load_model(folder), config, forget, retain)
+        group = file.create_group(name)
+        group.attrs["overrides"] = variants.as_overrides(config)
+        put(group, "loss", losses, np.float64)
+        if retain_losses:
+            put(group, "retain_loss", retain_losses, np.float64)
+        put_tensors(group, "params", params)
+        print(f"{case.name} {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+def write_pretraining(file: h5py.File, case: Case, folder: Path, sets: dict[str, np.ndarray]) -> None:
+    config = variants.pretrain_of(case)
+    retain, forget = as_tokens(sets["retain"]), as_tokens(sets["forget"])
+    losses, norms, params = training.pretrain(oracle.load_model(folder), config, retain, forget)
+    group = file.create_group("pretrain")
+    group.attrs["overrides"] = variants.as_overrides(config)
+    put(group, "loss", losses, np.float64)
+    put(group, "grad_norm", norms, np.float64)
+    put_tensors(group, "params", params)
+    print(f"{case.name} pretrain: loss {losses[0]:.3f} to {losses[-1]:.3f}, gradient norm at least {min(norms):.2f}")
+
+
+def write_traces(case: Case, folder: Path) -> None:
+    sets = token_sets(case)
+    with create(folder / "traces.h5") as file:
+        file.attrs["case"] = case.name
+        file.attrs["vocab_size"] = case.vocab
+        for name, rows in sets.items():
+            put(file, name, rows)
+        write_unlearning(file, case, folder, sets)
+        if case.name in variants.RELEARN_CASES:
+            write_relearning(file, case, folder, sets)
+        if case.name in variants.PRETRAIN_CASES:
+            write_pretraining(file, case, folder, sets)
+
+
+def find_seeds(case: Case, folder: Path, tries: int = 40) -> None:
+    for seed in range(tries):
+        sets = token_sets(dataclasses.replace(case, token_seed=seed))
+        weak = None
+        for name, config in variants.variants_of(case).items():
+            weak = verify.weaknesses(config, *run_both(folder, config, sets))
+            if weak:
+                break
+        print(f"{case.name} token_seed={seed}: {f'{name}: {weak}' if weak else 'good'}", flush=True)
+        if not weak:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--find-seeds", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+    for name in args.cases:
+        case, folder = CASES[name], HERE / name
+        write_model(case, folder)
+        if args.find_seeds:
+            find_seeds(case, folder)
+        else:
+            write_reference(case, folder)
+            write_traces(case, folder)
+
+
+if __name__ == "__main__":
+    main()

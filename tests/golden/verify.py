@@ -1,0 +1,147 @@
+"""Checks of the traces themselves, made while they are generated.
+
+- the three graph modes really differ, and `listing` is what its definition says (a second derivation);
+- float32 arithmetic can follow: no mask sign is near enough to zero for rounding to flip it;
+- the bfloat16 traces follow from their stored gradients by the documented order, replayed in numpy.
+"""
+import numpy as np
+import torch
+
+import oracle
+import unlearn
+from unlearn import Trace
+
+# A sign counts as safe when its value is this many times the rounding error of its tensor (root mean square).
+SAFE = 4.0
+MIN_MASK_MARGIN = 1e-6
+MIN_CLIP_MARGIN = 1e-4
+
+
+def rounding_safety(exact: Trace, rounded: Trace) -> float:
+    """Smallest |value| over rms rounding error, for every gradient and accumulator that a mask has compared."""
+    worst = float("inf")
+    for loop64, loop32 in zip(exact.gradients, rounded.gradients):
+        for kind in ("unlearning", "accumulator"):
+            for v64, v32 in zip(loop64[kind], loop32[kind]):
+                error = (v32.double() - v64.double()).pow(2).mean().sqrt()
+                worst = min(worst, float(v64.abs()[v64 != 0].min() / error))
+    return worst
+
+
+def weaknesses(config: dict, exact: Trace, rounded: Trace) -> list[str]:
+    """Why float32 might not follow this trace; empty if it does."""
+    found = []
+    if exact.mask_margin < MIN_MASK_MARGIN:
+        found.append(f"mask margin {exact.mask_margin:.1e}")
+    if exact.clip_margin < MIN_CLIP_MARGIN:
+        found.append(f"clip margin {exact.clip_margin:.1e}")
+    masked = config.get("unlearn.use_masking", True)
+    if masked and config.get("model.state_dtype") != "bfloat16":
+        safety = rounding_safety(exact, rounded)
+        if safety < SAFE:
+            found.append(f"rounding safety {safety:.1f}")
+    if exact.metrics["mask_fraction"] != rounded.metrics["mask_fraction"]:
+        found.append("masks differ in float32")
+    return found
+
+
+def largest_difference(one: dict, other: dict) -> float:
+    return max(float((one[k].double() - other[k].double()).abs().max()) for k in one)
+
+
+def check_graph_modes_differ(traces: dict[str, Trace]) -> None:
+    names = [name for name in ("listing", "fresh", "reuse") if name in traces]
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            gap = largest_difference(traces[one].base, traces[other].base)
+            assert gap > 1e-3, f"{one} and {other} differ by only {gap}"
+
+
+def check_listing(model, config: dict, tokens: torch.Tensor) -> None:
+    """Autograd's retained graph against the substitution derivation, for one forget batch."""
+    run = unlearn.Unlearning(model, config | {"unlearn.graph": "listing"})
+    run.a = [b.clone() for b in run.b]
+    *_, retained = run.forget_gradients(tokens)
+    run.use(run.b)
+
+    def loss_of():
+        return run.unlearning_loss(oracle.logits_of(model, tokens), tokens)
+
+    params = dict(zip(run.names, run.params))
+    substituted = unlearn.listing_gradient_by_substitution(model, params, run.b, run.a, loss_of)
+    for one, other in zip(retained, substituted):
+        assert torch.allclose(one, other, rtol=1e-11, atol=1e-14)
+
+
+def bf16(x) -> np.ndarray:
+    """Rounds float32 to the nearest bfloat16, ties to even, kept as float32."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+class Bfloat16Replay:
+    """The order of operations in unlearn.py's heading, one rounding a line, in numpy."""
+
+    def __init__(self, config: dict, weights: list[np.ndarray]):
+        self.c = {key.removeprefix("unlearn."): value for key, value in (unlearn.DEFAULTS | config).items()}
+        self.b = [bf16(w) for w in weights]
+        self.a = []
+        self.m = [np.zeros_like(b) for b in self.b]
+
+    def rate(self, name: str) -> np.float32:
+        return np.float32(self.c[name])
+
+    def retain(self, i: int, g: np.ndarray) -> None:
+        mu = self.c["retain_momentum"]
+        m = bf16(self.m[i] * np.float32(mu))
+        t = bf16(g * np.float32(1 - mu))
+        self.m[i] = bf16(m + t)
+        t = bf16(self.rate("retaining_rate") * self.m[i])
+        self.b[i] = bf16(self.b[i] - t)
+
+    def adversary(self, i: int, g: np.ndarray) -> None:
+        t = bf16(self.rate("adv_lr") * g)
+        self.a[i] = bf16(self.a[i] - t)
+        d = self.c["adv_decay"]
+        if d != 1:
+            t = bf16(self.b[i] * np.float32(1 - d))
+            a = bf16(self.a[i] * np.float32(d))
+            self.a[i] = bf16(a + t)
+
+    def norm(self, grads: list[np.ndarray]) -> np.float32:
+        total = np.float32(0)
+        for g in grads:
+            n = bf16(np.sqrt(np.sum(g.astype(np.float64) ** 2)))
+            total = bf16(total + bf16(n * n))
+        return bf16(np.sqrt(total))
+
+    def unlearn(self, i: int, g: np.ndarray, n: np.float32) -> None:
+        size = sum(b.size for b in self.b)
+        g = bf16(g * (np.sign(self.m[i]) == np.sign(g)))
+        scale = bf16(np.float32(1) / n)
+        if self.c["rate_scale"] == "study":
+            scale = bf16(scale * np.float32(size**0.5))
+        g = bf16(g * scale)
+        t = bf16(self.rate("unlearning_rate") * g)
+        self.b[i] = bf16(self.b[i] - t)
+
+    def loop(self, t: int, grads: dict[str, list[np.ndarray]]) -> None:
+        if t % self.c["fork_every_n_loops"] == 0:
+            self.a = [b.copy() for b in self.b]
+        for i, g in enumerate(grads["retain"]):
+            self.retain(i, g)
+        for i, g in enumerate(grads["adversary"]):
+            self.adversary(i, g)
+        n = self.norm(grads["unlearning"])
+        for i, g in enumerate(grads["unlearning"]):
+            self.unlearn(i, g, n)
+
+
+def check_bfloat16(config: dict, trace: Trace, weights: list[torch.Tensor]) -> None:
+    replay = Bfloat16Replay(config, [w.detach().float().numpy() for w in weights])
+    for t, loop in enumerate(trace.gradients):
+        replay.loop(t, {kind: [g.float().numpy() for g in tensors] for kind, tensors in loop.items()})
+    for ours, theirs in ((replay.b, trace.base), (replay.a, trace.adversary), (replay.m, trace.retain_acc)):
+        for x, y in zip(ours, theirs.values()):
+            assert np.array_equal(x, y.float().numpy()), "the documented bfloat16 order does not reproduce the trace"

@@ -1,0 +1,499 @@
+/* Tests of the configuration: defaults, every key there and back, paths, files, what a resume may
+ * change, help. The table of keys drives the round trip, so that a key without a test value fails
+ * here. test_config_mistakes.c holds what must be refused. */
+#include "tests/config_cases.h"
+
+#include <math.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- values ---- */
+
+static void test_defaults(void **state) {
+    (void)state;
+    struct mm_config c = good(base, NULL);
+    assert_string_equal(c.model.path, "/m");
+    assert_int_equal(c.model.dtype, MM_DTYPE_AUTO);
+    assert_int_equal(c.model.state_dtype, MM_F32);
+    assert_int_equal(c.device, MM_DEVICE_AUTO);
+    assert_int_equal(c.seed, 42);
+    assert_string_equal(c.data.retain, "/r");
+    assert_string_equal(c.data.forget, "/f");
+    assert_string_equal(c.data.retain_validation, "/rv");
+    assert_string_equal(c.data.forget_validation, "/fv");
+    assert_null(c.data.retain_evaluation);
+    assert_null(c.data.forget_evaluation);
+    assert_int_equal(c.data.batch_size, 16);
+    assert_int_equal(c.data.micro_batch, 16);
+    assert_int_equal(c.data.context_length, 100);
+    assert_int_equal(c.unlearn.loops, 24);
+    assert_int_equal(c.unlearn.passes, 0);
+    assert_int_equal(c.unlearn.target_modules_n, 1);
+    assert_string_equal(c.unlearn.target_modules[0], "gate_proj");
+    assert_int_equal(c.unlearn.loss_fn, MM_LOSS_NEG_CROSS_ENTROPY);
+    assert_true(c.unlearn.clip_at == 0);
+    assert_true(c.unlearn.unlearning_rate == 0.1);
+    assert_true(c.unlearn.retaining_rate == 0.001);
+    assert_true(c.unlearn.adv_lr == 0.002);
+    assert_true(c.unlearn.retain_momentum == 0.9);
+    assert_int_equal(c.unlearn.fork_every_n_loops, 32);
+    assert_true(c.unlearn.adv_decay == 1);
+    assert_true(c.unlearn.train_adversary);
+    assert_true(c.unlearn.use_masking);
+    assert_int_equal(c.unlearn.normalization, MM_NORM_GLOBAL_PRE_MASK);
+    assert_int_equal(c.unlearn.rate_scale, MM_RATE_LISTING);
+    assert_int_equal(c.unlearn.graph, MM_GRAPH_LISTING);
+    assert_true(isnan(c.unlearn.retain_loss_budget));
+    mm_config_free(&c);
+    assert_true(owns_nothing(&c));
+    mm_config_free(&c); /* again: safe */
+}
+
+static void test_other_defaults(void **state) {
+    (void)state;
+    struct mm_config c = good(base, NULL);
+    assert_int_equal(c.relearn.passes, 120);
+    assert_true(c.relearn.lr == 1e-3);
+    assert_false(c.relearn.with_retain);
+    assert_int_equal(c.evaluate.every_passes, 30);
+    assert_int_equal(c.evaluate.batches, 1);
+    assert_int_equal(c.evaluate.multiple_choice_n, 0);
+    assert_int_equal(c.checkpoint.every_loops, 10);
+    assert_int_equal(c.checkpoint.keep, 2);
+    assert_int_equal(c.checkpoint.on_error, MM_ON_ERROR_STOP);
+    assert_string_equal(c.output.dir, "/o");
+    assert_true(c.output.save_model);
+    assert_int_equal(c.output.save_dtype, MM_SAVE_STORED);
+    assert_null(c.pretrain.config);
+    assert_int_equal(c.pretrain.steps, 1200);
+    assert_true(c.pretrain.lr == 5e-3);
+    assert_true(c.pretrain.betas[0] == 0.9 && c.pretrain.betas[1] == 0.95);
+    assert_true(c.pretrain.weight_decay == 0.1);
+    assert_int_equal(c.pretrain.warmup, 50);
+    assert_true(c.pretrain.min_lr_ratio == 0.1);
+    assert_true(c.pretrain.clip == 1);
+    assert_int_equal(c.reduction, MM_REDUCTION_FAST);
+    assert_int_equal(c.reduce_dtype, MM_F32);
+    mm_config_free(&c);
+}
+
+static void test_multiple_choice(void **state) {
+    (void)state;
+    struct mm_config c = good(base, "evaluate.multiple_choice=[{name: a, file: /a.h5}, "
+                                    "{name: b, temperature: 1, file: /b.h5}]");
+    assert_int_equal(c.evaluate.multiple_choice_n, 2);
+    assert_string_equal(c.evaluate.multiple_choice[0].name, "a");
+    assert_string_equal(c.evaluate.multiple_choice[0].file, "/a.h5");
+    assert_true(c.evaluate.multiple_choice[0].temperature == 0);
+    assert_string_equal(c.evaluate.multiple_choice[1].name, "b");
+    assert_string_equal(c.evaluate.multiple_choice[1].file, "/b.h5");
+    assert_true(c.evaluate.multiple_choice[1].temperature == 1);
+    mm_config_free(&c);
+}
+
+static void test_enum_names(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *name;
+        unsigned value;
+    } cases[] = {
+        {"model.dtype", "auto", MM_DTYPE_AUTO},
+        {"model.dtype", "float32", MM_DTYPE_F32},
+        {"model.dtype", "bfloat16", MM_DTYPE_BF16},
+        {"model.state_dtype", "float32", MM_F32},
+        {"model.state_dtype", "bfloat16", MM_BF16},
+        {"device", "auto", MM_DEVICE_AUTO},
+        {"device", "cpu", MM_DEVICE_CPU},
+        {"device", "cuda", MM_DEVICE_CUDA},
+        {"unlearn.unlearning_loss_fn", "neg_cross_entropy", MM_LOSS_NEG_CROSS_ENTROPY},
+        {"unlearn.unlearning_loss_fn", "neg_entropy", MM_LOSS_NEG_ENTROPY},
+        {"unlearn.unlearning_loss_fn", "correct_logit_minus_avg", MM_LOSS_CORRECT_LOGIT_MINUS_AVG},
+        {"unlearn.normalization", "global_pre_mask", MM_NORM_GLOBAL_PRE_MASK},
+        {"unlearn.normalization", "global_post_mask", MM_NORM_GLOBAL_POST_MASK},
+        {"unlearn.normalization", "per_parameter", MM_NORM_PER_PARAMETER},
+        {"unlearn.normalization", "none", MM_NORM_NONE},
+        {"unlearn.rate_scale", "listing", MM_RATE_LISTING},
+        {"unlearn.rate_scale", "study", MM_RATE_STUDY},
+        {"unlearn.graph", "listing", MM_GRAPH_LISTING},
+        {"unlearn.graph", "fresh", MM_GRAPH_FRESH},
+        {"unlearn.graph", "reuse", MM_GRAPH_REUSE},
+        {"checkpoint.on_error", "stop", MM_ON_ERROR_STOP},
+        {"checkpoint.on_error", "continue", MM_ON_ERROR_CONTINUE},
+        {"output.save_dtype", "stored", MM_SAVE_STORED},
+        {"output.save_dtype", "float32", MM_SAVE_F32},
+        {"output.save_dtype", "bfloat16", MM_SAVE_BF16},
+        {"output.save_dtype", "float16", MM_SAVE_F16},
+        {"reduction", "fast", MM_REDUCTION_FAST},
+        {"reduction", "exact", MM_REDUCTION_EXACT},
+        {"reduce_dtype", "float32", MM_F32},
+        {"reduce_dtype", "bfloat16", MM_BF16},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        const struct mm_config_row *row = mm_config_row(cases[i].key);
+        char argument[80];
+        snprintf(argument, sizeof argument, "%s=%s", cases[i].key, cases[i].name);
+        struct mm_config c = good(base, argument);
+        unsigned value;
+        memcpy(&value, (char *)&c + row->offset, sizeof value);
+        assert_int_equal(value, cases[i].value);
+        mm_config_free(&c);
+    }
+}
+
+static void test_numbers_accepted(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        double value;
+    } cases[] = {{"1e-3", 1e-3}, {".5", .5},    {"1.", 1},           {"+2.5E+1", 25}, {"007", 7},
+                 {"0", 0},       {"1e-400", 0}, {"1000000000", 1e9}, {"0.1", 0.1},    {"-0.0", 0}};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        char argument[64];
+        snprintf(argument, sizeof argument, "unlearn.unlearning_rate=%s", cases[i].text);
+        struct mm_config c = good(base, argument);
+        assert_true(c.unlearn.unlearning_rate == cases[i].value);
+        mm_config_free(&c);
+    }
+    struct mm_config c = good(base, "seed=18446744073709551615");
+    assert_true(c.seed == UINT64_MAX);
+    mm_config_free(&c);
+}
+
+static void test_exact_micro_batch(void **state) {
+    (void)state;
+    struct mm_config c = good(base, "reduction=exact");
+    assert_int_equal(c.reduction, MM_REDUCTION_EXACT);
+    assert_int_equal(c.data.micro_batch, 1);
+    mm_config_free(&c);
+    char *overrides[] = {"reduction=exact", "data.micro_batch=4"};
+    struct mm_error err;
+    assert_int_equal(mm_config_parse(&c, base, "t", overrides, 2, MM_RUN, &err), MM_OK);
+    assert_int_equal(c.data.micro_batch, 4);
+    mm_config_free(&c);
+}
+
+/* ---- there and back ---- */
+
+/* A value other than the default for every key that can stand beside the others. */
+static const char *const changed[][2] = {
+    {"model.path", "/other's: #model"},
+    {"model.dtype", "bfloat16"},
+    {"model.state_dtype", "bfloat16"},
+    {"device", "cpu"},
+    {"seed", "18446744073709551615"},
+    {"data.retain", "/1"},
+    {"data.forget", "/null"},
+    {"data.retain_validation", "/3"},
+    {"data.forget_validation", "/\xc3\xa4 [b], {c}"},
+    {"data.retain_evaluation", "/5"},
+    {"data.forget_evaluation", "/6"},
+    {"data.batch_size", "17"},
+    {"data.micro_batch", "5"},
+    {"data.context_length", "99"},
+    {"unlearn.loops", "7"},
+    {"unlearn.passes", "35"},
+    {"unlearn.target_modules", "[up_proj, 'null', \"a\\\"b\"]"},
+    {"unlearn.unlearning_loss_fn", "neg_entropy"},
+    {"unlearn.clip_at", "-1.5"},
+    {"unlearn.unlearning_rate", "0.30000000000000004"},
+    {"unlearn.retaining_rate", "0"},
+    {"unlearn.adv_lr", "1.2345678901234567e-7"},
+    {"unlearn.retain_momentum", "0.95"},
+    {"unlearn.fork_every_n_loops", "3"},
+    {"unlearn.adv_decay", "0.5"},
+    {"unlearn.train_adversary", "false"},
+    {"unlearn.use_masking", "false"},
+    {"unlearn.normalization", "global_post_mask"},
+    {"unlearn.rate_scale", "study"},
+    {"unlearn.graph", "fresh"},
+    {"unlearn.retain_loss_budget", "0.05"},
+    {"relearn.passes", "0"},
+    {"relearn.lr", "0.02"},
+    {"relearn.with_retain", "true"},
+    {"evaluate.every_passes", "31"},
+    {"evaluate.batches", "4"},
+    {"evaluate.multiple_choice", "[{name: 'x, y', file: /x, temperature: 1}, {name: z, file: /z}]"},
+    {"checkpoint.every_loops", "11"},
+    {"checkpoint.keep", "3"},
+    {"checkpoint.on_error", "continue"},
+    {"output.dir", "/run"},
+    {"output.save_model", "false"},
+    {"output.save_dtype", "float16"},
+    {"pretrain.config", "/c.json"},
+    {"pretrain.steps", "3"},
+    {"pretrain.lr", "0.1"},
+    {"pretrain.betas", "[0.8, 0.99]"},
+    {"pretrain.weight_decay", "0"},
+    {"pretrain.warmup", "0"},
+    {"pretrain.min_lr_ratio", "1"},
+    {"pretrain.clip", "0.5"},
+    {"reduction", "exact"},
+    {"reduce_dtype", "bfloat16"},
+};
+
+static bool same_text(const char *a, const char *b) {
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+static bool same_choice(const struct mm_multiple_choice *a, const struct mm_multiple_choice *b) {
+    return same_text(a->name, b->name) && same_text(a->file, b->file) &&
+           a->temperature == b->temperature;
+}
+
+static bool same_number(double a, double b) {
+    return a == b || (isnan(a) && isnan(b));
+}
+
+static bool same_row(const struct mm_config_row *row, const struct mm_config *a,
+                     const struct mm_config *b) {
+    const void *x = (const char *)a + row->offset, *y = (const char *)b + row->offset;
+    switch (row->type) {
+    case MM_KEY_TEXT:
+    case MM_KEY_PATH:
+        return same_text(*(char *const *)x, *(char *const *)y);
+    case MM_KEY_NUMBER:
+        return same_number(*(const double *)x, *(const double *)y);
+    case MM_KEY_PAIR:
+        return memcmp(x, y, 2 * sizeof(double)) == 0;
+    case MM_KEY_INTEGER:
+        return memcmp(x, y, sizeof(size_t)) == 0;
+    case MM_KEY_BOOL:
+        return *(const bool *)x == *(const bool *)y;
+    case MM_KEY_ENUM:
+        return memcmp(x, y, sizeof(unsigned)) == 0;
+    case MM_KEY_WORDS:
+        if (a->unlearn.target_modules_n != b->unlearn.target_modules_n)
+            return false;
+        for (size_t i = 0; i < a->unlearn.target_modules_n; i++)
+            if (!same_text(a->unlearn.target_modules[i], b->unlearn.target_modules[i]))
+                return false;
+        return true;
+    case MM_KEY_CHOICES:
+        if (a->evaluate.multiple_choice_n != b->evaluate.multiple_choice_n)
+            return false;
+        for (size_t i = 0; i < a->evaluate.multiple_choice_n; i++)
+            if (!same_choice(&a->evaluate.multiple_choice[i], &b->evaluate.multiple_choice[i]))
+                return false;
+        return true;
+    }
+    return false;
+}
+
+static void assert_same(const struct mm_config *a, const struct mm_config *b) {
+    for (size_t i = 0; i < mm_config_rows_n; i++)
+        if (!same_row(&mm_config_rows[i], a, b))
+            fail_msg("%s differs", mm_config_rows[i].name);
+}
+
+static void assert_round_trip(const struct mm_config *config, enum mm_command command) {
+    char *yaml = mm_config_yaml(config);
+    struct mm_config again = good_as(yaml, NULL, command);
+    assert_same(config, &again);
+    char *twice = mm_config_yaml(&again);
+    assert_string_equal(yaml, twice);
+    mm_free(twice);
+    mm_free(yaml);
+    mm_config_free(&again);
+}
+
+static const char *changed_value(const char *key) {
+    for (size_t i = 0; i < COUNT(changed); i++)
+        if (strcmp(changed[i][0], key) == 0)
+            return changed[i][1];
+    fail_msg("%s is a key without a value to test it with", key);
+    return NULL;
+}
+
+/* All keys but `without` set to their other values, in a file of dotted keys. */
+static struct mm_config good_changed(const char *without) {
+    char *text = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&text, &n);
+    for (size_t i = 0; i < mm_config_rows_n; i++) {
+        const char *name = mm_config_rows[i].name, *value = changed_value(name);
+        bool quote = mm_config_rows[i].type == MM_KEY_PATH;
+        if (strcmp(name, without) != 0)
+            fprintf(out, quote ? "%s: \"%s\"\n" : "%s: %s\n", name, value);
+    }
+    fclose(out);
+    struct mm_config config = good(text, NULL);
+    free(text);
+    return config;
+}
+
+static void test_every_key_there_and_back(void **state) {
+    (void)state;
+    static const char *const lengths[] = {"unlearn.loops", "unlearn.passes"};
+    struct mm_config defaults = good_as(least_pretrain, NULL, MM_PRETRAIN);
+    assert_int_equal(COUNT(changed), mm_config_rows_n);
+    for (size_t i = 0; i < 2; i++) {
+        struct mm_config config = good_changed(lengths[i]);
+        for (size_t r = 0; r < mm_config_rows_n; r++) {
+            bool without = strcmp(mm_config_rows[r].name, lengths[i]) == 0;
+            if (same_row(&mm_config_rows[r], &config, &defaults) != without)
+                fail_msg("%s has not its other value", mm_config_rows[r].name);
+        }
+        assert_round_trip(&config, MM_RUN);
+        mm_config_free(&config);
+    }
+    mm_config_free(&defaults);
+}
+
+static void test_least_there_and_back(void **state) {
+    (void)state;
+    struct mm_config config = good(base, NULL);
+    assert_round_trip(&config, MM_RUN);
+    mm_config_free(&config);
+    /* What a command does not need is null in its resolved file. */
+    config = good_as(least_pretrain, NULL, MM_PRETRAIN);
+    assert_true(isnan(config.unlearn.adv_lr));
+    assert_null(config.model.path);
+    assert_round_trip(&config, MM_PRETRAIN);
+    mm_config_free(&config);
+}
+
+static void test_many_doubles_there_and_back(void **state) {
+    (void)state;
+    uint64_t bits = 88172645463325252u;
+    for (int i = 0; i < 300; i++) {
+        bits ^= bits << 13;
+        bits ^= bits >> 7;
+        bits ^= bits << 17;
+        struct mm_config config = good(base, NULL);
+        config.unlearn.unlearning_rate = ldexp((double)bits, -(int)(bits % 200) - 40);
+        assert_round_trip(&config, MM_RUN);
+        mm_config_free(&config);
+    }
+}
+
+/* ---- paths ---- */
+
+static void test_relative_paths(void **state) {
+    (void)state;
+    char before[4096], folder[] = "/tmp/config-test-XXXXXX";
+    assert_non_null(getcwd(before, sizeof before));
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(chdir(folder), 0);
+    assert_int_equal(mkdir("it's: #1", 0700), 0);
+    assert_int_equal(chdir("it's: #1"), 0);
+    struct mm_config c = good(base, "data={retain: a/b, forget_evaluation: x.h5, "
+                                    "retain_evaluation: ./y}");
+    char *expect = mm_format("%s/it's: #1/a/b", folder);
+    assert_string_equal(c.data.retain, expect);
+    mm_free(expect);
+    expect = mm_format("%s/it's: #1/x.h5", folder);
+    assert_string_equal(c.data.forget_evaluation, expect);
+    mm_free(expect);
+    assert_string_equal(c.data.forget, "/f");
+    assert_round_trip(&c, MM_RUN);
+    mm_config_free(&c);
+    c = good(base, "evaluate.multiple_choice=[{name: a, file: q.h5}]");
+    assert_int_equal(c.evaluate.multiple_choice[0].file[0], '/');
+    mm_config_free(&c);
+    assert_int_equal(chdir(".."), 0);
+    assert_int_equal(rmdir("it's: #1"), 0);
+
+    assert_int_equal(mkdir("\xff", 0700), 0);
+    assert_int_equal(chdir("\xff"), 0);
+    bad(base, "data.retain=a", "argument 'data.retain=a': data.retain: the working directory");
+    assert_int_equal(chdir(".."), 0);
+    assert_int_equal(rmdir("\xff"), 0);
+    assert_int_equal(chdir("/"), 0);
+    c = good(base, "data.retain=a");
+    assert_string_equal(c.data.retain, "/a");
+    mm_config_free(&c);
+    assert_int_equal(rmdir(folder), 0);
+    assert_int_equal(chdir(before), 0);
+}
+
+/* ---- resume and help ---- */
+
+static enum mm_status check_resume(char *argument, struct mm_error *err) {
+    return mm_config_check_resume(&argument, 1, err);
+}
+
+static void test_resume(void **state) {
+    (void)state;
+    static char *const allowed[] = {"device=cpu",
+                                    "checkpoint.keep=3",
+                                    "checkpoint={on_error: stop}",
+                                    "evaluate.batches=2",
+                                    "evaluate.multiple_choice=[]",
+                                    "relearn={lr: 1, passes: 3, with_retain: true}",
+                                    "data.retain_validation=a",
+                                    "data.forget_validation=a",
+                                    "data.retain_evaluation=a",
+                                    "data.forget_evaluation=null",
+                                    "output.save_model=false",
+                                    "output.save_dtype=float16",
+                                    "unlearn.loops=99",
+                                    "unlearn.passes=99"};
+    static char *const refused[] = {"seed=1",
+                                    "model.path=a",
+                                    "model.dtype=float32",
+                                    "model.state_dtype=float32",
+                                    "data.retain=a",
+                                    "data.forget=a",
+                                    "data.batch_size=1",
+                                    "data.micro_batch=1",
+                                    "data.context_length=2",
+                                    "unlearn.adv_lr=1",
+                                    "unlearn={loops: 99, graph: fresh}",
+                                    "output.dir=a",
+                                    "pretrain.steps=1",
+                                    "reduction=exact",
+                                    "reduce_dtype=float32",
+                                    "unlearn.retain_loss_budget=1"};
+    struct mm_error err;
+    for (size_t i = 0; i < COUNT(allowed); i++)
+        if (check_resume(allowed[i], &err))
+            fail_msg("%s", err.text);
+    for (size_t i = 0; i < COUNT(refused); i++) {
+        if (check_resume(refused[i], &err) != MM_BAD_INPUT)
+            fail_msg("%s allowed", refused[i]);
+        assert_non_null(strstr(err.text, "cannot change on resume"));
+        assert_int_equal(mm_live_blocks(), blocks_before);
+    }
+    assert_int_equal(check_resume("sead=1", &err), MM_BAD_INPUT);
+    assert_non_null(strstr(err.text, "the nearest valid one is 'seed'"));
+    assert_int_equal(check_resume("device", &err), MM_BAD_INPUT);
+    assert_int_equal(mm_config_check_resume(NULL, 0, &err), MM_OK);
+}
+
+static void test_help(void **state) {
+    (void)state;
+    char *help = mm_config_help();
+    for (size_t i = 0; i < mm_config_rows_n; i++) {
+        char *line = mm_format("\n  %s ", mm_config_rows[i].name);
+        if (!strstr(help, line))
+            fail_msg("no help for %s", mm_config_rows[i].name);
+        mm_free(line);
+    }
+    assert_non_null(strstr(help, "a number in [0, 1) (default 0.9)"));
+    assert_non_null(strstr(help, "listing | fresh | reuse (default listing)"));
+    for (const char *line = help; *line;) {
+        size_t n = strcspn(line, "\n");
+        if (n > 120)
+            fail_msg("long line: %.*s", (int)n, line);
+        line += n + (line[n] == '\n');
+    }
+    mm_free(help);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(test_defaults),
+        TEST(test_other_defaults),
+        TEST(test_multiple_choice),
+        TEST(test_enum_names),
+        TEST(test_numbers_accepted),
+        TEST(test_exact_micro_batch),
+        TEST(test_every_key_there_and_back),
+        TEST(test_least_there_and_back),
+        TEST(test_many_doubles_there_and_back),
+        TEST(test_relative_paths),
+        TEST(test_resume),
+        TEST(test_help),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,490 @@
+/* test_golden.c - the program against traces of PyTorch with transformers models in float64
+ * (tests/golden/README.md). Runs on any number of ranks up to the batch of 4: every rank compares
+ * the gathered whole, so the ranks' agreement is tested by the same numbers. */
+#include "tests/trace.h"
+
+#include "io/dataset.h"
+#include "src/evaluate.h"
+#include "src/mudman.h"
+#include "src/training.h"
+
+static struct mm_comm *comm;
+static struct mm_device *dev;
+
+/* A golden case: its model, and arenas that end with it. */
+struct fixture {
+    const char *name;
+    struct mm_arena *arena;
+    struct mm_model *model;
+    hid_t reference, traces;
+};
+
+static hid_t open_file(const char *name, const char *file) {
+    char *path = mm_format("%s/golden/%s/%s", TEST_DIR, name, file);
+    hid_t id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    assert_true(id >= 0);
+    mm_free(path);
+    return id;
+}
+
+static void load_model(struct fixture *f) {
+    struct mm_error err = {""};
+    struct mm_weights *weights;
+    char *folder = mm_format("%s/golden/%s", TEST_DIR, f->name);
+    if (mm_weights_open(&weights, folder, &err) != MM_OK ||
+        mm_model_load(f->model, weights, &err) != MM_OK)
+        fail_msg("%s", err.text);
+    mm_weights_free(weights);
+    mm_free(folder);
+}
+
+static struct fixture open_case(const char *name) {
+    struct mm_error err = {""};
+    struct mm_arch arch;
+    struct fixture f = {.name = name, .arena = mm_arena_create(dev, false)};
+    char *path = mm_format("%s/golden/%s/config.json", TEST_DIR, name);
+    if (mm_arch_read(&arch, path, &err) != MM_OK)
+        fail_msg("%s", err.text);
+    mm_free(path);
+    f.model = mm_model_create(f.arena, &arch, MM_F32, 32);
+    load_model(&f);
+    f.reference = open_file(name, "reference.h5");
+    f.traces = open_file(name, "traces.h5");
+    return f;
+}
+
+static void close_case(struct fixture *f) {
+    H5Fclose(f->reference);
+    H5Fclose(f->traces);
+    mm_model_free(f->model);
+    mm_arena_free(f->arena);
+}
+
+/* -- logits, losses, gradients of all parameters --------------------------------------------------- */
+
+static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, size_t T) {
+    size_t n = B * T, V = f->model->arch.vocab;
+    struct mm_acts acts;
+    struct mm_scratch scratch;
+    mm_acts_create(&acts, f->arena, f->model, n, NULL);
+    mm_scratch_create(&scratch, f->arena, f->model, n, false);
+    mm_forward(f->model, &acts, &scratch, tokens, B, T);
+    struct mm_mat logits = mm_arena_mat(f->arena, MM_FOR_SCRATCH, MM_F32, n, V);
+    dev->ops->linear(dev, logits, acts.hidden, f->model->params[f->model->head_part].w, NULL,
+                     false);
+    double *want = trace_read(f->reference, "logits", NULL, NULL);
+    trace_close(f->name, "logits", logits.data, want, n * V, 3e-6);
+    mm_free(want);
+    mm_acts_free(&acts);
+}
+
+static struct mm_shard *shard_of_all(struct fixture *f) {
+    bool *all = mm_calloc(f->model->params_n, 1);
+    memset(all, 1, f->model->params_n);
+    struct mm_shard *shard = mm_shard_create(f->arena, comm, f->model, all);
+    mm_free(all);
+    return shard;
+}
+
+static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B, size_t T) {
+    static const char *const names[] = {"cross_entropy", "neg_cross_entropy", "neg_entropy",
+                                        "correct_logit_minus_avg"};
+    struct mm_shard *shard = shard_of_all(f);
+    struct mm_passes *p = mm_passes_create(f->arena, comm, f->model, shard, B, 3, T, false);
+    struct mm_vector g = mm_shard_vector(shard, f->arena, MM_FOR_GRADIENTS, MM_F32);
+    double *loss = mm_arena_take(f->arena, MM_FOR_SCRATCH, 1, sizeof *loss);
+    for (int fn = 0; fn < 4; fn++) {
+        struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
+        char group[64];
+        snprintf(group, sizeof group, "loss/%s", names[fn]);
+        double *want = trace_read(f->reference, group, NULL, NULL);
+        mm_passes_gradient(p, tokens + p->first * T, objective, g, loss, NULL);
+        trace_near(f->name, names[fn], 0, *loss, *want, 2e-6);
+        mm_free(want);
+        for (size_t t = 0; t < shard->tensors_n; t++) {
+            const struct mm_param *param = &f->model->params[shard->param[t]];
+            char *path = mm_format("grad/%s/%s", names[fn], param->name);
+            want = trace_read(f->reference, path, NULL, NULL);
+            assert_non_null(want);
+            trace_close(names[fn], path, (float *)g.data + shard->offsets[t],
+                        want + shard->rows[t].first * param->cols,
+                        shard->rows[t].count * param->cols, 1e-4);
+            mm_free(want);
+            mm_free(path);
+        }
+    }
+    mm_passes_free(p);
+    mm_shard_free(shard);
+}
+
+static void check_reference(const char *name) {
+    struct fixture f = open_case(name);
+    size_t B, T;
+    uint32_t *tokens = trace_tokens(f.reference, "tokens", &B, &T);
+    check_logits(&f, tokens, B, T);
+    check_gradients(&f, tokens, B, T);
+    mm_free(tokens);
+    close_case(&f);
+}
+
+/* -- unlearning runs ------------------------------------------------------------------------------- */
+
+/* The config a trace's `overrides` attribute describes. */
+static void read_config(struct mm_config *config, hid_t group, size_t micro_batch) {
+    static const char base[] = "model: {path: m}\n"
+                               "data: {retain: r, forget: f, retain_validation: rv,\n"
+                               "  forget_validation: fv, context_length: 2}\n"
+                               "unlearn: {loops: 1, unlearning_rate: 1, retaining_rate: 1, adv_lr: 1}\n"
+                               "output: {dir: o}\n";
+    struct mm_error err = {""};
+    char *text = trace_text(group, "overrides"), *lines[32], micro[64], *save = NULL;
+    size_t n = 0;
+    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+        lines[n++] = line;
+    snprintf(micro, sizeof micro, "data.micro_batch=%zu", micro_batch);
+    lines[n++] = micro;
+    if (mm_config_parse(config, base, "base", lines, n, MM_RUN, &err) != MM_OK)
+        fail_msg("%s", err.text);
+    mm_free(text);
+}
+
+static struct mm_dataset tokens_of(hid_t traces, const char *name) {
+    struct mm_dataset set = {0};
+    set.tokens = trace_tokens(traces, name, &set.examples, &set.context);
+    set.context_length = set.context;
+    return set;
+}
+
+static void check_vector(const char *what, hid_t group, const char *prefix,
+                         const struct mm_shard *shard, struct mm_vector v, double tolerance) {
+    for (size_t t = 0; t < shard->tensors_n; t++) {
+        const struct mm_param *param = &shard->model->params[shard->param[t]];
+        char *path = mm_format("%s/%s", prefix, param->name);
+        double *want = trace_read(group, path, NULL, NULL);
+        assert_non_null(want);
+        size_t n = shard->rows[t].count * param->cols;
+        float *host = mm_calloc(n, sizeof *host);
+        mm_convert(host, MM_F32,
+                   (char *)v.data + shard->offsets[t] * mm_dtype_bytes(v.dtype), v.dtype, n);
+        trace_close(what, path, host, want + shard->rows[t].first * param->cols, n, tolerance);
+        mm_free(host);
+        mm_free(want);
+        mm_free(path);
+    }
+}
+
+static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_scalars s,
+                       bool half) {
+    const struct {
+        const char *name;
+        double value;
+    } values[] = {{"retain_loss", s.retain_loss},
+                  {"adversary_loss", s.adversary_loss},
+                  {"unlearning_loss", s.unlearning_loss},
+                  {"grad_norm", s.grad_norm},
+                  {"mask_fraction", s.mask_fraction}};
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        double *want = trace_read(group, values[i].name, NULL, NULL);
+        trace_near(what, values[i].name, t, values[i].value, want[t], half ? 1e-3 : 1e-5);
+        mm_free(want);
+    }
+    assert_int_equal(s.stop, MM_STOP_NONE);
+}
+
+/* A float32 model rounds about one gradient element in a thousand to the other neighbour in
+ * bfloat16, so whole runs agree but for a few last bits; check_replay is exact. */
+static void check_half(const char *what, hid_t group, const char *prefix,
+                       const struct mm_shard *shard, struct mm_vector v) {
+    size_t different = 0;
+    for (size_t t = 0; t < shard->tensors_n; t++) {
+        const struct mm_param *param = &shard->model->params[shard->param[t]];
+        char *path = mm_format("%s/%s", prefix, param->name);
+        double *want = trace_read(group, path, NULL, NULL);
+        const uint16_t *own = (const uint16_t *)v.data + shard->offsets[t];
+        double largest = 0;
+        for (size_t i = 0; i < param->rows * param->cols; i++)
+            largest = fmax(largest, fabs(want[i]));
+        for (size_t i = 0; i < shard->rows[t].count * param->cols; i++) {
+            double w = want[shard->rows[t].first * param->cols + i];
+            double x = (double)mm_f32_from_bf16(own[i]);
+            different += x != w;
+            if (!(fabs(x - w) <= 0x1p-7 * largest))
+                fail_msg("%s %s[%zu]: %.9g, should be %.9g", what, path, i, x, w);
+        }
+        mm_free(want);
+        mm_free(path);
+    }
+    if (different > v.n / 200)
+        fail_msg("%s %s: %zu of %zu elements differ", what, prefix, different, v.n);
+}
+
+/* All loops of a trace; metrics of each, and b, a, m at the end. */
+static void check_run(struct fixture *f, const char *variant, size_t micro_batch) {
+    struct mm_error err = {""};
+    struct mm_config config;
+    hid_t group = H5Gopen2(f->traces, variant, H5P_DEFAULT);
+    assert_true(group >= 0);
+    read_config(&config, group, micro_batch);
+    load_model(f);
+    struct mm_dataset retain = tokens_of(f->traces, "retain");
+    struct mm_dataset forget = tokens_of(f->traces, "forget");
+    struct mm_arena *arena = mm_arena_create(dev, false);
+    bool *wanted = mm_calloc(f->model->params_n, 1);
+    if (mm_model_choose(f->model, config.unlearn.target_modules, config.unlearn.target_modules_n,
+                        wanted, &err) != MM_OK)
+        fail_msg("%s", err.text);
+    struct mm_shard *shard = mm_shard_create(arena, comm, f->model, wanted);
+    struct mm_mudman *u = mm_mudman_create(arena, &config, comm, f->model, shard);
+    struct mm_passes *p = u->passes;
+    uint32_t *r = mm_calloc(p->share * p->T, sizeof *r), *o = mm_calloc(p->share * p->T, sizeof *o);
+    bool half = config.model.state_dtype == MM_BF16;
+    for (size_t t = 0; t < config.unlearn.loops; t++) {
+        mm_dataset_batch(&retain, t, p->batch_size, p->first, p->share, r);
+        mm_dataset_batch(&forget, t, p->batch_size, p->first, p->share, o);
+        mm_mudman_loop(u, t, r, o);
+        check_loop(variant, group, t, mm_mudman_scalars(u), half);
+    }
+    const struct {
+        const char *name;
+        struct mm_vector v;
+        double tolerance;
+    } ends[] = {{"base", u->b, 5e-6}, {"retain_acc", u->m, 1e-4}, {"adversary", u->a, 1e-5}};
+    for (size_t i = 0; i < 3; i++) {
+        if (!ends[i].v.data)
+            continue;
+        if (half)
+            check_half(variant, group, ends[i].name, shard, ends[i].v);
+        else
+            check_vector(variant, group, ends[i].name, shard, ends[i].v, ends[i].tolerance);
+    }
+    mm_free(r);
+    mm_free(o);
+    mm_mudman_free(u);
+    mm_shard_free(shard);
+    mm_arena_free(arena);
+    mm_free(wanted);
+    mm_dataset_free(&retain);
+    mm_dataset_free(&forget);
+    mm_config_free(&config);
+    H5Gclose(group);
+}
+
+/* Every group of the file that has a b at the end is an unlearning run. */
+static void check_runs(const char *name) {
+    struct fixture f = open_case(name);
+    H5G_info_t info;
+    H5Gget_info(f.traces, &info);
+    size_t runs = 0;
+    for (hsize_t i = 0; i < info.nlinks; i++) {
+        char variant[128], base[160];
+        H5Lget_name_by_idx(f.traces, ".", H5_INDEX_NAME, H5_ITER_INC, i, variant, sizeof variant,
+                           H5P_DEFAULT);
+        snprintf(base, sizeof base, "%s/base", variant);
+        H5O_info_t object;
+        H5Oget_info_by_name(f.traces, variant, &object, H5P_DEFAULT);
+        if (object.type != H5O_TYPE_GROUP || H5Lexists(f.traces, base, H5P_DEFAULT) <= 0)
+            continue;
+        for (size_t micro_batch = 1; micro_batch <= 4; micro_batch *= 2)
+            check_run(&f, variant, micro_batch);
+        runs++;
+    }
+    assert_true(runs >= 2);
+    close_case(&f);
+}
+
+/* -- bfloat16 state, bit by bit --------------------------------------------------------------------- */
+
+/* g (=) own rows of loop t's stored gradient. */
+static void load_gradient(hid_t group, const char *kind, size_t t, const struct mm_shard *shard,
+                          struct mm_vector g) {
+    for (size_t i = 0; i < shard->tensors_n; i++) {
+        const struct mm_param *param = &shard->model->params[shard->param[i]];
+        char *path = mm_format("gradients/%s/%s", kind, param->name);
+        double *all = trace_read(group, path, NULL, NULL);
+        assert_non_null(all);
+        size_t first = (t * param->rows + shard->rows[i].first) * param->cols;
+        for (size_t j = 0; j < shard->rows[i].count * param->cols; j++)
+            ((float *)g.data)[shard->offsets[i] + j] = (float)all[first + j];
+        mm_free(all);
+        mm_free(path);
+    }
+}
+
+/* The updates of every loop from the stored gradients: b, a, m must come out the same to the bit. */
+static void check_replay(struct fixture *f, const char *variant) {
+    struct mm_error err = {""};
+    struct mm_config config;
+    hid_t group = H5Gopen2(f->traces, variant, H5P_DEFAULT);
+    read_config(&config, group, 4);
+    load_model(f);
+    struct mm_arena *arena = mm_arena_create(dev, false);
+    bool *wanted = mm_calloc(f->model->params_n, 1);
+    assert_int_equal(mm_model_choose(f->model, config.unlearn.target_modules,
+                                     config.unlearn.target_modules_n, wanted, &err),
+                     MM_OK);
+    struct mm_shard *shard = mm_shard_create(arena, comm, f->model, wanted);
+    struct mm_mudman *u = mm_mudman_create(arena, &config, comm, f->model, shard);
+    const __typeof__(config.unlearn) *c = &config.unlearn;
+    const uint32_t *stop = &u->scalars->stop;
+    size_t n = shard->tensors_n;
+    for (size_t t = 0; t < c->loops; t++) {
+        if (t % c->fork_every_n_loops == 0)
+            dev->ops->fork(dev, u->a, u->b, stop);
+        load_gradient(group, "retain", t, shard, u->g);
+        dev->ops->retain_step(dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, stop);
+        load_gradient(group, "adversary", t, shard, u->g);
+        dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
+        load_gradient(group, "unlearning", t, shard, u->g);
+        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->offsets, n, c->use_masking);
+        mm_comm_sum(comm, (double *)u->sums, 3 * n);
+        dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
+                                c->rate_scale == MM_RATE_STUDY, shard->total, MM_BF16, u->scalars);
+        dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->offsets, n, u->scale, c->unlearning_rate,
+                               c->use_masking, stop);
+    }
+    check_vector(variant, group, "base", shard, u->b, 0);
+    check_vector(variant, group, "adversary", shard, u->a, 0);
+    check_vector(variant, group, "retain_acc", shard, u->m, 0);
+    mm_mudman_free(u);
+    mm_shard_free(shard);
+    mm_arena_free(arena);
+    mm_free(wanted);
+    mm_config_free(&config);
+    H5Gclose(group);
+}
+
+/* -- relearning and pretraining ------------------------------------------------------------------- */
+
+static void check_relearning(const char *name, const char *variant) {
+    struct fixture f = open_case(name);
+    struct mm_config config;
+    hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
+    read_config(&config, group, 3);
+    struct mm_dataset retain = tokens_of(f.traces, "retain_validation");
+    struct mm_dataset forget = tokens_of(f.traces, "forget_validation");
+    struct mm_training *t = mm_training_create(f.arena, comm, f.model, config.data.batch_size,
+                                               config.data.micro_batch, forget.context, MM_F32,
+                                               false);
+    struct mm_passes *p = t->passes;
+    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
+    double *loss = trace_read(group, "loss", NULL, NULL);
+    size_t steps = config.relearn.passes / (config.relearn.with_retain ? 4 : 2);
+    for (size_t i = 0; i < steps; i++) {
+        mm_dataset_batch(&forget, i + 1, p->batch_size, p->first, p->share, tokens);
+        trace_near(variant, "loss", i, mm_training_sgd(t, tokens, config.relearn.lr), loss[i], 1e-5);
+        if (!config.relearn.with_retain)
+            continue;
+        mm_dataset_batch(&retain, i + 1, p->batch_size, p->first, p->share, tokens);
+        mm_training_sgd(t, tokens, config.relearn.lr);
+    }
+    check_vector(variant, group, "params", t->shard, t->p, 2e-5);
+    mm_free(loss);
+    mm_free(tokens);
+    mm_training_free(t);
+    mm_dataset_free(&retain);
+    mm_dataset_free(&forget);
+    mm_config_free(&config);
+    H5Gclose(group);
+    close_case(&f);
+}
+
+static void check_pretraining(const char *name) {
+    struct fixture f = open_case(name);
+    struct mm_config config;
+    hid_t group = H5Gopen2(f.traces, "pretrain", H5P_DEFAULT);
+    read_config(&config, group, 3);
+    struct mm_dataset retain = tokens_of(f.traces, "retain"), forget = tokens_of(f.traces, "forget");
+    size_t B = config.data.batch_size, T = forget.context;
+    struct mm_training *t =
+        mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);
+    uint32_t *both = mm_calloc(2 * B * T, sizeof *both);
+    double *loss = trace_read(group, "loss", NULL, NULL);
+    for (size_t i = 0; i < config.pretrain.steps; i++) {
+        mm_dataset_batch(&retain, i, B, 0, B, both);
+        mm_dataset_batch(&forget, i, B, 0, B, both + B * T);
+        trace_near("pretrain", "loss", i,
+                   mm_training_adamw(t, both + t->passes->first * T, &config, i), loss[i], 1e-5);
+    }
+    /* Adam divides by the gradient's size: where that is rounding only, so is the step. */
+    check_vector("pretrain", group, "params", t->shard, t->p, 1e-3);
+    mm_free(loss);
+    mm_free(both);
+    mm_training_free(t);
+    mm_dataset_free(&retain);
+    mm_dataset_free(&forget);
+    mm_config_free(&config);
+    H5Gclose(group);
+    close_case(&f);
+}
+
+/* -- the table ------------------------------------------------------------------------------------- */
+
+static void reference_llama(void **state) {
+    (void)state;
+    check_reference("llama-gqa-tied");
+    check_reference("llama3-untied");
+}
+static void reference_qwen2(void **state) {
+    (void)state;
+    check_reference("qwen2");
+}
+static void reference_neox(void **state) {
+    (void)state;
+    check_reference("neox-parallel");
+    check_reference("neox-serial");
+}
+static void runs_llama(void **state) {
+    (void)state;
+    check_runs("llama-gqa-tied");
+    check_runs("llama3-untied");
+}
+static void runs_qwen2(void **state) {
+    (void)state;
+    check_runs("qwen2");
+}
+static void runs_neox(void **state) {
+    (void)state;
+    check_runs("neox-parallel");
+    check_runs("neox-serial");
+}
+static void bfloat16_replay(void **state) {
+    (void)state;
+    struct fixture f = open_case("llama-gqa-tied");
+    check_replay(&f, "bfloat16");
+    check_replay(&f, "bfloat16_study");
+    close_case(&f);
+}
+static void relearning(void **state) {
+    (void)state;
+    check_relearning("llama-gqa-tied", "relearn");
+    check_relearning("llama-gqa-tied", "relearn_with_retain");
+    check_relearning("neox-parallel", "relearn");
+    check_relearning("neox-parallel", "relearn_with_retain");
+}
+static void pretraining(void **state) {
+    (void)state;
+    check_pretraining("llama-gqa-tied");
+}
+static void nothing_leaks(void **state) {
+    (void)state;
+    mm_device_free(dev);
+    dev = NULL;
+    assert_int_equal(mm_live_blocks(), 1); /* the communicator */
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(reference_llama), cmocka_unit_test(reference_qwen2),
+        cmocka_unit_test(reference_neox),  cmocka_unit_test(runs_llama),
+        cmocka_unit_test(runs_qwen2),      cmocka_unit_test(runs_neox),
+        cmocka_unit_test(bfloat16_replay), cmocka_unit_test(relearning),
+        cmocka_unit_test(pretraining),
+        cmocka_unit_test(nothing_leaks),
+    };
+    comm = mm_comm_create(&argc, &argv);
+    mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
+    dev = mm_device_create_cpu();
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    mm_comm_free(comm);
+    return failed;
+}

@@ -1,0 +1,95 @@
+/* trace.h - reading of the golden files (tests/golden/README.md) and comparison with tolerance. */
+#ifndef MM_TEST_TRACE_H
+#define MM_TEST_TRACE_H
+
+#include <hdf5.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "src/base/base.h"
+
+/* A whole dataset as double; dims up to 4; the caller frees with mm_free. NULL if there is none. */
+static inline double *trace_read(hid_t at, const char *name, hsize_t dims[4], int *dims_n) {
+    if (H5Lexists(at, name, H5P_DEFAULT) <= 0)
+        return NULL;
+    hid_t set = H5Dopen2(at, name, H5P_DEFAULT), space = H5Dget_space(set);
+    hsize_t local[4] = {0};
+    int n = H5Sget_simple_extent_dims(space, local, NULL);
+    hssize_t elements = H5Sget_simple_extent_npoints(space);
+    double *data = mm_calloc((size_t)elements, sizeof *data);
+    assert_true(H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
+    H5Sclose(space);
+    H5Dclose(set);
+    if (dims)
+        memcpy(dims, local, sizeof local);
+    if (dims_n)
+        *dims_n = n;
+    return data;
+}
+
+static inline uint32_t *trace_tokens(hid_t at, const char *name, size_t *rows, size_t *cols) {
+    hsize_t dims[4] = {0};
+    double *values = trace_read(at, name, dims, NULL);
+    assert_non_null(values);
+    *rows = (size_t)dims[0];
+    *cols = (size_t)dims[1];
+    uint32_t *tokens = mm_calloc(*rows * *cols, sizeof *tokens);
+    for (size_t i = 0; i < *rows * *cols; i++)
+        tokens[i] = (uint32_t)values[i];
+    mm_free(values);
+    return tokens;
+}
+
+/* A text attribute; the caller frees with mm_free. */
+static inline char *trace_text(hid_t at, const char *name) {
+    hid_t attribute = H5Aopen(at, name, H5P_DEFAULT), type = H5Aget_type(attribute);
+    char *text;
+    if (H5Tis_variable_str(type) > 0) {
+        char *raw;
+        assert_true(H5Aread(attribute, type, &raw) >= 0);
+        text = mm_strdup(raw);
+        H5free_memory(raw);
+    } else {
+        text = mm_calloc(H5Tget_size(type) + 1, 1);
+        assert_true(H5Aread(attribute, type, text) >= 0);
+    }
+    H5Tclose(type);
+    H5Aclose(attribute);
+    return text;
+}
+
+/* The largest |x - want|, and the largest |want|. */
+static inline double trace_error(const float *x, const double *want, size_t n, double *largest) {
+    double error = 0, most = 0;
+    for (size_t i = 0; i < n; i++) {
+        double e = fabs((double)x[i] - want[i]);
+        error = e > error || isnan(e) ? e : error;
+        most = fabs(want[i]) > most ? fabs(want[i]) : most;
+    }
+    *largest = most;
+    return error;
+}
+
+/* Fails unless |x - want| <= tolerance · max |want| everywhere; a tensor whose values are all rounding
+ * (a key bias moves every score of a softmax alike) may be off by 10^-7 of a unit loss. */
+static inline void trace_close(const char *what, const char *name, const float *x,
+                               const double *want, size_t n, double tolerance) {
+    double largest, error = trace_error(x, want, n, &largest);
+    double allowed = tolerance == 0 ? 0 : fmax(tolerance * largest, 1e-7);
+    if (!(error <= allowed))
+        fail_msg("%s %s: off by %.3g of %.3g, allowed %.3g", what, name, error, largest, allowed);
+}
+
+static inline void trace_near(const char *what, const char *name, size_t at, double x, double want,
+                              double tolerance) {
+    if (!(fabs(x - want) <= tolerance * fmax(1.0, fabs(want))))
+        fail_msg("%s %s[%zu]: %.9g, should be %.9g", what, name, at, x, want);
+}
+
+#endif

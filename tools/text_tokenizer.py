@@ -1,0 +1,70 @@
+"""Text to token ids: any Hugging Face tokenizer.json, or the bytes of UTF-8."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from text_records import InputError
+
+
+class TextTokenizer(Protocol):
+    """What the tools need of a tokenizer; `name` identifies it in the files written."""
+
+    name: str
+    vocab_size: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+
+
+class ByteTokenizer:
+    """Every byte of the UTF-8 text is a token."""
+
+    name = "bytes"
+    vocab_size = 256
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the bytes of each text."""
+        return [list(text.encode("utf-8")) for text in texts]
+
+
+class FileTokenizer:
+    """A tokenizer.json, with the special tokens that its post-processor adds, or without."""
+
+    def __init__(self, path: Path, special_tokens: bool) -> None:
+        # Imported here so that bytes need nothing beyond NumPy and h5py.
+        import tokenizers
+
+        try:
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from error
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{path}: not a tokenizer.json that can be read: {error}") from error
+        # A tokenizer.json may itself ask for truncation or padding: rows are cut by the caller,
+        # never padded.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special_tokens = special_tokens
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        digest = hashlib.sha256(content).hexdigest()
+        self.name = f"{path.resolve().parent.name}/{path.name} sha256:{digest}"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        encodings = self._tokenizer.encode_batch(
+            list(texts), add_special_tokens=self._special_tokens
+        )
+        return [encoding.ids for encoding in encodings]
+
+
+def open_tokenizer(given: str, special_tokens: bool = True) -> TextTokenizer:
+    """Open `bytes`, a tokenizer.json, or the folder (a model's) that holds one."""
+    if given == "bytes":
+        return ByteTokenizer()
+    path = Path(given)
+    return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path, special_tokens)

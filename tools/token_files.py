@@ -1,0 +1,113 @@
+"""Writing token files and multiple-choice files (HDF5), the same bytes for the same content.
+
+A token file holds `/tokens`, unsigned 32-bit, [examples, context]. A multiple-choice file holds
+`/prompts`, all prompts' tokens one after the other, `/offsets` [n + 1], where each begins and the
+last ends, `/choices` [n, 4], the answer tokens, and `/answers` [n], which of the four is right.
+Both carry the attributes `vocab_size`, `tokenizer` and `source`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+CHOICES = 4
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file's attributes say about where its tokens come from."""
+
+    vocab_size: int
+    tokenizer: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question in tokens."""
+
+    prompt: Sequence[int]
+    choices: Sequence[int]
+    answer: int
+
+
+def write_token_file(path: Path, tokens: np.ndarray, origin: Origin) -> None:
+    """Write a token file; `tokens` is [examples, context]."""
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must be [examples, context], not {tokens.shape}")
+    _check_ids(tokens, origin.vocab_size)
+    _write(path, {"tokens": tokens.astype("<u4")}, origin)
+
+
+def write_multiple_choice_file(path: Path, questions: Sequence[Question], origin: Origin) -> None:
+    """Write a multiple-choice file, the questions in the order given."""
+    lengths = [len(question.prompt) for question in questions]
+    prompts = np.concatenate([np.asarray(question.prompt, dtype="<u4") for question in questions])
+    choices = np.asarray([question.choices for question in questions], dtype="<u4")
+    answers = np.asarray([question.answer for question in questions], dtype="<u4")
+    if choices.shape != (len(questions), CHOICES) or 0 in lengths or answers.max() >= CHOICES:
+        raise ValueError("each question needs a prompt, four choices and an answer among them")
+    _check_ids(prompts, origin.vocab_size)
+    _check_ids(choices, origin.vocab_size)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8")
+    _write(
+        path,
+        {"prompts": prompts, "offsets": offsets, "choices": choices, "answers": answers},
+        origin,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a small file so that it is never there by half."""
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content)
+        _put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    if ids.max() >= vocab_size:
+        raise ValueError(f"token id {ids.max()} is outside the vocabulary of {vocab_size}")
+
+
+def _write(path: Path, datasets: Mapping[str, np.ndarray], origin: Origin) -> None:
+    temporary = _temporary(path)
+    try:
+        # Best effort: shared file systems often have no locks.
+        with h5py.File(temporary, "w", locking="best-effort") as file:
+            for name, data in datasets.items():
+                # Without times in the file, the same content is the same bytes.
+                file.create_dataset(name, data=data, track_times=False)
+            file.attrs["vocab_size"] = np.uint32(origin.vocab_size)
+            file.attrs["tokenizer"] = origin.tokenizer
+            file.attrs["source"] = origin.source
+        _put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Make the content durable before its name: a reader sees the old file or the whole new one."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
