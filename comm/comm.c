@@ -55,6 +55,11 @@ void mm_comm_free(struct mm_comm *comm) {
     CHECK_MPI(MPI_Finalize());
 }
 
+void mm_comm_pretend(struct mm_comm *comm, int size) {
+    comm->rank = 0;
+    comm->size = size;
+}
+
 int mm_comm_rank(const struct mm_comm *comm) {
     return comm->rank;
 }

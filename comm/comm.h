@@ -16,6 +16,10 @@ struct mm_comm;
 struct mm_comm *mm_comm_create(int *argc, char ***argv);
 void mm_comm_free(struct mm_comm *comm);
 
+/* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
+ * fault. Local. */
+void mm_comm_pretend(struct mm_comm *comm, int size);
+
 int mm_comm_rank(const struct mm_comm *comm); /* Local. */
 int mm_comm_size(const struct mm_comm *comm); /* Local. */
 /* Ranks on this machine, and this rank's place among them. Local. */

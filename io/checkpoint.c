@@ -59,7 +59,7 @@ static double own_bytes(const struct mm_checkpoint_job *job) {
     return bytes;
 }
 
-/* A limit of this process (ulimit -f) would stop HDF5 itself, in memory. */
+/* A limit of this process (ulimit -f) ends it by a signal, SIGXFSZ, unless that is ignored. */
 static enum mm_status check_limit(double bytes, struct mm_error *err) {
     struct rlimit limit;
     char need[32], most[32];

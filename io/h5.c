@@ -10,13 +10,9 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "values are stored as they are in memory");
 
-/* HDF5 1.10's clean-up at exit walks freed memory if a file could not be written to its end. All
- * files are closed by hand, so there is nothing for it to do. A checkpoint's parts lie beside it,
- * whatever prefix the environment sets for the user's other virtual datasets. */
-static void settle(void) {
-    H5dont_atexit();
-    unsetenv("HDF5_VDS_PREFIX");
+void mm_h5_settle(void) {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    unsetenv("HDF5_VDS_PREFIX");
 }
 
 static herr_t take_innermost(unsigned n, const H5E_error2_t *entry, void *text) {
@@ -43,7 +39,7 @@ void mm_h5_close(hid_t id) {
 
 /* Files ------------------------------------------------------------------------------------- */
 
-static hid_t file_access(void) {
+hid_t mm_h5_file_access(void) {
     hid_t fapl = H5Pcreate(H5P_FILE_ACCESS);
     if (fapl < 0)
         return fapl;
@@ -66,8 +62,8 @@ enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err) {
         return mm_fail(err, MM_BAD_INPUT, "cannot open '%s': %s", path, strerror(errno));
     if (!S_ISREG(info.st_mode)) /* a pipe would be waited on */
         return mm_fail(err, MM_BAD_INPUT, "'%s' is not a file", path);
-    settle();
-    hid_t fapl = file_access();
+    mm_h5_settle();
+    hid_t fapl = mm_h5_file_access();
     if (fapl < 0)
         return mm_h5_fail(err, MM_FAILED, "cannot set up HDF5 for '%s'", path);
     enum mm_status status = MM_OK;
@@ -75,22 +71,6 @@ enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err) {
     if (*file < 0)
         status =
             mm_h5_fail(err, MM_BAD_INPUT, "cannot read '%s': not an HDF5 file, or damaged", path);
-    mm_h5_close(fapl);
-    return status;
-}
-
-enum mm_status mm_h5_create(hid_t *file, const char *path, hsize_t user_block,
-                            struct mm_error *err) {
-    settle();
-    enum mm_status status = MM_OK;
-    hid_t fapl = file_access(), fcpl = H5Pcreate(H5P_FILE_CREATE);
-    *file = -1;
-    if (fapl >= 0 && fcpl >= 0 && H5Pset_userblock(fcpl, user_block) >= 0 &&
-        H5Pset_obj_track_times(fcpl, false) >= 0)
-        *file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
-    if (*file < 0)
-        status = mm_h5_fail(err, MM_FAILED, "cannot create '%s'", path);
-    mm_h5_close(fcpl);
     mm_h5_close(fapl);
     return status;
 }

@@ -23,10 +23,12 @@ void mm_h5_close(hid_t id);
 /* Opens a file for reading. MM_BAD_INPUT: missing, not a regular file, not HDF5. */
 enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err);
 
-/* Creates or truncates a file, with a user block of so many bytes (0, or a power of 2 from 512).
- * Of the format since HDF5 1.8, whose attributes may exceed 64 kB. MM_FAILED. */
-enum mm_status mm_h5_create(hid_t *file, const char *path, hsize_t user_block,
-                            struct mm_error *err);
+/* Before the first call of HDF5: it prints nothing, and the parts of a checkpoint lie beside it
+ * whatever prefix the environment sets for the user's other virtual datasets. Cheap to repeat. */
+void mm_h5_settle(void);
+/* A property list for opening and creating files: of the format since HDF5 1.8, whose attributes
+ * may exceed 64 kB, without locks. The caller closes. Negative on failure. */
+hid_t mm_h5_file_access(void);
 
 /* Creates a group or dataset without a time stamp, so that equal content is equal bytes. `dcpl` is
  * the caller's. Negative on failure: mm_h5_fail. */

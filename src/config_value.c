@@ -34,7 +34,8 @@ static bool parse_integer(const char *text, size_t *value) {
     return errno == 0;
 }
 
-/* Decimal and finite: 1, -0.5, .5, 1., 1e-3. Neither hexadecimal nor nan, inf or what overflows. */
+/* Decimal: 1, -0.5, .5, 1., 1e-3; no hexadecimal, nan or inf. What overflows becomes infinite,
+ * which lies in no row's bounds. */
 static bool parse_number(const char *text, double *value) {
     const char *at = text + (*text == '-' || *text == '+');
     size_t before = digits(at), after = 0;
@@ -55,7 +56,7 @@ static bool parse_number(const char *text, double *value) {
     if (*at)
         return false;
     *value = strtod(text, NULL);
-    return isfinite(*value);
+    return true;
 }
 
 static enum mm_status read_number(const struct mm_value_place *at, const struct mm_config_row *row,

@@ -198,8 +198,6 @@ static enum mm_status build_items(struct builder *b, struct mm_yaml_node *node, 
         yaml_event_delete(&event);
         if (status)
             return status;
-        if (item->key && item->text && !*item->text && !item->quoted)
-            item->line = item->key_line; /* libyaml puts "key:" where the next token is */
     }
 }
 

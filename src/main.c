@@ -1,1 +1,236 @@
-int main(void) { return 0; }
+/* main.c - the command line: which command, on which ranks, with which exit status. */
+#define _GNU_SOURCE /* CPU affinity */
+#include "io/checkpoint.h"
+#include "io/files.h"
+#include "src/job.h"
+#include "src/plan.h"
+#include "src/pretrain.h"
+#include "src/stop.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char usage[] =
+    "mudman-mpi - unlearning that fine-tuning does not bring back (MUDMAN), on MPI ranks\n"
+    "\n"
+    "  mudman-mpi run CONFIG [key=value ...]       unlearn, relearn, evaluate, as the config says\n"
+    "  mudman-mpi resume RUN_DIR [key=value ...]   continue from the newest valid checkpoint, on any\n"
+    "                                              number of ranks\n"
+    "  mudman-mpi eval CONFIG [key=value ...]      losses and multiple-choice accuracy only\n"
+    "  mudman-mpi pretrain CONFIG [key=value ...]  train a small model from scratch\n"
+    "  mudman-mpi plan CONFIG [key=value ...] [--ranks N]\n"
+    "                                              check everything, print the memory of a rank\n"
+    "  mudman-mpi inspect FILE                     what a checkpoint, data file or run folder holds, and\n"
+    "                                              whether it is intact\n"
+    "  mudman-mpi --help | --version\n"
+    "\n"
+    "The same words under 'srun', 'mpirun --bind-to none' or alone (one rank). Keys are dotted\n"
+    "(unlearn.adv_lr=0.01) or top-level (seed=7); an override replaces the file's value.\n"
+    "\n"
+    "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal after a\n"
+    "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything else.\n"
+    "\n"
+    "Config keys (YAML), with defaults:\n\n";
+
+struct command_line {
+    const char *command, *subject;
+    char **overrides;
+    size_t overrides_n;
+    int ranks;
+};
+
+static enum mm_status parse(struct command_line *line, int argc, char **argv, struct mm_error *err) {
+    static const char *const commands[] = {"run", "resume", "eval", "pretrain", "plan", "inspect"};
+    size_t n = sizeof commands / sizeof *commands, known = 0;
+    *line = (struct command_line){.command = argc > 1 ? argv[1] : ""};
+    while (known < n && strcmp(commands[known], line->command) != 0)
+        known++;
+    if (known == n)
+        return mm_fail(err, MM_BAD_INPUT, "'%s' is no command: run, resume, eval, pretrain, plan or "
+                       "inspect; see mudman-mpi --help", line->command);
+    if (argc < 3)
+        return mm_fail(err, MM_BAD_INPUT, "%s needs a %s; see mudman-mpi --help", line->command,
+                       strcmp(line->command, "resume") == 0    ? "run folder"
+                       : strcmp(line->command, "inspect") == 0 ? "file"
+                                                               : "config");
+    line->subject = argv[2];
+    line->overrides = argv + 3;
+    bool plan = strcmp(line->command, "plan") == 0, inspect = strcmp(line->command, "inspect") == 0;
+    for (int i = 3; i < argc; i++) {
+        if (plan && strcmp(argv[i], "--ranks") == 0 && i + 2 == argc) {
+            char *end;
+            long ranks = strtol(argv[i + 1], &end, 10);
+            if (*end || ranks < 1 || ranks > 1000000)
+                return mm_fail(err, MM_BAD_INPUT, "--ranks %s: not a number of ranks", argv[i + 1]);
+            line->ranks = (int)ranks;
+            break;
+        }
+        if (inspect || !strchr(argv[i], '=') || argv[i][0] == '-')
+            return mm_fail(err, MM_BAD_INPUT, "argument '%s' is not understood; overrides read "
+                           "key=value, see mudman-mpi --help", argv[i]);
+        line->overrides_n++;
+    }
+    return MM_OK;
+}
+
+/* mpirun binds each of two ranks to one core: the others then idle, without a word. */
+static void warn_idle_cores(struct mm_comm *comm) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return;
+    long mine = CPU_COUNT(&set), all = sysconf(_SC_NPROCESSORS_ONLN);
+    double used = (double)mine;
+    mm_comm_sum(comm, &used, 1);
+    if (mm_comm_size(comm) > 1 && mm_comm_local_size(comm) == mm_comm_size(comm) &&
+        used < (double)all)
+        mm_log0(MM_LOG_WARN, "%d ranks may use %.0f of this machine's %ld cores: try 'mpirun "
+                "--bind-to none' and OMP_NUM_THREADS", mm_comm_size(comm), used, all);
+}
+
+/* Unlearning, export, relearning, result: of a new run or a resumed one. */
+static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
+                            const struct mm_config *config, const char *resume,
+                            const struct mm_checkpoint_info *info, struct mm_error *err) {
+    struct mm_job job;
+    double score = NAN;
+    char *reason = NULL;
+    mm_stop_listen();
+    enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
+    if (status != MM_OK)
+        return status;
+    status = mm_unlearn(&job, resume, info, &reason, err);
+    if (status == MM_OK && config->relearn.passes)
+        status = mm_relearn(&job, &score, &reason, err);
+    if (status == MM_OK || reason) {
+        enum mm_status written = mm_job_result(&job, reason, score, err);
+        if (written != MM_OK)
+            status = written;
+        else if (reason)
+            mm_fail(err, MM_REJECTED, "rejected: %s", reason);
+    }
+    mm_free(reason);
+    mm_job_close(&job);
+    return status;
+}
+
+static enum mm_status resume_run(struct mm_comm *comm, struct mm_device *dev,
+                                 const struct command_line *line, struct mm_error *err) {
+    struct mm_checkpoint_info info = {0};
+    struct mm_config config = {0};
+    char *folder = NULL, *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
+    enum mm_status status = mm_config_check_resume(line->overrides, line->overrides_n, err);
+    if (status == MM_OK)
+        status = mm_checkpoint_find(comm, line->subject, &folder, &info, err);
+    if (status == MM_OK) {
+        status = mm_config_parse(&config, info.config, path, line->overrides, line->overrides_n,
+                                 MM_RESUME, err);
+        status = mm_comm_agree(comm, status, err);
+    }
+    /* The folder may have been moved since: it is where the user says it is. */
+    if (status == MM_OK && (dir = realpath(line->subject, NULL))) {
+        mm_free(config.output.dir);
+        config.output.dir = mm_strdup(dir);
+        status = train(comm, dev, &config, folder, &info, err);
+    }
+    free(dir);
+    mm_config_free(&config);
+    mm_checkpoint_info_free(&info);
+    mm_free(folder);
+    mm_free(path);
+    return status;
+}
+
+static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
+                               const struct mm_config *config, struct mm_error *err) {
+    struct mm_job job;
+    enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_EVALUATE, err);
+    if (status != MM_OK)
+        return status;
+    mm_evaluate(job.evaluator, &job.at_start);
+    if (mm_comm_rank(comm) == 0) {
+        printf("forget loss %.6f\nretain loss %.6f\n", job.at_start.forget_loss,
+               job.at_start.retain_loss);
+        for (size_t i = 0; i < job.data.questions_n; i++)
+            printf("accuracy %s %.4f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
+                   job.at_start.accuracy[i], job.data.questions[i].n);
+    }
+    mm_job_close(&job);
+    return MM_OK;
+}
+
+static enum mm_status with_config(struct mm_comm *comm, struct mm_device *dev,
+                                  const struct command_line *line, struct mm_error *err) {
+    static const struct {
+        const char *name;
+        enum mm_command command;
+    } commands[] = {{"run", MM_RUN}, {"eval", MM_EVAL}, {"pretrain", MM_PRETRAIN}, {"plan", MM_PLAN}};
+    size_t k = 0;
+    while (strcmp(commands[k].name, line->command) != 0)
+        k++;
+    struct mm_config config = {0};
+    enum mm_status status = mm_config_read(&config, line->subject, line->overrides,
+                                           line->overrides_n, commands[k].command, err);
+    status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK)
+        switch (commands[k].command) {
+        case MM_RUN:
+            status = train(comm, dev, &config, NULL, NULL, err);
+            break;
+        case MM_EVAL:
+            status = evaluate(comm, dev, &config, err);
+            break;
+        case MM_PRETRAIN:
+            status = mm_pretrain(comm, dev, &config, err);
+            break;
+        default:
+            if (mm_comm_rank(comm) == 0)
+                status = mm_plan(comm, dev, &config, line->ranks, err);
+        }
+    mm_config_free(&config);
+    return status;
+}
+
+static enum mm_status dispatch(struct mm_comm *comm, const struct command_line *line,
+                               struct mm_error *err) {
+    if (strcmp(line->command, "inspect") == 0)
+        return mm_comm_rank(comm) == 0 ? mm_inspect(line->subject, err) : MM_OK;
+    struct mm_device *dev = mm_device_create_cpu();
+    warn_idle_cores(comm);
+    mm_log0(MM_LOG_DEBUG, "%s, %d threads a rank", dev->ops->name, mm_cpu_threads());
+    enum mm_status status = strcmp(line->command, "resume") == 0
+                                ? resume_run(comm, dev, line, err)
+                                : with_config(comm, dev, line, err);
+    mm_device_free(dev);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
+        puts("mudman-mpi " MM_VERSION);
+        return MM_OK;
+    }
+    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        char *keys = mm_config_help();
+        printf("%s%s", usage, keys);
+        mm_free(keys);
+        return MM_OK;
+    }
+    struct mm_error err = {""};
+    struct command_line line;
+    struct mm_comm *comm = mm_comm_create(&argc, &argv);
+    int rank = mm_comm_rank(comm);
+    mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
+    enum mm_status status = parse(&line, argc, argv, &err);
+    if (status == MM_OK)
+        status = dispatch(comm, &line, &err);
+    if (status != MM_OK && rank == 0)
+        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+    mm_comm_free(comm);
+    if (mm_live_blocks() != 0)
+        mm_log(MM_LOG_DEBUG, "rank %d: %ld blocks were not freed", rank, mm_live_blocks());
+    return status;
+}

@@ -1,10 +1,12 @@
 /* passes.c - see passes.h. */
 #include "src/passes.h"
 
+/* Consecutive sequences; the first ranks take one more where they don't divide. */
 static void share_of(struct mm_passes *p) {
     size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
-    p->first = r * p->batch_size / R;
-    p->share = (r + 1) * p->batch_size / R - p->first;
+    size_t even = p->batch_size / R, more = p->batch_size % R;
+    p->first = r * even + (r < more ? r : more);
+    p->share = even + (r < more);
 }
 
 struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,

@@ -5,14 +5,16 @@
                   [--rounds 3] [--repeats 5]
 
 The peer is the paper's Listing 1 on a Hugging Face model: gradients of the intervened weights only, one retained
-graph for the adversary's and the unlearning backward pass. It runs with eager and with fused (sdpa) attention, and
-the faster one counts. Weights and tokens are random. Needs torch and transformers (tests/golden/requirements.txt).
+graph for the adversary's and the unlearning backward pass (loss neg_cross_entropy). It runs with eager and with
+fused (sdpa) attention, and the faster one counts. Weights and tokens are random. Needs torch and transformers
+(tests/golden/requirements.txt).
 
 Every measurement is a fresh process, so that its peak memory is its own, and the programs take turns, in
 alternating order, so that a busy moment does not fall on one of them. A process times `repeats` runs after a
 warm-up and prints their median; the table shows the smallest over the rounds, as other programs only add time.
 With as many threads as idle cores or fewer the numbers mean something. With more they do not: OpenMP threads that
-wait for one without a core made PyTorch ten to sixty times slower. The last lines say how busy the machine was.
+wait for one without a core made PyTorch 7 to 65 times slower. The last line says how busy the machine was.
+The peer's peak memory includes the libraries that importing PyTorch loads, several hundred MiB.
 
 Our binary is called as   bench_loop --shape NAME --what loop|relearn --threads N --repeats K
 and prints               shape=<name> what=<what> threads=<n> ms=<median> tokens_per_s=<...> peak_bytes=<...>
@@ -275,7 +277,8 @@ def row(name: str, what: str, samples: dict[str, Samples]) -> str:
 
 def machine_load(args: argparse.Namespace) -> str:
     free = len(os.sched_getaffinity(0)) - max(args.busy)
-    text = f"other programs kept {statistics.mean(args.busy):.1f} of {os.cpu_count()} cores busy, {max(args.busy):.1f} at most"
+    mean, most = statistics.mean(args.busy), max(args.busy)
+    text = f"other programs kept {mean:.1f} of {os.cpu_count()} cores busy, {most:.1f} at most"
     return text if args.threads <= free + 0.2 else text + f": too busy to trust {args.threads} threads"
 
 

@@ -21,8 +21,8 @@ static const struct {
 enum { STATE_TENSORS = sizeof state_shapes / sizeof *state_shapes };
 
 /* Any finite bits, also subnormal numbers and -0. */
-static uint32_t state_bits(size_t salt, size_t tensor, int group, size_t row, size_t col,
-                           enum mm_dtype dtype) {
+static inline uint32_t state_bits(size_t salt, size_t tensor, int group, size_t row, size_t col,
+                                  enum mm_dtype dtype) {
     uint64_t x = salt * 1000003 + tensor * 10007 + (uint64_t)group * 101 + row * 1009 + col;
     x = (x + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
     x = (x ^ x >> 27) * 0x94d049bb133111ebu;
@@ -31,13 +31,14 @@ static uint32_t state_bits(size_t salt, size_t tensor, int group, size_t row, si
     return dtype == MM_F32 ? bits : bits >> 16;
 }
 
-static size_t state_own_bytes(const struct mm_state *state, size_t tensor, int size, int rank) {
+static inline size_t state_own_bytes(const struct mm_state *state, size_t tensor, int size,
+                                     int rank) {
     const struct mm_state_tensor *t = &state->tensors[tensor];
     return mm_rows_of(t->rows, size, rank).count * t->cols * mm_dtype_bytes(state->dtype);
 }
 
-static void *state_rows(size_t salt, size_t tensor, int group, enum mm_dtype dtype, int size,
-                        int rank) {
+static inline void *state_rows(size_t salt, size_t tensor, int group, enum mm_dtype dtype, int size,
+                               int rank) {
     size_t bytes = mm_dtype_bytes(dtype), cols = state_shapes[tensor].cols;
     struct mm_rows rows = mm_rows_of(state_shapes[tensor].rows, size, rank);
     char *values = mm_calloc(rows.count * cols, bytes);
@@ -49,8 +50,8 @@ static void *state_rows(size_t salt, size_t tensor, int group, enum mm_dtype dty
 }
 
 /* The state after `salt` loops, as rank `rank` of `size` holds it. state_free frees. */
-static struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool adversary, int size,
-                                  int rank) {
+static inline struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool adversary, int size,
+                                         int rank) {
     struct mm_state state = {.dtype = dtype, .tensors_n = STATE_TENSORS};
     state.tensors = mm_calloc(STATE_TENSORS, sizeof *state.tensors);
     for (size_t i = 0; i < STATE_TENSORS; i++)
@@ -64,7 +65,7 @@ static struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool adversa
     return state;
 }
 
-static void state_free(struct mm_state *state) {
+static inline void state_free(struct mm_state *state) {
     for (size_t i = 0; i < state->tensors_n; i++) {
         mm_free(state->tensors[i].name);
         mm_free(state->tensors[i].base);
@@ -74,7 +75,8 @@ static void state_free(struct mm_state *state) {
     mm_free(state->tensors);
 }
 
-static bool state_equal(const struct mm_state *a, const struct mm_state *b, int size, int rank) {
+static inline bool state_equal(const struct mm_state *a, const struct mm_state *b, int size,
+                               int rank) {
     bool equal = true;
     for (size_t i = 0; i < a->tensors_n; i++) {
         const struct mm_state_tensor *s = &a->tensors[i], *t = &b->tensors[i];
@@ -86,7 +88,7 @@ static bool state_equal(const struct mm_state *a, const struct mm_state *b, int 
     return equal;
 }
 
-static struct mm_checkpoint_info info_make(size_t loops) {
+static inline struct mm_checkpoint_info info_make(size_t loops) {
     return (struct mm_checkpoint_info){.loops = loops,
                                        .retain_cursor = 3 * loops,
                                        .forget_cursor = 2 * loops,
@@ -98,7 +100,8 @@ static struct mm_checkpoint_info info_make(size_t loops) {
                                        .extra = mm_strdup("{\"initial\":1.5}")};
 }
 
-static bool info_equal(const struct mm_checkpoint_info *a, const struct mm_checkpoint_info *b) {
+static inline bool info_equal(const struct mm_checkpoint_info *a,
+                              const struct mm_checkpoint_info *b) {
     return a->loops == b->loops && a->retain_cursor == b->retain_cursor &&
            a->forget_cursor == b->forget_cursor && a->metrics_bytes == b->metrics_bytes &&
            strcmp(a->weights_hash, b->weights_hash) == 0 && strcmp(a->config, b->config) == 0 &&

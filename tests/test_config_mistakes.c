@@ -82,11 +82,26 @@ static void test_key_mistakes(void **state) {
     };
     for (size_t i = 0; i < COUNT(cases); i++)
         bad_more(cases[i][0], cases[i][1]);
-    char *many = mm_format("%s%0900d: 1\n", base, 7); /* a very long key */
-    bad(many, NULL, "t.yaml:14: unknown key '000");
-    mm_free(many);
     struct mm_config c = good(base, "relearn={}"); /* an empty section is no mistake */
     mm_config_free(&c);
+}
+
+static void test_long_keys(void **state) {
+    (void)state;
+    /* Cut between characters. */
+    char *wide = mm_format("%sx", base);
+    for (int i = 0; i < 60; i++) {
+        char *wider = mm_format("%s\xc3\xa4", wide);
+        mm_free(wide);
+        wide = wider;
+    }
+    char *line = mm_format("%s: 1\n", wide);
+    bad(line, NULL, "\xc3\xa4...'; the nearest");
+    mm_free(line);
+    mm_free(wide);
+    char *many = mm_format("%s%0900d: 1\n", base, 7);
+    bad(many, NULL, "t.yaml:14: unknown key '000");
+    mm_free(many);
 }
 
 #define INTEGERS(bounds) ": expected an integer in " bounds ", got "
@@ -433,6 +448,7 @@ int main(void) {
         TEST(test_yaml_mistakes),
         TEST(test_too_many_values),
         TEST(test_key_mistakes),
+        TEST(test_long_keys),
         TEST(test_number_mistakes),
         TEST(test_name_and_path_mistakes),
         TEST(test_list_mistakes),

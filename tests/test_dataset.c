@@ -13,7 +13,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "io/checkpoint.h"
 #include "io/dataset.h"
 
 static char folder[] = "/tmp/test_dataset.XXXXXX";
@@ -414,27 +413,6 @@ static void wrong_questions(void **state) {
     expect_bad_questions(&f, "'answers' is [1, 1], not [2, 1]");
 }
 
-/* Inspect ----------------------------------------------------------------------------------- */
-
-static void inspects(void **state) {
-    (void)state;
-    fflush(stdout);
-    int out = dup(1);
-    assert_non_null(freopen("/dev/null", "w", stdout));
-    write_questions(&good);
-    enum mm_status questions = mm_inspect(path, &err);
-    write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
-    enum mm_status tokens = mm_inspect(path, &err);
-    write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 61); /* beyond the file's own vocab_size */
-    enum mm_status wrong = mm_inspect(path, &err);
-    fflush(stdout);
-    dup2(out, 1);
-    close(out);
-    assert_int_equal(questions, MM_OK);
-    assert_int_equal(tokens, MM_OK);
-    assert_int_equal(wrong, MM_BAD_INPUT);
-}
-
 static int nothing_left(void **state) {
     (void)state;
     return H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL) != 0 || mm_live_blocks() != 0;
@@ -456,7 +434,6 @@ int main(void) {
         TEST(wrong_files),
         TEST(reads_questions),
         TEST(wrong_questions),
-        TEST(inspects),
     };
     if (!mkdtemp(folder))
         return 1;

@@ -163,8 +163,8 @@ class World:
     def __init__(self, seed: int) -> None:
         draw = Generator(seed, "names")
         cities = _invent_names(draw, [initial + draw.pick(VOWELS) for initial in INITIALS])
-        # No two people or potions begin with the same two letters: a model of this size then
-        # learns all the facts within the demo's pre-training, whatever its initial weights.
+        # No two people or potions begin with the same two letters, which lets so small a model
+        # learn the facts within the demo's short pre-training more surely.
         openings = draw.shuffled([initial + vowel for initial in INITIALS for vowel in VOWELS])
         people = _invent_names(draw, openings[:PEOPLE])
         potions = _invent_names(draw, openings[PEOPLE : PEOPLE + POTIONS])

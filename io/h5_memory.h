@@ -1,0 +1,38 @@
+/* h5_memory.h - an HDF5 file laid out in memory, then written by us.
+ *
+ * HDF5 1.10 is undefined after a write of its own has failed: on a full disk closing may lose data
+ * without a word, a file handle stays, and its clean-up at exit crashes. So HDF5 lays the file out
+ * with a driver whose writes cannot fail; the space of large datasets, allocated but not written,
+ * costs no memory; and we write structure and data to disk, where every error is seen. All
+ * functions local. */
+#ifndef MM_H5_MEMORY_H
+#define MM_H5_MEMORY_H
+
+#include "io/h5.h"
+
+struct mm_h5_memory;
+
+/* A new file in memory, open as *file for the caller to fill and to close by mm_h5_memory_close.
+ * The caller frees. MM_FAILED, with nothing to free. */
+enum mm_status mm_h5_memory_create(struct mm_h5_memory **memory, hid_t *file, hsize_t user_block,
+                                   struct mm_error *err);
+void mm_h5_memory_free(struct mm_h5_memory *memory);
+
+/* Creates a contiguous dataset [rows, cols] whose content will be `data` (in the file's type,
+ * borrowed until the last mm_h5_memory_write). *set is the caller's. */
+enum mm_status mm_h5_memory_dataset(struct mm_h5_memory *memory, hid_t at, const char *name,
+                                    enum mm_dtype dtype, size_t rows, size_t cols, const void *data,
+                                    hid_t *set, struct mm_error *err);
+
+/* Closes the file; `status` is the caller's so far, and returned unless closing fails. */
+enum mm_status mm_h5_memory_close(hid_t file, enum mm_status status, struct mm_error *err);
+
+/* Overwrites bytes of the closed file: for a user block. */
+void mm_h5_memory_patch(struct mm_h5_memory *memory, uint64_t offset, const void *data,
+                        size_t bytes);
+
+/* Writes the closed file to `path`, as mm_file_write does. */
+enum mm_status mm_h5_memory_write(struct mm_h5_memory *memory, const char *path,
+                                  struct mm_error *err);
+
+#endif

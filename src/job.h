@@ -1,0 +1,72 @@
+/* job.h - what every command stands on: model, data, evaluation, the run folder.
+ *
+ * mm_job_open checks everything that can be checked before the first pass, so that bad input costs
+ * nothing but a message. */
+#ifndef MM_JOB_H
+#define MM_JOB_H
+
+#include "src/evaluate.h"
+#include "src/training.h"
+
+struct mm_job {
+    struct mm_comm *comm;         /* borrowed */
+    struct mm_device *dev;        /* borrowed */
+    const struct mm_config *config; /* borrowed */
+    struct mm_arch arch;
+    struct mm_weights *weights;   /* NULL when pretraining */
+    char weights_hash[33];
+    struct mm_data data;
+    struct mm_arena *arena;       /* weights and evaluation: lives as long as the job */
+    struct mm_model *model;
+    struct mm_evaluator *evaluator;
+    struct mm_metrics *metrics;   /* rank 0 of a run; NULL elsewhere */
+    struct mm_evaluation at_start, after_unlearning, after_relearning;
+    double started;               /* mm_now() */
+};
+
+/* What a command needs of the job. */
+enum mm_job_kind {
+    MM_JOB_TRAIN,    /* run, resume: everything */
+    MM_JOB_EVALUATE, /* eval */
+    MM_JOB_PRETRAIN, /* a model from its config.json, weights random */
+    MM_JOB_PLAN,     /* dry: memory is counted, not taken; weights are checked, not loaded */
+};
+
+/* Collective; every rank returns the same status. On failure nothing is left open. */
+enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,
+                           const struct mm_config *config, enum mm_job_kind kind,
+                           struct mm_error *err);
+void mm_job_close(struct mm_job *job);
+
+/* Creates the run folder with config.yaml and opens metrics.jsonl, cut to keep_bytes on a resume.
+ * A new run: MM_BAD_INPUT when the folder holds metrics or checkpoints. Collective. */
+enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
+                                  struct mm_error *err);
+
+/* Evaluates the working weights and writes the metrics line. Collective. */
+enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes,
+                               struct mm_evaluation *out, struct mm_error *err);
+
+/* The last metrics line and the summary on the terminal; reason NULL when done. Collective. */
+enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,
+                             struct mm_error *err);
+
+/* The most memory this process has held, in bytes; over all ranks, the largest. Collective. */
+double mm_job_peak_bytes(struct mm_job *job);
+
+/* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */
+enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err);
+
+/* The two phases. after_unlearning and after_relearning are filled; *reason (mm_free; NULL: none) says why a run is
+ * rejected, with MM_REJECTED. resume: NULL, or the folder of a valid checkpoint and its info. */
+struct mm_checkpoint_info;
+enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
+                          const struct mm_checkpoint_info *info, char **reason,
+                          struct mm_error *err);
+enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, struct mm_error *err);
+
+/* The memory of the two phases, for `plan`. Local. */
+void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error *err);
+void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena);
+
+#endif

@@ -1,0 +1,82 @@
+/* plan.c - see plan.h. The numbers are those of the run's own set-up code on dry arenas. */
+#include "src/plan.h"
+
+#include "src/job.h"
+#include "src/mudman.h"
+
+#include <stdio.h>
+
+static void print_row(const char *name, const size_t bytes[3]) {
+    char text[3][32];
+    printf("%-24s %12s %12s %12s\n", name, mm_bytes_text(text[0], (double)bytes[0]),
+           mm_bytes_text(text[1], (double)bytes[1]), mm_bytes_text(text[2], (double)bytes[2]));
+}
+
+static size_t data_bytes(const struct mm_data *d) {
+    const struct mm_dataset *const sets[] = {&d->retain, &d->forget, &d->retain_validation,
+                                             &d->forget_validation, &d->retain_evaluation,
+                                             &d->forget_evaluation};
+    size_t bytes = 0;
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
+        bytes += sets[i]->examples * sets[i]->context_length * sizeof(uint32_t);
+    return bytes;
+}
+
+static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3]) {
+    size_t sums[3] = {0}, data[3] = {data_bytes(&job->data), 0, 0};
+    printf("%-24s %12s %12s %12s\n", "bytes a rank", "always", "unlearning", "relearning");
+    for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
+        size_t row[3];
+        for (int i = 0; i < 3; i++)
+            sums[i] += row[i] = mm_arena_bytes(arenas[i], (enum mm_purpose)purpose);
+        if (row[0] + row[1] + row[2])
+            print_row(mm_purpose_names[purpose], row);
+    }
+    print_row("token files", data);
+    sums[0] += data[0];
+    print_row("sum", sums);
+    char text[32];
+    size_t peak = sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]);
+    printf("peak: %s a rank, beside the program's own memory and its libraries'\n",
+           mm_bytes_text(text, (double)peak));
+}
+
+static void print_head(const struct mm_job *job, size_t loops) {
+    const struct mm_config *c = job->config;
+    size_t each = mm_mudman_passes(c);
+    printf("model: %s, %zu parameters in %zu tensors\n", c->model.path, job->model->elements,
+           job->model->params_n);
+    printf("ranks: %d; batch %zu x %zu tokens, %zu sequences at once\n", mm_comm_size(job->comm),
+           c->data.batch_size, c->data.context_length, job->evaluator->passes->micro_batch);
+    printf("unlearning: %zu loops of %zu passes; relearning: %zu passes\n", loops, each,
+           c->relearn.passes);
+}
+
+enum mm_status mm_plan(struct mm_comm *comm, struct mm_device *dev, const struct mm_config *config,
+                       int ranks, struct mm_error *err) {
+    struct mm_job job;
+    size_t loops;
+    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm));
+    enum mm_status status = mm_job_loops(config, &loops, err);
+    if (status == MM_OK)
+        status = mm_job_open(&job, comm, dev, config, MM_JOB_PLAN, err);
+    if (status != MM_OK)
+        return status;
+    struct mm_arena *arenas[3] = {job.arena, mm_arena_create(dev, true),
+                                  mm_arena_create(dev, true)};
+    bool *wanted = mm_calloc(job.model->params_n, sizeof *wanted);
+    status = mm_model_choose(job.model, config->unlearn.target_modules,
+                             config->unlearn.target_modules_n, wanted, err);
+    mm_free(wanted);
+    if (status == MM_OK) {
+        mm_unlearn_plan(&job, arenas[1], err);
+        if (config->relearn.passes)
+            mm_relearn_plan(&job, arenas[2]);
+        print_head(&job, loops);
+        print_plan(&job, arenas);
+    }
+    mm_arena_free(arenas[1]);
+    mm_arena_free(arenas[2]);
+    mm_job_close(&job);
+    return status;
+}

@@ -1,0 +1,104 @@
+/* pretrain.c - trains a small model from scratch: the demo's, or a testbed. */
+#include "src/pretrain.h"
+
+#include "io/files.h"
+#include "src/job.h"
+#include "src/progress.h"
+
+#include <math.h>
+
+struct pretraining {
+    struct mm_job *job;
+    struct mm_training *training;
+    uint32_t *tokens; /* a whole batch: retain rows, then forget rows */
+    size_t sets;      /* 1, or 2 with forget data */
+};
+
+static double step(struct pretraining *pt, size_t t) {
+    const struct mm_config *c = pt->job->config;
+    size_t B = c->data.batch_size, T = c->data.context_length;
+    mm_dataset_batch(&pt->job->data.retain, t, B, 0, B, pt->tokens);
+    if (pt->sets == 2)
+        mm_dataset_batch(&pt->job->data.forget, t, B, 0, B, pt->tokens + B * T);
+    return mm_training_adamw(pt->training, pt->tokens + pt->training->passes->first * T, c, t);
+}
+
+static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
+    const struct mm_config *c = pt->job->config;
+    struct mm_metrics *m = pt->job->metrics;
+    struct mm_progress progress = mm_progress_start(mm_comm_rank(pt->job->comm), "pretrain", "step",
+                                                    0, c->pretrain.steps);
+    enum mm_status status = MM_OK;
+    for (size_t t = 0; t < c->pretrain.steps && status == MM_OK; t++) {
+        double loss = step(pt, t);
+        if (m) {
+            mm_metrics_begin(m, "pretrain");
+            mm_metrics_count(m, "step", t);
+            mm_metrics_number(m, "loss", loss);
+            status = mm_metrics_end(m, err);
+        }
+        if (status == MM_OK && !isfinite(loss))
+            status = mm_fail(err, MM_REJECTED, "pretraining diverged at step %zu: lower pretrain.lr", t);
+        status = mm_comm_agree(pt->job->comm, status, err);
+        mm_progress_step(&progress, t + 1, "loss %.4f", loss);
+    }
+    mm_progress_end(&progress);
+    return status;
+}
+
+/* output.dir/model: config.json and float32 weights. Rank 0. */
+static enum mm_status save(const struct mm_job *job, struct mm_error *err) {
+    const struct mm_model *m = job->model;
+    char *folder = mm_format("%s/model", job->config->output.dir);
+    char *path = mm_format("%s/config.json", folder), *json = NULL;
+    size_t bytes = 0;
+    struct mm_named_tensor *tensors = mm_calloc(m->params_n, sizeof *tensors);
+    for (size_t i = 0; i < m->params_n; i++) {
+        const struct mm_param *p = &m->params[i];
+        float *host = mm_calloc(p->rows * p->cols, sizeof *host);
+        job->dev->ops->download(job->dev, host, p->w.data, p->rows * p->cols * sizeof *host);
+        tensors[i] = (struct mm_named_tensor){p->name, p->rows, p->vector ? 0 : p->cols, host};
+    }
+    enum mm_status status = mm_folder_make(folder, err);
+    if (status == MM_OK)
+        status = mm_weights_write(folder, tensors, m->params_n, err);
+    if (status == MM_OK)
+        status = mm_file_read(job->config->pretrain.config, &json, &bytes, err);
+    if (status == MM_OK)
+        status = mm_file_write(path, json, bytes, err);
+    if (status == MM_OK)
+        mm_log0(MM_LOG_INFO, "saved %s", folder);
+    for (size_t i = 0; i < m->params_n; i++)
+        mm_free((float *)tensors[i].data);
+    mm_free(tensors);
+    mm_free(json);
+    mm_free(path);
+    mm_free(folder);
+    return status;
+}
+
+enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
+                           const struct mm_config *config, struct mm_error *err) {
+    struct mm_job job;
+    enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_PRETRAIN, err);
+    if (status != MM_OK)
+        return status;
+    status = mm_job_open_folder(&job, false, 0, err);
+    struct pretraining pt = {.job = &job, .sets = job.data.forget.tokens ? 2 : 1};
+    struct mm_arena *arena = mm_arena_create(dev, false);
+    if (status == MM_OK) {
+        size_t batch = pt.sets * config->data.batch_size;
+        mm_model_randomize(job.model, config->seed);
+        pt.training = mm_training_create(arena, comm, job.model, batch, config->data.micro_batch,
+                                         config->data.context_length, MM_F32, true);
+        pt.tokens = mm_calloc(batch * config->data.context_length, sizeof *pt.tokens);
+        status = all_steps(&pt, err);
+    }
+    if (status == MM_OK)
+        status = mm_comm_agree(comm, mm_comm_rank(comm) == 0 ? save(&job, err) : MM_OK, err);
+    mm_free(pt.tokens);
+    mm_training_free(pt.training);
+    mm_arena_free(arena);
+    mm_job_close(&job);
+    return status;
+}

@@ -1,0 +1,307 @@
+/* unlearn.c - the unlearning phase around Algorithm 1: data, evaluation, budget, checkpoints, export. */
+#include "io/checkpoint.h"
+#include "io/files.h"
+#include "src/job.h"
+#include "src/mudman.h"
+#include "src/progress.h"
+#include "src/stop.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <string.h>
+
+struct phase {
+    struct mm_job *job;
+    struct mm_arena *arena;
+    struct mm_shard *shard;
+    struct mm_mudman *mudman;
+    struct mm_state state; /* names and host addresses of b, a, m for checkpoints */
+    uint32_t *retain, *forget;
+    size_t loops, each; /* of the whole run; passes of a loop */
+    size_t done;        /* loops completed */
+    size_t saved;       /* loops in the newest checkpoint; SIZE_MAX: none */
+};
+
+static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_arena *arena,
+                             struct mm_error *err) {
+    const struct mm_config *c = job->config;
+    *ph = (struct phase){.job = job, .arena = arena, .saved = SIZE_MAX};
+    enum mm_status status = mm_job_loops(c, &ph->loops, err);
+    ph->each = mm_mudman_passes(c);
+    bool *wanted = mm_calloc(job->model->params_n, sizeof *wanted);
+    if (status == MM_OK)
+        status = mm_model_choose(job->model, c->unlearn.target_modules,
+                                 c->unlearn.target_modules_n, wanted, err);
+    if (status == MM_OK) {
+        ph->shard = mm_shard_create(arena, job->comm, job->model, wanted);
+        ph->mudman = mm_mudman_create(arena, c, job->comm, job->model, ph->shard);
+        const struct mm_passes *p = ph->mudman->passes;
+        ph->retain = mm_calloc(p->share * p->T, sizeof *ph->retain);
+        ph->forget = mm_calloc(p->share * p->T, sizeof *ph->forget);
+    }
+    mm_free(wanted);
+    return status;
+}
+
+static void destroy(struct phase *ph) {
+    mm_free(ph->state.tensors);
+    mm_free(ph->retain);
+    mm_free(ph->forget);
+    mm_mudman_free(ph->mudman);
+    mm_shard_free(ph->shard);
+    mm_arena_free(ph->arena);
+}
+
+void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error *err) {
+    struct phase ph;
+    create(&ph, job, arena, err);
+    ph.arena = NULL;
+    destroy(&ph);
+}
+
+/* -- checkpoints ----------------------------------------------------------------------------------- */
+
+static void bind_state(struct phase *ph) {
+    const struct mm_mudman *u = ph->mudman;
+    const struct mm_shard *s = ph->shard;
+    size_t bytes = mm_dtype_bytes(u->b.dtype);
+    ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = s->tensors_n};
+    ph->state.tensors = mm_calloc(s->tensors_n, sizeof *ph->state.tensors);
+    for (size_t t = 0; t < s->tensors_n; t++) {
+        const struct mm_param *p = &s->model->params[s->param[t]];
+        size_t at = s->offsets[t] * bytes;
+        ph->state.tensors[t] = (struct mm_state_tensor){
+            .name = p->name,
+            .rows = p->rows,
+            .cols = p->cols,
+            .base = (char *)u->b.data + at,
+            .adversary = u->a.data ? (char *)u->a.data + at : NULL,
+            .retain_acc = (char *)u->m.data + at,
+        };
+    }
+}
+
+static void add_losses(cJSON *to, const char *key, const struct mm_evaluation *e) {
+    cJSON *pair = cJSON_AddArrayToObject(to, key);
+    cJSON_AddItemToArray(pair, cJSON_CreateNumber(e->forget_loss));
+    cJSON_AddItemToArray(pair, cJSON_CreateNumber(e->retain_loss));
+}
+
+static void get_losses(const cJSON *from, const char *key, struct mm_evaluation *e) {
+    const cJSON *pair = cJSON_GetObjectItemCaseSensitive(from, key);
+    const cJSON *forget = cJSON_GetArrayItem(pair, 0), *retain = cJSON_GetArrayItem(pair, 1);
+    e->forget_loss = cJSON_IsNumber(forget) ? forget->valuedouble : NAN;
+    e->retain_loss = cJSON_IsNumber(retain) ? retain->valuedouble : NAN;
+}
+
+/* The losses a resumed run cannot measure again. */
+static char *extra_text(const struct mm_job *job) {
+    cJSON *extra = cJSON_CreateObject();
+    add_losses(extra, "start", &job->at_start);
+    add_losses(extra, "unlearn", &job->after_unlearning);
+    char *printed = cJSON_PrintUnformatted(extra), *text = mm_strdup(printed);
+    cJSON_free(printed);
+    cJSON_Delete(extra);
+    return text;
+}
+
+static enum mm_status save(struct phase *ph, struct mm_error *err) {
+    const struct mm_config *c = ph->job->config;
+    struct mm_checkpoint_info info = {.loops = ph->done, .retain_cursor = ph->done,
+                                      .forget_cursor = ph->done};
+    enum mm_status status = MM_OK;
+    if (ph->job->metrics)
+        status = mm_metrics_sync(ph->job->metrics, &info.metrics_bytes, err);
+    status = mm_comm_agree(ph->job->comm, status, err);
+    if (status == MM_OK) {
+        memcpy(info.weights_hash, ph->job->weights_hash, sizeof info.weights_hash);
+        info.config = mm_config_yaml(c);
+        info.extra = extra_text(ph->job);
+        status = mm_checkpoint_write(ph->job->comm, c->output.dir, c->checkpoint.keep, &ph->state,
+                                     &info, err);
+        mm_checkpoint_info_free(&info);
+    }
+    if (status == MM_OK)
+        ph->saved = ph->done;
+    else if (c->checkpoint.on_error == MM_ON_ERROR_CONTINUE) {
+        mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu, going on: %s", ph->done, err->text);
+        status = MM_OK;
+    }
+    return status;
+}
+
+static enum mm_status load(struct phase *ph, const char *folder,
+                           const struct mm_checkpoint_info *info, struct mm_error *err) {
+    struct mm_job *job = ph->job;
+    if (strcmp(info->weights_hash, job->weights_hash) != 0)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: made from other weights than those in %s (hash %s, not %s)", folder,
+                       job->config->model.path, info->weights_hash, job->weights_hash);
+    if (info->loops > ph->loops)
+        return mm_fail(err, MM_BAD_INPUT, "%s: has %zu loops, more than the %zu asked for", folder,
+                       info->loops, ph->loops);
+    enum mm_status status = mm_checkpoint_read(job->comm, folder, &ph->state, err);
+    if (status != MM_OK)
+        return status;
+    cJSON *extra = cJSON_Parse(info->extra);
+    get_losses(extra, "start", &job->at_start);
+    get_losses(extra, "unlearn", &job->after_unlearning);
+    cJSON_Delete(extra);
+    ph->done = ph->saved = info->loops;
+    mm_log0(MM_LOG_INFO, "resuming from %s: %zu of %zu loops done", folder, ph->done, ph->loops);
+    return MM_OK;
+}
+
+/* -- loops ----------------------------------------------------------------------------------------- */
+
+static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars *s,
+                                 struct mm_error *err) {
+    struct mm_metrics *m = ph->job->metrics;
+    if (!m)
+        return MM_OK;
+    mm_metrics_begin(m, "unlearn");
+    mm_metrics_count(m, "loop", ph->done);
+    mm_metrics_count(m, "passes", (ph->done + 1) * ph->each);
+    mm_metrics_number(m, "retain_loss", s->retain_loss);
+    mm_metrics_number(m, "adversary_loss", s->adversary_loss);
+    mm_metrics_number(m, "unlearning_loss", s->unlearning_loss);
+    mm_metrics_number(m, "grad_norm", s->grad_norm);
+    mm_metrics_number(m, "mask_fraction", s->mask_fraction);
+    return mm_metrics_end(m, err);
+}
+
+/* b as the weights, evaluated; *reason where that rejects the run. */
+static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error *err) {
+    struct mm_job *job = ph->job;
+    struct mm_evaluation *e = &job->after_unlearning;
+    double budget = job->config->unlearn.retain_loss_budget;
+    mm_shard_store(ph->shard, ph->mudman->b);
+    enum mm_status status = mm_job_evaluate(job, "unlearn", ph->done * ph->each, e, err);
+    if (status != MM_OK)
+        return status;
+    if (!isfinite(e->retain_loss) || !isfinite(e->forget_loss))
+        *reason = mm_format("the evaluation after loop %zu is not finite", ph->done - 1);
+    else if (e->retain_loss > job->at_start.retain_loss + budget)
+        *reason = mm_format("retain loss %.4f after loop %zu exceeds the initial %.4f + budget %g",
+                            e->retain_loss, ph->done - 1, job->at_start.retain_loss, budget);
+    return *reason ? MM_REJECTED : MM_OK;
+}
+
+static bool crosses(size_t before, size_t after, size_t every) {
+    return after / every > before / every;
+}
+
+/* After a loop: evaluation and checkpoint where due, and the answer to a signal. */
+static enum mm_status after_loop(struct phase *ph, char **reason, struct mm_error *err) {
+    const struct mm_config *c = ph->job->config;
+    bool last = ph->done == ph->loops, stop = mm_comm_any(ph->job->comm, mm_stop_asked());
+    enum mm_status status = MM_OK;
+    if (last || crosses((ph->done - 1) * ph->each, ph->done * ph->each, c->evaluate.every_passes))
+        status = evaluate(ph, reason, err);
+    if (status == MM_OK &&
+        (last || stop || crosses(ph->done - 1, ph->done, c->checkpoint.every_loops)))
+        status = save(ph, err);
+    if (status == MM_OK && stop && !last)
+        status = mm_fail(err, MM_STOPPED, "stopped by a signal after loop %zu of %zu: resume with "
+                         "'mudman-mpi resume %s'", ph->done, ph->loops, c->output.dir);
+    return status;
+}
+
+static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, char **reason,
+                               struct mm_error *err) {
+    struct mm_mudman *u = ph->mudman;
+    const struct mm_passes *p = u->passes;
+    mm_dataset_batch(&ph->job->data.retain, ph->done, p->batch_size, p->first, p->share,
+                     ph->retain);
+    mm_dataset_batch(&ph->job->data.forget, ph->done, p->batch_size, p->first, p->share,
+                     ph->forget);
+    mm_mudman_loop(u, ph->done, ph->retain, ph->forget);
+    struct mm_loop_scalars s = mm_mudman_scalars(u);
+    enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
+    if (status != MM_OK)
+        return status;
+    if (s.stop != MM_STOP_NONE) {
+        *reason = mm_format("loop %zu: %s", ph->done, mm_stop_text((enum mm_stop)s.stop));
+        return MM_REJECTED;
+    }
+    ph->done++;
+    mm_progress_step(progress, ph->done, "retain %.4f forget %.4f kept %.0f %%", s.retain_loss,
+                     s.adversary_loss, 100 * s.mask_fraction);
+    return after_loop(ph, reason, err);
+}
+
+static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
+    struct mm_job *job = ph->job;
+    enum mm_status status = MM_OK;
+    if (ph->done == 0)
+        status = mm_job_evaluate(job, "start", 0, &job->at_start, err);
+    struct mm_progress progress =
+        mm_progress_start(mm_comm_rank(job->comm), "unlearn", "loop", ph->done, ph->loops);
+    while (status == MM_OK && ph->done < ph->loops)
+        status = one_loop(ph, &progress, reason, err);
+    mm_progress_end(&progress);
+    return status;
+}
+
+/* -- export ---------------------------------------------------------------------------------------- */
+
+/* Rank 0 writes; the working weights hold the gathered b. */
+static enum mm_status export(const struct phase *ph, struct mm_error *err) {
+    const struct mm_job *job = ph->job;
+    const struct mm_config *c = job->config;
+    static const enum mm_dtype dtypes[] = {MM_F32, MM_F32, MM_BF16, MM_F16};
+    enum mm_dtype dtype = dtypes[c->output.save_dtype];
+    char *out = mm_format("%s/model", c->output.dir);
+    struct mm_export_report report = {0};
+    struct mm_replacement *replaced = mm_calloc(ph->shard->tensors_n, sizeof *replaced);
+    for (size_t t = 0; t < ph->shard->tensors_n; t++) {
+        const struct mm_param *p = &job->model->params[ph->shard->param[t]];
+        size_t n = p->rows * p->cols;
+        float *host = mm_calloc(n, sizeof *host);
+        job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
+        replaced[t] = (struct mm_replacement){p->name, host, n};
+    }
+    enum mm_status status = mm_folder_remove(out, err);
+    if (status == MM_OK)
+        status = mm_weights_export(job->weights, out, replaced, ph->shard->tensors_n,
+                                   c->output.save_dtype == MM_SAVE_STORED ? NULL : &dtype, &report,
+                                   err);
+    if (status == MM_OK)
+        mm_log0(MM_LOG_INFO,
+                "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
+                "rounding",
+                out, report.changed, ph->shard->total,
+                report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
+    for (size_t t = 0; t < ph->shard->tensors_n; t++)
+        mm_free((float *)replaced[t].data);
+    mm_free(replaced);
+    mm_free(out);
+    return status;
+}
+
+enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
+                          const struct mm_checkpoint_info *info, char **reason,
+                          struct mm_error *err) {
+    struct phase ph;
+    enum mm_status status =
+        create(&ph, job, mm_arena_create(job->dev, false), err);
+    status = mm_comm_agree(job->comm, status, err);
+    if (status == MM_OK) {
+        bind_state(&ph);
+        if (resume)
+            status = mm_comm_agree(job->comm, load(&ph, resume, info, err), err);
+    }
+    if (status == MM_OK)
+        status = mm_job_open_folder(job, resume != NULL, resume ? info->metrics_bytes : 0, err);
+    if (status == MM_OK)
+        status = all_loops(&ph, reason, err);
+    if (status == MM_OK) {
+        mm_shard_store(ph.shard, ph.mudman->b);
+        enum mm_status saved = MM_OK;
+        if (mm_comm_rank(job->comm) == 0 && job->config->output.save_model)
+            saved = export(&ph, err);
+        status = mm_comm_agree(job->comm, saved, err);
+    }
+    destroy(&ph);
+    return status;
+}
