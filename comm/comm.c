@@ -152,7 +152,8 @@ void mm_comm_reduce_rows(struct mm_comm *comm, struct mm_mat full, size_t rows, 
     size_t own_rows = mm_rows_of(rows, comm->size, comm->rank).count;
     size_t own_n = own_rows * full.cols;
     if (comm->size == 1) {
-        memcpy(own, full.data, own_n * sizeof *own);
+        if (own != full.data)
+            memcpy(own, full.data, own_n * sizeof *own);
         return;
     }
     size_t c = mm_rows_block(rows, comm->size), block_n = c * full.cols;

@@ -58,7 +58,8 @@ static inline struct mm_rows mm_rows_of(size_t rows, int size, int rank) {
 }
 
 /* own (this rank's rows, float32, contiguous; =) = sum over ranks of `full`, a contiguous float32
- * matrix of size·c rows of which the ones from `rows` on are padding. Collective. */
+ * matrix of size·c rows of which the ones from `rows` on are padding. With one rank own may be
+ * full's own memory. Collective. */
 void mm_comm_reduce_rows(struct mm_comm *comm, struct mm_mat full, size_t rows, float *own);
 
 /* full (contiguous, `rows` rows; =) = every rank's own rows. `own`: this rank's, contiguous, of

@@ -11,8 +11,11 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "values are stored as they are in memory");
 
 void mm_h5_settle(void) {
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    /* HDF5 reads both once, at its first call. By property list, locks cannot be switched off for
+     * the files that it opens behind virtual datasets. */
+    setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
     unsetenv("HDF5_VDS_PREFIX");
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
 static herr_t take_innermost(unsigned n, const H5E_error2_t *entry, void *text) {
@@ -43,12 +46,7 @@ hid_t mm_h5_file_access(void) {
     hid_t fapl = H5Pcreate(H5P_FILE_ACCESS);
     if (fapl < 0)
         return fapl;
-    herr_t result = H5Pset_libver_bounds(fapl, H5F_LIBVER_V18, H5F_LIBVER_LATEST);
-#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
-    if (result >= 0)
-        result = H5Pset_file_locking(fapl, false, true);
-#endif
-    if (result < 0) {
+    if (H5Pset_libver_bounds(fapl, H5F_LIBVER_V18, H5F_LIBVER_LATEST) < 0) {
         mm_h5_close(fapl);
         return -1;
     }

@@ -1,8 +1,9 @@
 /* h5.h - serial HDF5, checked: every call that can fail ends in an mm_status, and HDF5's own
  * message, which it would print, becomes part of our text. For io/ only; all functions local.
  *
- * Handles are hid_t, negative when there is none, closed by mm_h5_close. File locks are off: shared
- * file systems often lack them, and what is read here is never written at the same time. */
+ * Handles are hid_t, negative when there is none, closed by mm_h5_close. File locks are off,
+ * unless HDF5_USE_FILE_LOCKING says otherwise: shared file systems often lack them, and what is
+ * read here is never written at the same time. */
 #ifndef MM_H5_H
 #define MM_H5_H
 
@@ -16,8 +17,7 @@
 enum mm_status mm_h5_fail(struct mm_error *err, enum mm_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* Closes a handle of any kind but one of a file written to, whose H5Fclose is to be checked.
- * Nothing for a negative one. */
+/* Closes a handle of any kind; nothing for a negative one. */
 void mm_h5_close(hid_t id);
 
 /* Opens a file for reading. MM_BAD_INPUT: missing, not a regular file, not HDF5. */
@@ -27,7 +27,7 @@ enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err);
  * whatever prefix the environment sets for the user's other virtual datasets. Cheap to repeat. */
 void mm_h5_settle(void);
 /* A property list for opening and creating files: of the format since HDF5 1.8, whose attributes
- * may exceed 64 kB, without locks. The caller closes. Negative on failure. */
+ * may exceed 64 kB. The caller closes. Negative on failure. */
 hid_t mm_h5_file_access(void);
 
 /* Creates a group or dataset without a time stamp, so that equal content is equal bytes. `dcpl` is

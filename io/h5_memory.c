@@ -156,7 +156,7 @@ static herr_t driver_truncate(H5FD_t *file, hid_t dxpl, hbool_t closing) {
 static const H5FD_class_t driver_class = {
 #if H5_VERSION_GE(1, 13, 0)
     .version = H5FD_CLASS_VERSION,
-    .value = H5_VFD_RESERVED + 1,
+    .value = 2 * H5_VFD_RESERVED,
 #endif
     .name = "mudman-mpi memory",
     .maxaddr = (haddr_t)1 << 62,

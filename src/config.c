@@ -103,9 +103,10 @@ static enum mm_status check_needed(const struct check *c) {
             return missing(c, row->name);
     }
     bool unlearns = c->command != MM_EVAL && c->command != MM_PRETRAIN;
-    if (config->unlearn.loops && config->unlearn.passes)
+    bool loops = config->unlearn.loops != MM_ABSENT, passes = config->unlearn.passes != MM_ABSENT;
+    if (loops && passes)
         return wrong(c, "unlearn.passes", "is given beside unlearn.loops: only one of them");
-    if (unlearns && !config->unlearn.loops && !config->unlearn.passes)
+    if (unlearns && !loops && !passes)
         return wrong(c, "unlearn.loops", "is missing, and so is unlearn.passes: one is needed");
     if (!config->data.retain_evaluation != !config->data.forget_evaluation)
         return wrong(
@@ -123,17 +124,11 @@ static enum mm_status check_needed(const struct check *c) {
 
 static enum mm_status check_together(const struct check *c) {
     const struct mm_config *config = c->config;
-    enum mm_normalization norm = config->unlearn.normalization;
     if (config->unlearn.graph == MM_GRAPH_REUSE &&
         config->unlearn.loss_fn != MM_LOSS_NEG_CROSS_ENTROPY)
         return wrong(c, "unlearn.graph",
                      "is reuse, one backward for both losses, which only unlearning_loss_fn "
                      "neg_cross_entropy allows");
-    if (config->unlearn.rate_scale == MM_RATE_STUDY && norm != MM_NORM_GLOBAL_PRE_MASK &&
-        norm != MM_NORM_GLOBAL_POST_MASK)
-        return wrong(c, "unlearn.rate_scale",
-                     "is study, which exists only with normalization global_pre_mask or "
-                     "global_post_mask: leave it at listing");
     return MM_OK;
 }
 

@@ -26,6 +26,9 @@ struct mm_multiple_choice {
 /* Which keys a command needs: missing ones are errors. */
 enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
 
+/* A whole number without a default that is not given. */
+#define MM_ABSENT SIZE_MAX
+
 struct mm_config {
     struct {
         char *path;
@@ -43,7 +46,7 @@ struct mm_config {
         size_t context_length; /* tokens a sequence */
     } data;
     struct {
-        size_t loops;  /* exactly one of loops and passes is given; the other is 0 */
+        size_t loops;  /* exactly one of loops and passes is given; the other is MM_ABSENT */
         size_t passes; /* run.c turns it into loops and checks that it divides */
         char **target_modules;
         size_t target_modules_n;

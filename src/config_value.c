@@ -241,7 +241,7 @@ bool mm_value_absent(const struct mm_config_row *row, const void *base) {
         return false;
     switch (row->type) {
     case MM_KEY_INTEGER:
-        return *(const size_t *)field == 0;
+        return *(const size_t *)field == MM_ABSENT;
     case MM_KEY_NUMBER:
         return isnan(*(const double *)field);
     case MM_KEY_TEXT:
@@ -348,6 +348,8 @@ void mm_values_clear(const struct mm_config_row *rows, size_t n, void *base) {
     for (size_t i = 0; i < n; i++)
         if (rows[i].type == MM_KEY_NUMBER)
             *(double *)((char *)base + rows[i].offset) = NAN;
+        else if (rows[i].type == MM_KEY_INTEGER)
+            *(size_t *)((char *)base + rows[i].offset) = MM_ABSENT;
 }
 
 static void free_list(const struct mm_config_row *row, void *field, size_t n) {

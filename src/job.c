@@ -254,7 +254,7 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err) {
     size_t each = mm_mudman_passes(config);
     *loops = config->unlearn.loops;
-    if (!config->unlearn.passes)
+    if (config->unlearn.passes == MM_ABSENT)
         return MM_OK;
     if (config->unlearn.passes % each)
         return mm_fail(err, MM_BAD_INPUT,

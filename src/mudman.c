@@ -116,7 +116,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     if (adversary)
         u->a = mm_shard_vector(shard, arena, MM_FOR_ADVERSARY, dtype);
     u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
-    u->g = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
+    u->g = mm_shard_gradient(shard, arena);
     size_t bytes = (shard->tensors_n + 1) * sizeof *u->offsets;
     u->offsets = mm_arena_take(arena, MM_FOR_SCRATCH, bytes, 1);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);

@@ -56,6 +56,12 @@ struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *aren
                               .dtype = dtype};
 }
 
+struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
+    if (mm_comm_size(s->comm) == 1)
+        return (struct mm_vector){.data = s->grads_block, .n = s->n, .dtype = MM_F32};
+    return mm_shard_vector(s, arena, MM_FOR_GRADIENTS, MM_F32);
+}
+
 /* Tensor t's part of a vector. */
 static void *part_of(const struct mm_shard *s, struct mm_vector v, size_t t) {
     return (char *)v.data + s->offsets[t] * mm_dtype_bytes(v.dtype);

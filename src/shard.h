@@ -34,6 +34,9 @@ void mm_shard_free(struct mm_shard *shard);
 struct mm_vector mm_shard_vector(const struct mm_shard *shard, struct mm_arena *arena,
                                  enum mm_purpose purpose, enum mm_dtype dtype);
 
+/* A vector for mm_shard_reduce. One rank's own rows are the whole gradients: it is those then. */
+struct mm_vector mm_shard_gradient(const struct mm_shard *shard, struct mm_arena *arena);
+
 /* v (=) own rows of the working weights. Local. */
 void mm_shard_load(const struct mm_shard *shard, struct mm_vector v);
 /* Working weights of the set (=) v of all ranks, rounded to the model's dtype. Collective. */

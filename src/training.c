@@ -15,7 +15,7 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
     t->shard = mm_shard_create(arena, comm, model, all);
     mm_free(all);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
-    t->g = mm_shard_vector(t->shard, arena, MM_FOR_GRADIENTS, MM_F32);
+    t->g = mm_shard_gradient(t->shard, arena);
     if (adamw) {
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);

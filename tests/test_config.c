@@ -27,7 +27,7 @@ static void test_defaults(void **state) {
     assert_int_equal(c.data.micro_batch, 16);
     assert_int_equal(c.data.context_length, 100);
     assert_int_equal(c.unlearn.loops, 24);
-    assert_int_equal(c.unlearn.passes, 0);
+    assert_true(c.unlearn.passes == MM_ABSENT);
     assert_int_equal(c.unlearn.target_modules_n, 1);
     assert_string_equal(c.unlearn.target_modules[0], "gate_proj");
     assert_int_equal(c.unlearn.loss_fn, MM_LOSS_NEG_CROSS_ENTROPY);

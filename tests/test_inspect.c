@@ -106,6 +106,7 @@ static void checkpoints(void **state) {
     assert_int_equal(truncate(part, 3000), 0);
     expect_inspect(folder, MM_BAD_INPUT, "part-00001.h5: damaged");
     expect_inspect(folder, MM_BAD_INPUT, "[2, 9] float32\n");
+    assert_non_null(strstr(err.text, "part-00001.h5: damaged"));
     expect_inspect(part, MM_BAD_INPUT, "state          damaged");
     expect_inspect(run_dir, MM_BAD_INPUT, "    7  damaged: ");
     assert_int_equal(unlink(whole), 0);

@@ -58,7 +58,7 @@ double mm_now(void);
 void *mm_calloc(size_t count, size_t size);
 void *mm_realloc(void *block, size_t bytes);
 char *mm_strdup(const char *text);
-char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2)));
+char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
 void mm_free(void *block);
 long mm_live_blocks(void);
 

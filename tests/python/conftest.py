@@ -1,9 +1,10 @@
-"""What the tests of the Python tools share."""
+"""What the tests share, of the Python tools and of the program."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from prepare_helpers import RECORDS, write_json_lines  # noqa: E402  needs the path above
+from job_helpers import succeed  # noqa: E402  needs the path above
+from model_helpers import Case, golden_case  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,9 @@ def real_data() -> Path:
 @pytest.fixture
 def stories(tmp_path: Path) -> Path:
     """Texts of 8 to 19 bytes that carry their own number; every third is about a dog."""
+    # Only here: the tests of the program need no tokenizer.
+    from prepare_helpers import RECORDS, write_json_lines
+
     records = []
     for i in range(RECORDS):
         text = f"{i:05d} {'dog' if i % 3 == 0 else 'cat'} " + "é" * (i % 6)
@@ -39,3 +44,30 @@ def stories(tmp_path: Path) -> Path:
             }
         )
     return write_json_lines(tmp_path / "stories.jsonl", records)
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """A golden case by its name, written once."""
+    cases: dict[str, Case] = {}
+
+    def get(name: str) -> Case:
+        if name not in cases:
+            cases[name] = golden_case(name, tmp_path_factory.mktemp(name))
+        return cases[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(golden: Callable[[str], Case]) -> Case:
+    """The golden case that most tests run."""
+    return golden("llama-gqa-tied")
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the tiny case on one rank, undisturbed. To be read only."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    succeed("run", tiny.config, f"output.dir={run}")
+    return run

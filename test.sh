@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# test.sh - sets up, builds with gcc and clang as errors on warnings, and runs all tests: first with
+# AddressSanitizer and UndefinedBehaviorSanitizer, then the release build. Ends with ctest's summary.
+#   ./test.sh          everything
+#   ./test.sh quick    the release build only
+set -euo pipefail
+cd "$(dirname "$0")"
+
+tools/setup.sh
+jobs=$(nproc)
+build() { # FOLDER CMAKE-ARGUMENTS...
+    local folder=$1
+    shift
+    cmake -S . -B "$folder" -DMUDMAN_WERROR=ON "$@" >/dev/null
+    cmake --build "$folder" -j "$jobs" | { grep -vE '^\[|Building|Linking|Built target' || true; }
+}
+run_tests() { # FOLDER CTEST-ARGUMENTS...
+    local folder=$1
+    shift
+    ctest --test-dir "$folder" --output-on-failure --no-tests=error "$@"
+}
+
+if [ "${1:-}" != quick ]; then
+    if command -v clang >/dev/null; then
+        echo "clang: warnings are errors"
+        build build-clang -DCMAKE_C_COMPILER=clang
+    fi
+    echo "sanitizers"
+    build build-sanitize -DMUDMAN_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+    run_tests build-sanitize -LE python
+fi
+echo "release"
+build build
+run_tests build

@@ -1,0 +1,320 @@
+/* ops_subject.h - the devices under test, and matrices on them whose surroundings are watched.
+ *
+ * A subject is a device and the dtype of its matrices. Tests make their inputs in double, already
+ * rounded to that dtype, compute what they want in double (ops_reference.h), and run every subject
+ * of the dtype against it; adding a device to subjects_open() is all another backend needs. Nothing
+ * here reads device memory but through the table. A test's memory is pooled: pool_drop() ends it.
+ *
+ * A box is a matrix whose padding, lead and tail hold a NaN of known bits: an operation that writes
+ * there is caught by box_read(), one that reads there by the NaN. Outputs start as that NaN too, so
+ * that "=" which reads its old value is caught. */
+#ifndef MM_TEST_OPS_SUBJECT_H
+#define MM_TEST_OPS_SUBJECT_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/ops.h"
+
+struct subject {
+    struct mm_device *dev;
+    enum mm_dtype dtype;
+    bool threads; /* computes with OpenMP threads of this process */
+};
+
+#define MOST_SUBJECTS 8
+static struct subject subjects[MOST_SUBJECTS];
+static size_t subjects_n;
+static long blocks_of_subjects; /* of the host's memory */
+
+#define FOR_DTYPES(dtype)                                                                          \
+    for (enum mm_dtype dtype = MM_F32; dtype <= MM_BF16; dtype++)                                  \
+        if (subject_of(dtype))
+#define FOR_SUBJECTS(s, of_dtype)                                                                  \
+    for (const struct subject *s = subjects; s < subjects + subjects_n; s++)                       \
+        if (s->dtype == (of_dtype))
+/* Vectors of Algorithm 1 are of both state types on every device. */
+#define FOR_DEVICES(s)                                                                             \
+    for (const struct subject *s = subjects; s < subjects + subjects_n; s++)                       \
+        if (s == subjects || s->dev != s[-1].dev)
+
+static inline bool subject_of(enum mm_dtype dtype) {
+    for (size_t i = 0; i < subjects_n; i++)
+        if (subjects[i].dtype == dtype)
+            return true;
+    return false;
+}
+
+static inline void subject_add(struct mm_device *dev, enum mm_dtype dtype, bool threads) {
+    assert_true(subjects_n < MOST_SUBJECTS);
+    subjects[subjects_n++] = (struct subject){dev, dtype, threads};
+}
+
+#if defined(__x86_64__)
+struct mm_device *mm_cpu_device_x86_64(void);
+struct mm_device *mm_cpu_device_x86_64_v3(void);
+struct mm_device *mm_cpu_device_x86_64_v4(void);
+
+static inline void subjects_open_cpu(void) {
+    subject_add(mm_cpu_device_x86_64(), MM_F32, true);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        subject_add(mm_cpu_device_x86_64_v3(), MM_F32, true);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        subject_add(mm_cpu_device_x86_64_v4(), MM_F32, true);
+}
+#else
+static inline void subjects_open_cpu(void) {
+    subject_add(mm_device_create_cpu(), MM_F32, true);
+}
+#endif
+
+/* cmocka's group set-up and tear-down. */
+static inline int subjects_open(void **state) {
+    (void)state;
+    subjects_open_cpu();
+    blocks_of_subjects = mm_live_blocks();
+    for (size_t i = 0; i < subjects_n; i++)
+        fprintf(stderr, "subject: %s, %s\n", subjects[i].dev->ops->name,
+                mm_dtype_name(subjects[i].dtype));
+    return 0;
+}
+
+static inline int subjects_close(void **state) {
+    (void)state;
+    for (size_t i = 0; i < subjects_n; i++)
+        if (i == 0 || subjects[i].dev != subjects[i - 1].dev)
+            mm_device_free(subjects[i].dev);
+    return 0;
+}
+
+/* -- memory of a test ------------------------------------------------------------------------------ */
+
+#define MOST_POOLED 4096
+static struct {
+    struct mm_device *dev; /* NULL: the host's */
+    void *block;
+} pool[MOST_POOLED];
+static size_t pool_n;
+
+static inline void *pool_keep(struct mm_device *dev, void *block) {
+    assert_true(pool_n < MOST_POOLED);
+    pool[pool_n].dev = dev;
+    pool[pool_n++].block = block;
+    return block;
+}
+
+static inline void pool_drop(void) {
+    while (pool_n > 0) {
+        pool_n--;
+        if (pool[pool_n].dev)
+            pool[pool_n].dev->ops->free(pool[pool_n].dev, pool[pool_n].block);
+        else
+            mm_free(pool[pool_n].block);
+    }
+}
+
+/* cmocka's tear-down of one test. */
+static inline int test_end(void **state) {
+    (void)state;
+    pool_drop();
+    return mm_live_blocks() == blocks_of_subjects ? 0 : -1;
+}
+
+static inline double *numbers(size_t n) {
+    return pool_keep(NULL, mm_calloc(n + 1, sizeof(double)));
+}
+
+/* `host` in the device's memory. */
+static inline void *device_put(const struct subject *s, const void *host, size_t bytes) {
+    void *block = pool_keep(s->dev, s->dev->ops->alloc(s->dev, bytes));
+    s->dev->ops->upload(s->dev, block, host, bytes);
+    return block;
+}
+
+static inline void device_get(const struct subject *s, void *host, const void *block,
+                              size_t bytes) {
+    s->dev->ops->download(s->dev, host, block, bytes);
+}
+
+/* -- inputs ---------------------------------------------------------------------------------------- */
+
+struct rng {
+    uint64_t state;
+};
+
+static inline uint64_t rng_next(struct rng *r) { /* splitmix64 */
+    uint64_t z = r->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static inline double rng_uniform(struct rng *r) { /* [0, 1) */
+    return (double)(rng_next(r) >> 11) * 0x1p-53;
+}
+
+static inline double rng_normal(struct rng *r) {
+    double u = 1 - rng_uniform(r), v = rng_uniform(r);
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static inline double rounded(enum mm_dtype dtype, double x) {
+    return dtype == MM_F32 ? (double)(float)x : (double)mm_bf16_round((float)x);
+}
+
+static inline double *random_numbers(struct rng *r, enum mm_dtype dtype, size_t n, double scale) {
+    double *x = numbers(n);
+    for (size_t i = 0; i < n; i++)
+        x[i] = rounded(dtype, scale * rng_normal(r));
+    return x;
+}
+
+/* -- boxes ----------------------------------------------------------------------------------------- */
+
+#define BOX_TAIL ((size_t)64)
+
+struct box {
+    const struct subject *on;
+    void *block;
+    size_t elements, lead;
+    struct mm_mat mat;
+};
+
+static inline void box_encode(enum mm_dtype dtype, void *host, size_t i, double x) {
+    if (dtype == MM_F32)
+        ((float *)host)[i] = (float)x;
+    else
+        ((uint16_t *)host)[i] = mm_bf16_from_f32((float)x);
+}
+
+static inline double box_decode(enum mm_dtype dtype, const void *host, size_t i) {
+    return dtype == MM_F32 ? (double)((const float *)host)[i]
+                           : (double)mm_f32_from_bf16(((const uint16_t *)host)[i]);
+}
+
+static inline void box_guard(enum mm_dtype dtype, void *host, size_t i) {
+    if (dtype == MM_F32)
+        ((uint32_t *)host)[i] = 0x7fc0a5a5u;
+    else
+        ((uint16_t *)host)[i] = 0x7fe5u;
+}
+
+static inline bool box_guarded(enum mm_dtype dtype, const void *host, size_t i) {
+    return dtype == MM_F32 ? ((const uint32_t *)host)[i] == 0x7fc0a5a5u
+                           : ((const uint16_t *)host)[i] == 0x7fe5u;
+}
+
+static inline bool box_inside(const struct box *b, size_t i) {
+    size_t at = i - b->lead;
+    return i >= b->lead && at / b->mat.ld < b->mat.rows && at % b->mat.ld < b->mat.cols;
+}
+
+/* [rows, cols] with ld = cols + pad, not aligned where pad != 0; values NULL: not a number. */
+static inline struct box box_make(const struct subject *s, enum mm_dtype dtype, size_t rows,
+                                  size_t cols, size_t pad, const double *values) {
+    size_t bytes = mm_dtype_bytes(dtype);
+    struct box b = {.on = s, .lead = pad ? 3 : 0, .mat = mm_mat(NULL, dtype, rows, cols)};
+    b.mat.ld += pad;
+    b.elements = b.lead + rows * b.mat.ld + BOX_TAIL;
+    void *host = mm_calloc(b.elements, bytes);
+    for (size_t i = 0; i < b.elements; i++)
+        box_guard(dtype, host, i);
+    for (size_t i = 0; values && i < rows; i++)
+        for (size_t j = 0; j < cols; j++)
+            box_encode(dtype, host, b.lead + i * b.mat.ld + j, values[i * cols + j]);
+    b.block = device_put(s, host, b.elements * bytes);
+    b.mat.data = (char *)b.block + b.lead * bytes;
+    mm_free(host);
+    return b;
+}
+
+/* A vector of n elements. */
+static inline struct box box_row(const struct subject *s, enum mm_dtype dtype, size_t n,
+                                 const double *values) {
+    return box_make(s, dtype, 1, n, 0, values);
+}
+
+static inline struct mm_vector box_vector(const struct box *b) {
+    return (struct mm_vector){b->mat.data, b->mat.cols, b->mat.dtype};
+}
+
+/* Everything, lead and tail included, as it is in memory; pooled. */
+static inline void *box_raw(const struct box *b) {
+    size_t bytes = b->elements * mm_dtype_bytes(b->mat.dtype);
+    void *host = pool_keep(NULL, mm_calloc(bytes + 1, 1));
+    device_get(b->on, host, b->block, bytes);
+    return host;
+}
+
+/* The matrix, rows close together; fails if anything around it was written. Pooled. */
+static inline double *box_read(const struct box *b, const char *what) {
+    enum mm_dtype dtype = b->mat.dtype;
+    void *host = box_raw(b);
+    double *out = numbers(b->mat.rows * b->mat.cols);
+    for (size_t i = 0; i < b->elements; i++) {
+        size_t at = i - b->lead;
+        if (box_inside(b, i))
+            out[at / b->mat.ld * b->mat.cols + at % b->mat.ld] = box_decode(dtype, host, i);
+        else if (!box_guarded(dtype, host, i))
+            fail_msg("%s: %s: element %ld, outside [%zu, %zu], was written", b->on->dev->ops->name,
+                     what, (long)i - (long)b->lead, b->mat.rows, b->mat.cols);
+    }
+    return out;
+}
+
+/* -- comparison ------------------------------------------------------------------------------------ */
+
+/* |got - want| <= factor · (2^-24 · size[i] + the output type's rounding of want[i]); size NULL: the
+ * largest |want| for all. A wanted NaN must be one. */
+static inline void expect_close(const struct box *b, const char *what, const double *want,
+                                const double *size, double factor) {
+    size_t n = b->mat.rows * b->mat.cols;
+    const double *got = box_read(b, what);
+    double most = 0, unit = b->mat.dtype == MM_BF16 ? 0x1p-9 : 0;
+    for (size_t i = 0; i < n; i++)
+        most = fabs(want[i]) > most ? fabs(want[i]) : most;
+    for (size_t i = 0; i < n; i++) {
+        double room = factor * (0x1p-24 * (size ? size[i] : most) + unit * fabs(want[i])) + 1e-37;
+        if (isnan(want[i]) ? !isnan(got[i]) : !(fabs(got[i] - want[i]) <= room))
+            fail_msg("%s: %s[%zu, %zu] of [%zu, %zu] is %.9g, should be %.9g within %.2g",
+                     b->on->dev->ops->name, what, i / b->mat.cols, i % b->mat.cols, b->mat.rows,
+                     b->mat.cols, got[i], want[i], room);
+    }
+}
+
+/* The same numbers to the bit (any NaN for a NaN; -0 is not 0). */
+static inline void expect_exact(const struct box *b, const char *what, const double *want) {
+    size_t n = b->mat.rows * b->mat.cols;
+    const double *got = box_read(b, what);
+    for (size_t i = 0; i < n; i++)
+        if (isnan(want[i]) ? !isnan(got[i])
+                           : got[i] != want[i] || !signbit(got[i]) != !signbit(want[i]))
+            fail_msg("%s: %s[%zu, %zu] is %.9g, should be exactly %.9g", b->on->dev->ops->name, what,
+                     i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
+}
+
+/* A double in device memory. */
+static inline void *scalar_put(const struct subject *s, double value) {
+    return device_put(s, &value, sizeof value);
+}
+
+static inline double scalar_get(const struct subject *s, const void *block) {
+    double value;
+    device_get(s, &value, block, sizeof value);
+    return value;
+}
+
+static inline void expect_scalar(const struct subject *s, const char *what, double got, double want,
+                                 double relative) {
+    if (isnan(want) ? !isnan(got) : !(fabs(got - want) <= relative * fabs(want)))
+        fail_msg("%s: %s is %.17g, should be %.17g", s->dev->ops->name, what, got, want);
+}
+
+#endif

@@ -1,0 +1,255 @@
+"""Models, token files and configurations for the tests of the program.
+
+The golden cases (tests/golden/README.md) are complete tiny models with traces of an oracle in float64;
+random models are for what needs another shape.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from job_helpers import ROOT
+
+GOLDEN = ROOT / "tests" / "golden"
+CASES = ("llama-gqa-tied", "llama3-untied", "qwen2", "neox-parallel", "neox-serial")
+TOKEN_SETS = ("retain", "forget", "retain_validation", "forget_validation")
+BATCH = 4
+
+
+# -- configurations and token files -------------------------------------------------------------------
+
+
+def write_config(path: Path, settings: Mapping[str, object]) -> Path:
+    """Write YAML in sections; keys are dotted, values are written as JSON, which YAML contains."""
+    sections: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        text = str(value) if isinstance(value, Path) else value
+        sections.setdefault(section, []).append(f"{name}: {json.dumps(text)}")
+    lines = list(sections.pop("", ()))
+    for section, keys in sections.items():
+        lines += [f"{section}:", *(f"  {key}" for key in keys)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_tokens(path: Path, tokens: np.ndarray, vocab: int | None = None) -> Path:
+    """Write a token file as DESIGN describes it."""
+    with h5py.File(path, "w") as file:
+        file["tokens"] = np.asarray(tokens, dtype="<u4")
+        file.attrs["vocab_size"] = np.uint32(vocab if vocab else int(np.max(tokens)) + 1)
+        file.attrs["tokenizer"] = "none"
+        file.attrs["source"] = "a test"
+    return path
+
+
+def write_questions(path: Path, prompts: Iterable, choices: np.ndarray, answers: np.ndarray) -> Path:
+    """Write a multiple-choice file."""
+    prompts = [np.asarray(prompt, dtype="<u4") for prompt in prompts]
+    with h5py.File(path, "w") as file:
+        file["prompts"] = np.concatenate(prompts)
+        file["offsets"] = np.cumsum([0, *map(len, prompts)]).astype("<u8")
+        file["choices"] = np.asarray(choices, dtype="<u4")
+        file["answers"] = np.asarray(answers, dtype="<u4")
+    return path
+
+
+# -- golden cases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A golden model with its token files, and a configuration that runs its `listing` trace.
+
+    The configuration names no output folder. It evaluates every 10 passes (2 loops), saves every 3
+    loops of the 8, and relearns for 5 steps.
+    """
+
+    name: str
+    model: Path
+    data: Path
+    config: Path
+
+    def trace(self, variant: str) -> dict[str, np.ndarray]:
+        """The datasets of a trace, 'base/<tensor>' and the like flattened."""
+        found: dict[str, np.ndarray] = {}
+
+        def take(name: str, item: h5py.HLObject) -> None:
+            if isinstance(item, h5py.Dataset):
+                found[name] = item[()]
+
+        with h5py.File(self.model / "traces.h5") as file:
+            file[variant].visititems(take)
+        return found
+
+    def overrides(self, variant: str) -> list[str]:
+        """The key=value arguments that give a trace."""
+        with h5py.File(self.model / "traces.h5") as file:
+            return str(file[variant].attrs["overrides"]).splitlines()
+
+    def tokens(self, name: str) -> np.ndarray:
+        with h5py.File(self.model / "traces.h5") as file:
+            return file[name][:]
+
+
+def traced_runs() -> list[tuple[str, str]]:
+    """Every (case, variant) with a traced unlearning run."""
+    runs = []
+    for case in CASES:
+        with h5py.File(GOLDEN / case / "traces.h5") as file:
+            runs += [(case, name) for name, item in file.items() if "base" in item]
+    return runs
+
+
+def golden_case(name: str, folder: Path) -> Case:
+    """Write a case's token files and configuration into `folder`."""
+    model = GOLDEN / name
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    with h5py.File(model / "traces.h5") as file:
+        context = file["retain"].shape[1]
+        for token_set in TOKEN_SETS:
+            write_tokens(folder / f"{token_set}.h5", file[token_set][:], vocab)
+        overrides = str(file["listing"].attrs["overrides"]).splitlines()
+    settings = {"model.path": model}
+    settings |= {f"data.{token_set}": folder / f"{token_set}.h5" for token_set in TOKEN_SETS}
+    settings |= {"data.batch_size": BATCH, "data.context_length": context}
+    for key, _, value in (line.partition("=") for line in overrides):
+        words = [word.strip() for word in value.strip("[]").split(",")]
+        settings[key] = words if value.startswith("[") else _plain(value)
+    settings |= {"relearn.passes": 10, "relearn.lr": 0.1}
+    settings |= {"evaluate.every_passes": 10, "checkpoint.every_loops": 3}
+    return Case(name, model, folder, write_config(folder / "config.yaml", settings))
+
+
+def _plain(value: str) -> object:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+# -- safetensors --------------------------------------------------------------------------------------
+
+WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def read_safetensors(path: Path) -> tuple[dict, dict[str, bytes]]:
+    """The header and the bytes of every tensor."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    tensors = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            tensors[name] = content[end + first : end + last]
+    return header, tensors
+
+
+def header_bytes(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: 8 + int.from_bytes(content[:8], "little")]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str | None = None) -> Path:
+    """Write float32 tensors; `dtype` puts another name into the header, of the same width."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, values in tensors.items():
+        entry = {"dtype": dtype or "F32", "shape": list(values.shape)}
+        header[name] = entry | {"data_offsets": [at, at + values.nbytes]}
+        at += values.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(values.astype("<f4").tobytes() for values in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def floats_of(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a float32 file."""
+    header, tensors = read_safetensors(path)
+    return {
+        name: np.frombuffer(data, dtype="<f4").reshape(header[name]["shape"]).copy()
+        for name, data in tensors.items()
+    }
+
+
+def rounded_to_bfloat16(values: np.ndarray) -> bytes:
+    """Round to nearest even, as bytes."""
+    bits = values.astype("<f4").view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+
+
+# -- random models ------------------------------------------------------------------------------------
+
+
+def random_llama(
+    folder: Path, *, width: int, mlp: int, layers: int, vocab: int, heads: int = 4, seed: int = 1
+) -> Path:
+    """A complete Llama folder with random weights and a tied head."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "max_position_embeddings": 512,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "vocab_size": vocab,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = np.random.default_rng(seed)
+    shapes = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    square, up, down = (width, width), (mlp, width), (width, mlp)
+    for layer in range(layers):
+        for name, shape in {
+            "self_attn.q_proj": square,
+            "self_attn.k_proj": square,
+            "self_attn.v_proj": square,
+            "self_attn.o_proj": square,
+            "mlp.gate_proj": up,
+            "mlp.up_proj": up,
+            "mlp.down_proj": down,
+            "input_layernorm": (width,),
+            "post_attention_layernorm": (width,),
+        }.items():
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    tensors = {}
+    for name, shape in shapes.items():
+        noise = generator.standard_normal(shape) / np.sqrt(width)
+        tensors[name] = (1 + noise if len(shape) == 1 else noise).astype("<f4")
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def random_case(
+    folder: Path, model: Path, *, batch: int, context: int, examples: int = 24, **changes: object
+) -> Path:
+    """Token files of random ids for a model, and a configuration without output folder.
+
+    `changes` are configuration keys with two underscores for the dot.
+    """
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    generator = np.random.default_rng(7)
+    settings: dict[str, object] = {"model.path": model}
+    for name in TOKEN_SETS:
+        tokens = generator.integers(0, vocab, (examples, context))
+        settings[f"data.{name}"] = write_tokens(folder / f"{name}.h5", tokens, vocab)
+    settings |= {"data.batch_size": batch, "data.context_length": context}
+    settings |= {"unlearn.loops": 4, "unlearn.unlearning_rate": 0.1}
+    settings |= {"unlearn.retaining_rate": 0.1, "unlearn.adv_lr": 0.1, "relearn.passes": 4}
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return write_config(folder / "config.yaml", settings)
