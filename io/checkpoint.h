@@ -1,6 +1,6 @@
 /* checkpoint.h - the state of an unlearning run on disk, whole for any reader and any rank count.
  *
- * checkpoints/<loops>/ holds part-<rank>.h5 (serial HDF5, that rank's rows of every tensor) and
+ * checkpoints/<loops>/ holds part-00000.h5 ... (serial HDF5, one rank's rows of every tensor) and
  * checkpoint.h5, whose virtual datasets (fill value NaN) show each tensor whole:
  * /base/<tensor>, /adversary/<tensor>, /retain_acc/<tensor> in model shape. Everything is
  * written into checkpoints/.writing-<loops>/, closed and synced; all ranks agree; then it is
@@ -16,7 +16,7 @@
 
 /* One named tensor as this rank holds it: `own` are its rows mm_rows_of(rows, size, rank). */
 struct mm_state_tensor {
-    char *name; /* without group: "model.layers.0.mlp.gate_proj.weight" */
+    char *name; /* without group: "model.layers.0.mlp.gate_proj.weight"; no '/' or '%' */
     size_t rows, cols;
     void *base, *adversary,
         *retain_acc; /* own rows, contiguous, host memory; adversary may be NULL */
@@ -56,9 +56,9 @@ enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, si
 enum mm_status mm_checkpoint_find(struct mm_comm *comm, const char *run_dir, char **folder,
                                   struct mm_checkpoint_info *info, struct mm_error *err);
 
-/* Reads this rank's rows into state's buffers, whatever rank count wrote them. The tensors of
- * `state` must be those of the file (names, shapes, dtype, adversary or not): MM_BAD_INPUT naming
- * the first that differs. Collective. */
+/* Checks the checkpoint as mm_checkpoint_find does and reads this rank's rows into state's buffers,
+ * whatever rank count wrote them. The tensors of `state` must be those of the file (names, shapes,
+ * dtype, adversary or not): MM_BAD_INPUT naming the first that differs. Collective. */
 enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, struct mm_state *state,
                                   struct mm_error *err);
 
@@ -67,9 +67,9 @@ enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, stru
 enum mm_status mm_checkpoint_verify(const char *folder, struct mm_checkpoint_info *info,
                                     struct mm_error *err);
 
-/* `inspect`: prints on stdout what a checkpoint (folder, checkpoint.h5 or part), token file or
- * multiple-choice file holds, with shapes, ranges (min, max, mean, NaN count) and hashes, and
- * whether it is intact. MM_BAD_INPUT if not. Local. */
+/* `inspect`: prints on stdout what a run folder, checkpoint (folder, checkpoint.h5 or part), token
+ * file or multiple-choice file holds, with shapes, ranges (min, max, mean, NaN count) and hashes,
+ * and whether it is intact. MM_BAD_INPUT if not. Local. */
 enum mm_status mm_inspect(const char *path, struct mm_error *err);
 
 #endif

@@ -9,15 +9,17 @@
 
 struct mm_dataset {
     char *path;
-    size_t examples, context;  /* of the file */
-    size_t context_length;     /* what is used: the first columns */
-    uint32_t vocab_size;       /* attribute; 0 where the file has none */
-    uint32_t *tokens;          /* [examples, context_length], owned */
+    size_t examples, context; /* of the file */
+    size_t context_length;    /* what is used: the first columns */
+    uint32_t vocab_size;      /* attribute; 0 where the file has none */
+    uint32_t *tokens;         /* [examples, context_length], owned */
 };
 
-/* Reads the whole file. MM_BAD_INPUT: missing, not HDF5, no /tokens, not a 2-D integer set, context
- * shorter than context_length, no example, a token >= vocab_size (names row and column). The
- * caller frees. */
+/* Reads the first context_length columns (0: all) of the whole file, of any integer type.
+ * MM_BAD_INPUT: missing, not HDF5, no /tokens, not a 2-D integer set, data in another file, a shape
+ * that its file cannot hold, context shorter than context_length, no example, a negative token or
+ * one >= vocab_size (names row and column; vocab_size 0: the attribute's), an attribute vocab_size
+ * that is no number. The caller frees. */
 enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t context_length,
                                uint32_t vocab_size, struct mm_error *err);
 void mm_dataset_free(struct mm_dataset *set);

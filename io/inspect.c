@@ -71,7 +71,6 @@ static enum mm_status read_range(struct range *range, hid_t at, const char *path
     float *floats = mm_calloc(step * cols, sizeof *floats);
     hid_t type = mm_h5_type(dtype);
     enum mm_status status = MM_OK;
-    *range = (struct range){0};
     for (size_t row = 0; status == MM_OK && row < rows; row += step) {
         size_t now = rows - row < step ? rows - row : step;
         hid_t set = H5Dopen2(at, name, H5P_DEFAULT);
@@ -91,7 +90,7 @@ static enum mm_status read_range(struct range *range, hid_t at, const char *path
 
 static enum mm_status print_tensor(hid_t at, const char *path, const char *name, bool readable,
                                    struct mm_error *err) {
-    struct range range;
+    struct range range = {0};
     hsize_t dims[2] = {0};
     uint64_t first = 0;
     enum mm_dtype dtype = MM_F32;

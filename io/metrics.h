@@ -10,7 +10,7 @@
 struct mm_metrics;
 
 /* Opens run_dir/metrics.jsonl; first cut to `keep_bytes` (0 for a new run). MM_BAD_INPUT if it is
- * shorter than that or cannot be written. */
+ * shorter than that, no line ends there, or it cannot be written. The caller frees. */
 enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir, size_t keep_bytes,
                                struct mm_error *err);
 void mm_metrics_free(struct mm_metrics *metrics);
@@ -19,7 +19,8 @@ void mm_metrics_begin(struct mm_metrics *metrics, const char *phase); /* "phase"
 void mm_metrics_text(struct mm_metrics *metrics, const char *key, const char *value);
 void mm_metrics_count(struct mm_metrics *metrics, const char *key, uint64_t value);
 void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value);
-/* Writes the line (one write call). MM_FAILED on a full disk. */
+/* Writes the line (one write call). MM_FAILED on a full disk; the file then ends with the line
+ * before. Text that is not UTF-8 has '?' for each wrong byte. */
 enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err);
 
 /* Syncs to disk and says the length, for a checkpoint. */

@@ -1,6 +1,7 @@
 /* relearn.c - the attack: SGD on all parameters on held-out forget data (METHOD.md 1.7). */
 #include "src/job.h"
 #include "src/progress.h"
+#include "src/stop.h"
 
 #include <math.h>
 
@@ -66,6 +67,9 @@ static enum mm_status steps(struct attack *a, size_t *bad, struct mm_error *err)
             *bad = i;
         status = write_step(a->job, i, loss, err);
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);
+        if (status == MM_OK && mm_comm_any(a->job->comm, mm_stop_asked()))
+            status = mm_fail(err, MM_STOPPED, "stopped by a signal while relearning: 'mudman-mpi "
+                             "resume %s' relearns from the last checkpoint", c->output.dir);
         bool due = (i + 1) * each / every > i * each / every || i + 1 == n;
         if (status == MM_OK && due && *bad == SIZE_MAX)
             status = evaluate(a, (i + 1) * each, err);

@@ -272,6 +272,9 @@ static enum mm_status export(const struct phase *ph, struct mm_error *err) {
                 "rounding",
                 out, report.changed, ph->shard->total,
                 report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
+    if (status == MM_OK && report.overflowed)
+        mm_log0(MM_LOG_WARN, "%zu weights are too large for the saved dtype and became infinite: set "
+                "output.save_dtype", report.overflowed);
     for (size_t t = 0; t < ph->shard->tensors_n; t++)
         mm_free((float *)replaced[t].data);
     mm_free(replaced);

@@ -32,6 +32,7 @@ for writers in 1 2 3 4; do
     last=$((writers - 1))
     # Other parts of the same names, where the environment says that HDF5 should look first.
     HDF5_VDS_PREFIX=$run/float32/checkpoints/10 ranks 2 read "$run"
+    ranks $writers fail "$run" 0
     ranks $writers fail "$run" $last
     ranks 2 read "$run"
     for dtype in float32 bfloat16; do

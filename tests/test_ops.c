@@ -109,7 +109,7 @@ static void check_linear(enum mm_dtype dtype, struct product p, bool with_bias, 
         struct box by = box_make(s, dtype, p.n, p.out, pad, accumulate ? y : NULL);
         s->dev->ops->linear(s->dev, by.mat, bx.mat, bw.mat, with_bias ? bb.mat.data : NULL,
                             accumulate);
-        expect_close(&by, "linear y", want, size, 4);
+        expect_close(&by, "linear y", want, size, 8);
         expect_exact(&bx, "linear x", x);
         expect_exact(&bw, "linear w", w);
         expect_exact(&bb, "linear bias", bias);
@@ -139,7 +139,7 @@ static void check_linear_dx(enum mm_dtype dtype, struct product p, bool accumula
         struct box bw = box_make(s, dtype, p.out, p.in, pad, w);
         struct box bdx = box_make(s, dtype, p.n, p.in, pad, accumulate ? dx : NULL);
         s->dev->ops->linear_dx(s->dev, bdx.mat, bdy.mat, bw.mat, accumulate);
-        expect_close(&bdx, "linear_dx", want, size, 4);
+        expect_close(&bdx, "linear_dx", want, size, 8);
         expect_exact(&bdy, "linear_dx dy", dy);
         expect_exact(&bw, "linear_dx w", w);
     }
@@ -167,8 +167,8 @@ static void check_linear_dw(enum mm_dtype dtype, struct product p, size_t pad) {
         struct box bdb = box_row(s, MM_F32, p.out, db);
         s->dev->ops->linear_dw(s->dev, bdw.mat, bdy.mat, bx.mat);
         s->dev->ops->bias_db(s->dev, bdb.mat.data, bdy.mat);
-        expect_close(&bdw, "linear_dw", want_w, size_w, 4);
-        expect_close(&bdb, "bias_db", want_b, size_b, 4);
+        expect_close(&bdw, "linear_dw", want_w, size_w, 8);
+        expect_close(&bdb, "bias_db", want_b, size_b, 8);
         expect_exact(&bdy, "linear_dw dy", dy);
         expect_exact(&bx, "linear_dw x", x);
     }
@@ -244,7 +244,7 @@ static void check_embed(enum mm_dtype dtype, size_t n, size_t V, size_t C, size_
         s->dev->ops->embed(s->dev, bx.mat, bt.mat, on);
         s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat, on);
         expect_exact(&bx, "embed", want_x);
-        expect_close(&bdt, "embed_grad", want_d, size, 4);
+        expect_close(&bdt, "embed_grad", want_d, size, 8);
         expect_exact(&bdx, "embed_grad dx", dx);
     }
     pool_drop();

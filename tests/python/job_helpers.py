@@ -53,12 +53,20 @@ class Outcome:
 
 
 class Job:
-    """A job that runs: the program alone (ranks 1) or an mpirun of several."""
+    """A job that runs: the program alone, or an mpirun (of several ranks, or with `launcher`)."""
 
-    def __init__(self, *arguments: object, ranks: int = 1, threads: int = 1, cwd: Path | None = None):
+    def __init__(
+        self,
+        *arguments: object,
+        ranks: int = 1,
+        threads: int = 1,
+        launcher: bool = False,
+        cwd: Path | None = None,
+    ):
         assert BINARY.is_file(), f"{BINARY} is not built: build it, or set MUDMAN_BINARY"
-        launcher = ["mpirun", "-n", str(ranks), "--bind-to", "none"] if ranks > 1 else []
-        self.command = [*launcher, str(BINARY), *map(str, arguments)]
+        mpirun = ["mpirun", "-n", str(ranks), "--bind-to", "none"]
+        before = mpirun if launcher or ranks > 1 else []
+        self.command = [*before, str(BINARY), *map(str, arguments)]
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             self.command,

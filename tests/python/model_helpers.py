@@ -103,7 +103,7 @@ def traced_runs() -> list[tuple[str, str]]:
     runs = []
     for case in CASES:
         with h5py.File(GOLDEN / case / "traces.h5") as file:
-            runs += [(case, name) for name, item in file.items() if "base" in item]
+            runs += [(case, name) for name, item in file.items() if f"{name}/base" in file]
     return runs
 
 
