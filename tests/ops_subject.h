@@ -281,7 +281,7 @@ static inline void expect_close(const struct box *b, const char *what, const dou
     for (size_t i = 0; i < n; i++)
         most = fabs(want[i]) > most ? fabs(want[i]) : most;
     for (size_t i = 0; i < n; i++) {
-        double room = factor * (0x1p-24 * (size ? size[i] : most) + unit * fabs(want[i])) + 1e-37;
+        double room = factor * (0x1p-24 * (size ? size[i] : most) + unit * fabs(want[i])) + 1e-36;
         if (isnan(want[i]) ? !isnan(got[i]) : !(fabs(got[i] - want[i]) <= room))
             fail_msg("%s: %s[%zu, %zu] of [%zu, %zu] is %.9g, should be %.9g within %.2g",
                      b->on->dev->ops->name, what, i / b->mat.cols, i % b->mat.cols, b->mat.rows,

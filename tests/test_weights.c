@@ -230,7 +230,7 @@ static void deep_and_raw_headers(void **state) {
     expect_bad(*state, "the header holds a NUL");
     size_t deep = 100000; /* brackets must not eat the stack */
     char *header = mm_calloc(deep + 6, 1);
-    strcpy(header, "{\"t\":");
+    memcpy(header, "{\"t\":", 5);
     memset(header + 5, '[', deep);
     put_tensors(single(state), header, "", 0);
     mm_free(header);

@@ -55,8 +55,8 @@ double mm_now(void);
 
 /* Memory of this process; MM_CHECK on exhaustion, so never NULL. `mm_calloc` zeroes. Freed by
  * mm_free. mm_live_blocks() counts what is not yet freed: zero at exit. */
-void *mm_calloc(size_t count, size_t size);
-void *mm_realloc(void *block, size_t bytes);
+void *mm_calloc(size_t count, size_t size) __attribute__((returns_nonnull));
+void *mm_realloc(void *block, size_t bytes) __attribute__((returns_nonnull));
 char *mm_strdup(const char *text);
 char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
 void mm_free(void *block);

@@ -1,0 +1,338 @@
+"""mudman-mpi resume: after kill -9, after a signal, after the end, on other ranks, after damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from job_helpers import (
+    Job,
+    assert_close,
+    assert_close_metrics,
+    assert_close_state,
+    assert_same_run,
+    checkpoints_of,
+    fail,
+    lines_of,
+    metrics_of,
+    repeatable_metrics,
+    snapshot,
+    state_of,
+    succeed,
+)
+from model_helpers import Case, floats_of, write_safetensors
+
+# Long enough to be hit in the middle: a checkpoint every third of 1500 loops.
+LONG = ["unlearn.loops=1500", "checkpoint.every_loops=3", "evaluate.every_passes=250"]
+# Without the mask rounding stays rounding: where signs decide, 1500 loops would not agree.
+SMOOTH = ["unlearn.use_masking=false", "unlearn.unlearning_rate=0.001", "unlearn.adv_lr=0.01"]
+
+
+def undisturbed(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Path:
+    """A run to the end for comparison; its checkpoints don't matter, except the last."""
+    rest = [item for item in overrides if not item.startswith("checkpoint.")]
+    succeed("run", case.config, f"output.dir={run}", *rest, ranks=ranks)
+    return run
+
+
+def start_and_wait(case: Case, run: Path, *overrides: str, ranks: int = 1, loops: int = 30) -> Job:
+    """A job that has written the checkpoint of `loops` loops or a later one."""
+    job = Job("run", case.config, f"output.dir={run}", *overrides, ranks=ranks)
+    job.wait_until(lambda: max(checkpoints_of(run), default=0) >= loops)
+    return job
+
+
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """The finished run at another place, as if moved."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def cut_back(run: Path, loops: int) -> None:
+    """Remove later checkpoints and what the run wrote at its end, as if killed there."""
+    for later in checkpoints_of(run):
+        if later > loops:
+            shutil.rmtree(run / "checkpoints" / str(later))
+    shutil.rmtree(run / "model", ignore_errors=True)
+
+
+# -- killed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_killed_and_resumed_on_the_same_count(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """Bit for bit the run that nothing disturbed, metrics line by line."""
+    run = tmp_path / "run"
+    start_and_wait(tiny, run, *LONG, ranks=ranks).kill()
+    done = max(checkpoints_of(run))
+    assert 30 <= done < 1500 and not (run / "model").exists()
+    text = (run / "metrics.jsonl").read_text()
+    assert '"result"' not in text
+    outcome = succeed("resume", run, ranks=ranks)
+    assert f"{done} of 1500" in outcome.err
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
+
+
+@pytest.mark.parametrize(("ranks", "later"), [(3, 1), (1, 4), (2, 3)])
+def test_killed_and_resumed_on_another_count(
+    tiny: Case, tmp_path: Path, ranks: int, later: int
+) -> None:
+    run = tmp_path / "run"
+    start_and_wait(tiny, run, *LONG, *SMOOTH, ranks=ranks).kill()
+    succeed("resume", run, ranks=later)
+    whole = undisturbed(tiny, tmp_path / "whole", *LONG, *SMOOTH)
+    assert_close_state(whole, run)
+    assert_close_metrics(whole, run)
+
+
+@pytest.mark.parametrize("later", [1, 2, 4])
+def test_other_count_is_still_the_oracle(
+    golden: Callable[[str], Case], tmp_path: Path, later: int
+) -> None:
+    """Three loops on three ranks, five on others, masked: the traces stay clear of the mask's edge."""
+    case, run = golden("neox-parallel"), tmp_path / "run"
+    succeed("run", case.config, f"output.dir={run}", "checkpoint.keep=9", ranks=3)
+    cut_back(run, 3)
+    succeed("resume", run, ranks=later)
+    trace = case.trace("listing")
+    for name, values in state_of(run).items():
+        assert_close(name, values, trace[name], 1e-4 if name.startswith("retain_acc") else 1e-5)
+    losses = [line["retain_loss"] for line in lines_of(run, "unlearn")]
+    assert losses == pytest.approx(trace["retain_loss"], rel=1e-5)
+
+
+def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start_and_wait(tiny, run, *LONG, ranks=2).kill()
+    first = max(checkpoints_of(run))
+    again = Job("resume", run, ranks=2)
+    again.wait_until(lambda: max(checkpoints_of(run)) >= first + 30)
+    again.kill()
+    assert first + 30 <= max(checkpoints_of(run)) < 1500
+    succeed("resume", run, ranks=2)
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=2), run)
+
+
+@pytest.mark.parametrize("overrides", [["model.state_dtype=bfloat16"], ["unlearn.train_adversary=false"]])
+def test_killed_in_other_modes(tiny: Case, tmp_path: Path, overrides: list[str]) -> None:
+    run = tmp_path / "run"
+    start_and_wait(tiny, run, *LONG, *overrides).kill()
+    succeed("resume", run)
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, *overrides), run)
+
+
+# -- signalled ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "most"),
+    [(signal.SIGTERM, 1, 1), (signal.SIGTERM, 3, 3), (signal.SIGUSR1, 3, 1)],
+)
+def test_signal_stops_after_a_checkpoint(
+    tiny: Case, tmp_path: Path, number: int, ranks: int, most: int
+) -> None:
+    """Exit 3, at once, also if only one rank hears it; then as if nothing had happened."""
+    run = tmp_path / "run"
+    job = start_and_wait(tiny, run, *LONG, ranks=ranks)
+    job.signal_ranks(number, most)
+    outcome = job.wait(20)
+    assert outcome.status == 3, outcome.err
+    (message,) = outcome.messages
+    done = max(checkpoints_of(run))
+    assert f"resume {run}" in message and f"loop {done} of 1500" in message
+    assert len(lines_of(run, "unlearn")) == done < 1500 and not lines_of(run, "result")
+    succeed("inspect", run)
+    succeed("resume", run, ranks=ranks)
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_signal_while_relearning(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """The checkpoint after the last loop is there: exit 3, and a resume repeats the relearning."""
+    run, long = tmp_path / "run", ["relearn.passes=60000", "evaluate.every_passes=6000"]
+    job = Job("run", tiny.config, f"output.dir={run}", *long, ranks=ranks)
+    metrics = run / "metrics.jsonl"
+    job.wait_until(lambda: metrics.is_file() and '"relearn"' in metrics.read_text())
+    job.signal_ranks(signal.SIGTERM)
+    outcome = job.wait()
+    assert outcome.status == 3, f"exit {outcome.status}: {outcome.err}"
+    assert not lines_of(run, "result") and checkpoints_of(run)[-1] == 8
+    succeed("resume", run, "relearn.passes=10", "evaluate.every_passes=10", ranks=ranks)
+    short = undisturbed(tiny, tmp_path / "short", ranks=ranks)
+    assert lines_of(run, "relearn") == lines_of(short, "relearn")
+
+
+# -- resumed at the end -------------------------------------------------------------------------------
+
+
+def test_resume_after_the_end_repeats_relearning(finished: Path, tmp_path: Path) -> None:
+    run = finished_copy(finished, tmp_path)
+    for _ in range(2):
+        succeed("resume", run)
+        assert_same_run(finished, run)
+
+
+def test_resume_with_another_attack(tiny: Case, finished: Path, tmp_path: Path) -> None:
+    """relearn.* may change: the unlearning stays, the attack is as in a run that had it from the start."""
+    run, attack = finished_copy(finished, tmp_path), ["relearn.lr=0.3", "relearn.passes=16"]
+    succeed("resume", run, *attack)
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *attack), run)
+    assert "lr: 0.3\n" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("more", ["unlearn.loops=8", "unlearn.passes=40"])
+def test_resume_with_more_loops(tiny: Case, finished: Path, tmp_path: Path, more: str) -> None:
+    """Six loops, evaluated at their end anyway, then two more."""
+    run = tmp_path / "run"
+    succeed("run", tiny.config, f"output.dir={run}", "unlearn.loops=6", ranks=1)
+    assert checkpoints_of(run) == [3, 6]
+    succeed("resume", run, more)
+    assert_same_run(finished, run)
+
+
+def test_resume_with_fewer_loops(finished: Path, tmp_path: Path) -> None:
+    run = finished_copy(finished, tmp_path)
+    before = snapshot(run)
+    message = fail(2, "resume", run, "unlearn.loops=5")
+    assert "8" in message and "5" in message
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("override", ["checkpoint.keep=1", "device=cpu", "evaluate.batches=2"])
+def test_overrides_that_leave_the_loops_valid(finished: Path, tmp_path: Path, override: str) -> None:
+    run = finished_copy(finished, tmp_path)
+    cut_back(run, 6)
+    succeed("resume", run, override)
+    assert len(lines_of(run, "unlearn")) == 8 and len(lines_of(run, "result")) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["unlearn.adv_lr=1", "unlearn.graph=fresh", "model.path=/tmp", "data.batch_size=2", "seed=7",
+     "data.retain=/tmp/r.h5", "unlearn.retain_loss_budget=1", "output.dir=/tmp/o", "unlearn.adv_rl=1"],
+)  # fmt: skip
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_forbidden_overrides(finished: Path, tmp_path: Path, override: str, ranks: int) -> None:
+    run = finished_copy(finished, tmp_path)
+    before = snapshot(run)
+    if ranks == 3 and override != "seed=7":
+        pytest.skip("one is enough on three ranks")
+    assert override.partition("=")[0] in fail(2, "resume", run, override, ranks=ranks)
+    assert snapshot(run) == before
+
+
+def test_moved_folder(tiny: Case, finished: Path, tmp_path: Path) -> None:
+    """Checkpoint, metrics and model go where the folder is now, wherever resume is called from."""
+    run = tmp_path / "first"
+    succeed("run", tiny.config, f"output.dir={run}")
+    cut_back(run, 6)
+    moved = run.rename(tmp_path / "second")
+    succeed("resume", "second", cwd=tmp_path)
+    assert not run.exists()
+    assert_same_run(finished, moved)
+    assert str(moved) in (moved / "config.yaml").read_text()
+
+
+# -- damaged ------------------------------------------------------------------------------------------
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "flipped-part": ("part-00001.h5", flip),
+    "flipped-whole": ("checkpoint.h5", flip),
+    "short-part": ("part-00002.h5", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    "short-whole": ("checkpoint.h5", lambda path: path.write_bytes(path.read_bytes()[:1000])),
+    "empty-part": ("part-00000.h5", lambda path: path.write_bytes(b"")),
+    "no-part": ("part-00001.h5", Path.unlink),
+    "no-whole": ("checkpoint.h5", Path.unlink),
+}
+
+
+@pytest.fixture(scope="module")
+def three(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of three ranks. To be read only."""
+    return undisturbed(tiny, tmp_path_factory.mktemp("three") / "run", ranks=3)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoint_is_named_and_skipped(three: Path, tmp_path: Path, damage: str) -> None:
+    run, (name, harm) = finished_copy(three, tmp_path), DAMAGES[damage]
+    succeed("inspect", run, ranks=1)
+    harm(run / "checkpoints" / "10" / name)
+    assert name in fail(2, "inspect", run / "checkpoints" / "10")
+    fail(2, "inspect", run)
+    outcome = succeed("resume", run, ranks=3)
+    (skipped,) = [line for line in outcome.err.splitlines() if "skipping" in line]
+    assert "checkpoints/10" in skipped and name in skipped
+    assert_same_run(three, run)
+    succeed("inspect", run)
+
+
+def test_rubbish_of_a_crash_is_ignored(finished: Path, tmp_path: Path) -> None:
+    run = finished_copy(finished, tmp_path)
+    cut_back(run, 6)
+    shutil.copytree(run / "checkpoints" / "6", run / "checkpoints" / ".writing-7")
+    (run / "checkpoints" / ".writing-7" / "checkpoint.h5").unlink()
+    succeed("resume", run)
+    assert_same_run(finished, run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["6", "8"]
+
+
+def no_checkpoints(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def all_damaged(run: Path) -> None:
+    for loops in checkpoints_of(run):
+        flip(run / "checkpoints" / str(loops) / "checkpoint.h5")
+
+
+def short_metrics(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (no_checkpoints, "no valid checkpoint"),
+        (all_damaged, "no valid checkpoint"),
+        (short_metrics, "metrics.jsonl"),
+        (shutil.rmtree, "no valid checkpoint"),
+    ],
+)
+def test_nothing_to_resume(
+    finished: Path, tmp_path: Path, harm: Callable, named: str, ranks: int
+) -> None:
+    run = finished_copy(finished, tmp_path)
+    harm(run)
+    before = snapshot(tmp_path)
+    message = fail(2, "resume", run, ranks=ranks)
+    assert named in message and str(run) in message
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoint_of_another_model(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """A frozen weight changed since: the checkpoint has only W, and would go on with a mixture."""
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny.model, model)
+    succeed("run", tiny.config, f"output.dir={run}", f"model.path={model}", ranks=ranks)
+    tensors = floats_of(model / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1e-3
+    write_safetensors(model / "model.safetensors", tensors)
+    before = snapshot(tmp_path)
+    message = fail(2, "resume", run, ranks=ranks)
+    assert str(run / "checkpoints" / "8") in message and str(model) in message
+    assert snapshot(tmp_path) == before
