@@ -184,8 +184,8 @@ void mm_comm_gather_rows(struct mm_comm *comm, const void *own, struct mm_mat fu
         firsts[r] = (int)block.first;
     }
     MPI_Datatype row = row_type(full.cols, full.dtype);
-    CHECK_MPI(MPI_Allgatherv(own, counts[comm->rank], row, full.data, counts, firsts, row,
-                             comm->world));
+    CHECK_MPI(
+        MPI_Allgatherv(own, counts[comm->rank], row, full.data, counts, firsts, row, comm->world));
     CHECK_MPI(MPI_Type_free(&row));
     mm_free(counts);
     mm_free(firsts);

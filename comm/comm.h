@@ -33,7 +33,7 @@ enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct
 /* True on every rank if `flag` is true on any. Collective. */
 bool mm_comm_any(struct mm_comm *comm, bool flag);
 
-void mm_comm_barrier(struct mm_comm *comm);                                    /* Collective. */
+void mm_comm_barrier(struct mm_comm *comm);                                       /* Collective. */
 void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes); /* Collective. */
 /* Every rank's `bytes` bytes, in rank order, to all[size·bytes] on every rank. Collective. */
 void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, void *all);

@@ -2,8 +2,8 @@
 #include "kernels/arena.h"
 
 const char *const mm_purpose_names[MM_PURPOSES] = {
-    "weights", "base (b)", "adversary (a)", "retain accumulator (m)",
-    "gradients", "optimizer", "activations", "scratch",
+    "weights",   "base (b)",  "adversary (a)", "retain accumulator (m)",
+    "gradients", "optimizer", "activations",   "scratch",
 };
 
 struct block {

@@ -4,11 +4,12 @@
  * oracle of the others. One process can hold several backends and compare them.
  *
  * Conventions, unless a line says otherwise:
- *   - Local: no operation communicates. Faults of a backend end the job; shapes are the caller's duty
- *     and are checked by MM_CHECK where that is cheap.
+ *   - Local: no operation communicates. Faults of a backend end the job; shapes are the caller's
+ * duty and are checked by MM_CHECK where that is cheap.
  *   - Memory is the backend's (mm_device.alloc) and borrowed; inputs and outputs don't overlap.
  *   - "=" overwrites, "+=" accumulates.
- *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in order.
+ *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in
+ * order.
  *   - n tokens are rows: n = B·T, row b·T + t holds token t of sequence b.
  * Letters: B sequences, T tokens a sequence, C width, V vocabulary. */
 #ifndef MM_OPS_H
@@ -25,10 +26,10 @@ enum mm_loss_fn {
     MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
 };
 enum mm_normalization { /* METHOD.md 1.1 steps 7-11 and Table 1 */
-    MM_NORM_GLOBAL_PRE_MASK,
-    MM_NORM_GLOBAL_POST_MASK,
-    MM_NORM_PER_PARAMETER,
-    MM_NORM_NONE,
+                        MM_NORM_GLOBAL_PRE_MASK,
+                        MM_NORM_GLOBAL_POST_MASK,
+                        MM_NORM_PER_PARAMETER,
+                        MM_NORM_NONE,
 };
 
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
@@ -66,9 +67,9 @@ struct mm_mask_sums {
     double kept_n;
 };
 
-/* A run's vectors b, a, m, g over this rank's shard of W: n elements of `dtype` (g: float32 always).
- * With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch does it
- * (METHOD.md 1.3). stop: nothing is written once *stop != 0. */
+/* A run's vectors b, a, m, g over this rank's shard of W: n elements of `dtype` (g: float32
+ * always). With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch
+ * does it (METHOD.md 1.3). stop: nothing is written once *stop != 0. */
 struct mm_vector {
     void *data;
     size_t n;
@@ -84,7 +85,8 @@ struct mm_ops {
     void (*close)(struct mm_device *dev);
 
     /* -- memory -------------------------------------------------------------------------------- */
-    void *(*alloc)(struct mm_device *dev, size_t bytes); /* 64-byte aligned, zeroed; freed by free */
+    void *(*alloc)(struct mm_device *dev,
+                   size_t bytes); /* 64-byte aligned, zeroed; freed by free */
     void (*free)(struct mm_device *dev, void *block);
     void (*zero)(struct mm_device *dev, void *block, size_t bytes);
     void (*copy)(struct mm_device *dev, void *dst, const void *src, size_t bytes);
@@ -94,8 +96,10 @@ struct mm_ops {
     void (*convert)(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
                     enum mm_dtype src_dtype, size_t n);
 
-    /* -- matrix products ------------------------------------------------------------------------ */
-    /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate) */
+    /* -- matrix products ------------------------------------------------------------------------
+     */
+    /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate)
+     */
     void (*linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
                    const void *bias, bool accumulate);
     /* dx [n, in] = dy [n, out] · w  (+ dx if accumulate) */
@@ -106,7 +110,8 @@ struct mm_ops {
     /* db [out], float32, += column sums of dy [n, out] */
     void (*bias_db)(struct mm_device *dev, float *db, struct mm_mat dy);
 
-    /* -- transformer ---------------------------------------------------------------------------- */
+    /* -- transformer ----------------------------------------------------------------------------
+     */
     /* x [n, C] = rows tokens[i] of table [V, C] */
     void (*embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                   const uint32_t *tokens);
@@ -127,8 +132,8 @@ struct mm_ops {
      * float32); `inverse` turns back, which is also the backward. */
     void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
                  const float *cosine, const float *sine, bool inverse);
-    /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v; lse [B, heads, T] float32:
-     * log of the softmax's denominator. Memory linear in T. */
+    /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v; lse [B, heads, T]
+     * float32: log of the softmax's denominator. Memory linear in T. */
     void (*attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
                       const struct mm_heads *heads, size_t B, size_t T);
     /* dqkv = gradient of q, k, v (every q, k, v element is written). */
@@ -142,10 +147,12 @@ struct mm_ops {
     void (*activate_grad)(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
                           struct mm_mat dh, struct mm_mat u);
 
-    /* -- losses --------------------------------------------------------------------------------- */
+    /* -- losses ---------------------------------------------------------------------------------
+     */
     /* For each row of logits [r, V] with next token target[i] (UINT32_MAX: the position has none):
      * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count); and, where
-     * dlogits.data is not NULL, dlogits = gradient of (sum of terms)·scale. dlogits may be logits. */
+     * dlogits.data is not NULL, dlogits = gradient of (sum of terms)·scale. dlogits may be logits.
+     */
     void (*loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
                  const uint32_t *targets, float scale, float *losses, struct mm_mat dlogits);
     /* *sum += scale · (values[0] + ... + values[n-1]), in double, in order */
@@ -156,7 +163,8 @@ struct mm_ops {
     /* *y = factor · *x */
     void (*scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor);
 
-    /* -- vectors: Algorithm 1 ------------------------------------------------------------------- */
+    /* -- vectors: Algorithm 1 -------------------------------------------------------------------
+     */
     /* *sum += squares of g, in double */
     void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
                         enum mm_dtype state_dtype);
@@ -187,7 +195,8 @@ struct mm_ops {
                          struct mm_vector m, const size_t *offsets, size_t tensors_n,
                          const double *scale, double rate, bool masking, const uint32_t *stop);
 
-    /* -- vectors: relearning and pretraining ----------------------------------------------------- */
+    /* -- vectors: relearning and pretraining -----------------------------------------------------
+     */
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
     /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale

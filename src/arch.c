@@ -71,10 +71,18 @@ static void refuse_unsupported(struct reader *r) {
         const char *name;
         double neutral;
     } fields[] = {
-        {"attention_dropout", 0},     {"hidden_dropout", 0},       {"attn_logit_softcapping", 0},
-        {"final_logit_softcapping", 0}, {"embedding_multiplier", 1}, {"attention_multiplier", 1},
-        {"residual_multiplier", 1},   {"logits_scaling", 1},       {"num_local_experts", 0},
-        {"num_experts", 0},           {"qk_norm", 0},              {"use_qk_norm", 0},
+        {"attention_dropout", 0},
+        {"hidden_dropout", 0},
+        {"attn_logit_softcapping", 0},
+        {"final_logit_softcapping", 0},
+        {"embedding_multiplier", 1},
+        {"attention_multiplier", 1},
+        {"residual_multiplier", 1},
+        {"logits_scaling", 1},
+        {"num_local_experts", 0},
+        {"num_experts", 0},
+        {"qk_norm", 0},
+        {"use_qk_norm", 0},
         {"use_alibi", 0},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
@@ -128,7 +136,8 @@ static void read_rope(struct reader *r, struct mm_arch *arch) {
         FAULT(where, "%s %g is not above 1", base, arch->rope_theta);
     if (rope && where == r)
         inner.status = r->status;
-    const char *type = rope ? text(&inner, "rope_type", text(&inner, "type", "default")) : "default";
+    const char *type =
+        rope ? text(&inner, "rope_type", text(&inner, "type", "default")) : "default";
     if (strcmp(type, "llama3") == 0) {
         arch->rope_scaling.factor = number(&inner, "factor", NAN);
         arch->rope_scaling.low = number(&inner, "low_freq_factor", NAN);
@@ -161,8 +170,8 @@ static void read_sliding_window(struct reader *r, struct mm_arch *arch) {
 static void read_heads(struct reader *r, struct mm_arch *arch) {
     struct mm_heads *h = &arch->heads;
     h->heads = count(r, "num_attention_heads", NAN);
-    h->kv_heads = arch->family == MM_NEOX ? h->heads
-                                          : count(r, "num_key_value_heads", (double)h->heads);
+    h->kv_heads =
+        arch->family == MM_NEOX ? h->heads : count(r, "num_key_value_heads", (double)h->heads);
     if (r->status == MM_OK && !field(r, "head_dim") && arch->width % h->heads)
         FAULT(r, "hidden_size %zu is not a multiple of num_attention_heads %zu", arch->width,
               h->heads);
@@ -193,8 +202,8 @@ static void read_fields(struct reader *r, struct mm_arch *arch) {
     arch->vocab = count(r, "vocab_size", NAN);
     read_heads(r, arch);
     arch->norm = neox ? MM_LAYER_NORM : MM_RMS_NORM;
-    arch->epsilon = (float)(neox ? number(r, "layer_norm_eps", 1e-5)
-                                 : number(r, "rms_norm_eps", NAN));
+    arch->epsilon =
+        (float)(neox ? number(r, "layer_norm_eps", 1e-5) : number(r, "rms_norm_eps", NAN));
     arch->activation = neox ? MM_GELU : MM_SWIGLU;
     const char *want = neox ? "gelu" : "silu", *act = text(r, "hidden_act", want);
     if (strcmp(act, want) != 0)
@@ -235,8 +244,8 @@ enum mm_status mm_arch_read(struct mm_arch *arch, const char *path, struct mm_er
 const char *const *mm_arch_modules(enum mm_family which) {
     static const char *const llama[] = {"gate_proj", "up_proj", "down_proj", "q_proj",
                                         "k_proj",    "v_proj",  "o_proj",    NULL};
-    static const char *const neox[] = {"dense_h_to_4h", "dense_4h_to_h", "query_key_value",
-                                       "dense", NULL};
+    static const char *const neox[] = {"dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense",
+                                       NULL};
     return which == MM_NEOX ? neox : llama;
 }
 
@@ -246,7 +255,8 @@ static float frequency(const struct mm_arch *arch, size_t i) {
     double factor = arch->rope_scaling.factor, original = arch->rope_scaling.original;
     if (factor == 0)
         return f;
-    double wave = 2 * M_PI / (double)f, low = arch->rope_scaling.low, high = arch->rope_scaling.high;
+    double wave = 2 * M_PI / (double)f, low = arch->rope_scaling.low,
+           high = arch->rope_scaling.high;
     if (wave < original / high)
         return f;
     if (wave > original / low)

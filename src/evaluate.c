@@ -107,7 +107,8 @@ void mm_evaluate(struct mm_evaluator *e, struct mm_evaluation *out) {
             e, &d->questions[i], e->config->evaluate.multiple_choice[i].temperature);
 }
 
-/* -- multiple choice ------------------------------------------------------------------------------ */
+/* -- multiple choice ------------------------------------------------------------------------------
+ */
 
 static size_t prompt_length(const struct mm_questions *q, size_t i) {
     return (size_t)(q->offsets[i + 1] - q->offsets[i]);

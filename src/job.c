@@ -60,7 +60,8 @@ static enum mm_status open_weights(struct mm_job *job, struct mm_error *err) {
 static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, struct mm_error *err) {
     const struct mm_config *c = job->config;
     bool pretrain = kind == MM_JOB_PRETRAIN;
-    char *path = pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
+    char *path =
+        pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
     enum mm_status status = mm_arch_read(&job->arch, path, err);
     mm_free(path);
     TRY(status);
@@ -68,7 +69,8 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     TRY(mm_data_read(&job->data, c, job->arch.vocab, err));
     size_t longest = mm_data_longest(&job->data, c);
     if (job->arch.sliding_window && job->arch.sliding_window < longest)
-        return mm_fail(err, MM_BAD_INPUT, "%s: sliding_window %zu is shorter than a question's %zu tokens",
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: sliding_window %zu is shorter than a question's %zu tokens",
                        c->model.path, job->arch.sliding_window, longest);
     return pretrain ? MM_OK : open_weights(job, err);
 }
@@ -107,9 +109,9 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
         if (!dry)
             mm_comm_broadcast(comm, 0, job->weights_hash, sizeof job->weights_hash);
         job->arena = mm_arena_create(dev, dry);
-        job->model = mm_model_create(job->arena, &job->arch, MM_F32,
-                                     mm_data_longest(&job->data, config));
-        status = dry                        ? check_tensors(job, err)
+        job->model =
+            mm_model_create(job->arena, &job->arch, MM_F32, mm_data_longest(&job->data, config));
+        status = dry                       ? check_tensors(job, err)
                  : kind == MM_JOB_PRETRAIN ? MM_OK
                                            : mm_model_load(job->model, job->weights, err);
         if (!dry)
@@ -136,7 +138,8 @@ void mm_job_close(struct mm_job *job) {
     *job = (struct mm_job){0};
 }
 
-/* -- run folder ------------------------------------------------------------------------------------ */
+/* -- run folder
+ * ------------------------------------------------------------------------------------ */
 
 static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                     struct mm_error *err) {
@@ -171,7 +174,8 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
     return mm_comm_agree(job->comm, status, err);
 }
 
-/* -- evaluation and result -------------------------------------------------------------------------- */
+/* -- evaluation and result
+ * -------------------------------------------------------------------------- */
 
 static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_t passes,
                                        const struct mm_evaluation *e, struct mm_error *err) {

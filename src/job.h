@@ -9,19 +9,19 @@
 #include "src/training.h"
 
 struct mm_job {
-    struct mm_comm *comm;         /* borrowed */
-    struct mm_device *dev;        /* borrowed */
+    struct mm_comm *comm;           /* borrowed */
+    struct mm_device *dev;          /* borrowed */
     const struct mm_config *config; /* borrowed */
     struct mm_arch arch;
-    struct mm_weights *weights;   /* NULL when pretraining */
+    struct mm_weights *weights; /* NULL when pretraining */
     char weights_hash[33];
     struct mm_data data;
-    struct mm_arena *arena;       /* weights and evaluation: lives as long as the job */
+    struct mm_arena *arena; /* weights and evaluation: lives as long as the job */
     struct mm_model *model;
     struct mm_evaluator *evaluator;
-    struct mm_metrics *metrics;   /* rank 0 of a run; NULL elsewhere */
+    struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_evaluation at_start, after_unlearning, after_relearning;
-    double started;               /* mm_now() */
+    double started; /* mm_now() */
 };
 
 /* What a command needs of the job. */
@@ -57,8 +57,9 @@ double mm_job_peak_bytes(struct mm_job *job);
 /* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err);
 
-/* The two phases. after_unlearning and after_relearning are filled; *reason (mm_free; NULL: none) says why a run is
- * rejected, with MM_REJECTED. resume: NULL, or the folder of a valid checkpoint and its info. */
+/* The two phases. after_unlearning and after_relearning are filled; *reason (mm_free; NULL: none)
+ * says why a run is rejected, with MM_REJECTED. resume: NULL, or the folder of a valid checkpoint
+ * and its info. */
 struct mm_checkpoint_info;
 enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
                           const struct mm_checkpoint_info *info, char **reason,

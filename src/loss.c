@@ -1,7 +1,8 @@
 /* loss.c - see loss.h. */
 #include "src/loss.h"
 
-/* Floats of logits in a chunk: small enough to stay near the processor, enough rows for a product. */
+/* Floats of logits in a chunk: small enough to stay near the processor, enough rows for a product.
+ */
 #define CHUNK_FLOATS ((size_t)8 << 20)
 
 static size_t smaller(size_t a, size_t b) {

@@ -1,7 +1,8 @@
 /* loss.h - the head and the losses on it, a chunk of rows at a time.
  *
  * The logits of all tokens never exist at once. Several losses can be taken from one set of logits
- * (the CE and the unlearning loss of a `listing` loop read the same forward). All functions local. */
+ * (the CE and the unlearning loss of a `listing` loop read the same forward). All functions local.
+ */
 #ifndef MM_LOSS_H
 #define MM_LOSS_H
 
@@ -21,8 +22,8 @@ void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct m
 struct mm_loss_term {
     enum mm_loss_fn fn;
     double clip_at;
-    size_t global_batch;   /* sequences over which the loss is a mean: all ranks, all micro-batches */
-    double *sum;           /* device; += this micro-batch's share of the mean loss */
+    size_t global_batch; /* sequences over which the loss is a mean: all ranks, all micro-batches */
+    double *sum;         /* device; += this micro-batch's share of the mean loss */
     struct mm_mat dhidden; /* [n, C] = gradient of that share; data NULL: not wanted */
 };
 

@@ -18,13 +18,15 @@ static const char usage[] =
     "mudman-mpi - unlearning that fine-tuning does not bring back (MUDMAN), on MPI ranks\n"
     "\n"
     "  mudman-mpi run CONFIG [key=value ...]       unlearn, relearn, evaluate, as the config says\n"
-    "  mudman-mpi resume RUN_DIR [key=value ...]   continue from the newest valid checkpoint, on any\n"
+    "  mudman-mpi resume RUN_DIR [key=value ...]   continue from the newest valid checkpoint, on "
+    "any\n"
     "                                              number of ranks\n"
     "  mudman-mpi eval CONFIG [key=value ...]      losses and multiple-choice accuracy only\n"
     "  mudman-mpi pretrain CONFIG [key=value ...]  train a small model from scratch\n"
     "  mudman-mpi plan CONFIG [key=value ...] [--ranks N]\n"
     "                                              check everything, print the memory of a rank\n"
-    "  mudman-mpi inspect FILE                     what a checkpoint, data file or run folder holds, and\n"
+    "  mudman-mpi inspect FILE                     what a checkpoint, data file or run folder "
+    "holds, and\n"
     "                                              whether it is intact\n"
     "  mudman-mpi --help | --version\n"
     "\n"
@@ -32,7 +34,8 @@ static const char usage[] =
     "(unlearn.adv_lr=0.01) or top-level (seed=7); an override replaces the file's value.\n"
     "\n"
     "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal after a\n"
-    "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything else.\n"
+    "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything "
+    "else.\n"
     "\n"
     "Config keys (YAML), with defaults:\n\n";
 
@@ -43,15 +46,18 @@ struct command_line {
     int ranks;
 };
 
-static enum mm_status parse(struct command_line *line, int argc, char **argv, struct mm_error *err) {
+static enum mm_status parse(struct command_line *line, int argc, char **argv,
+                            struct mm_error *err) {
     static const char *const commands[] = {"run", "resume", "eval", "pretrain", "plan", "inspect"};
     size_t n = sizeof commands / sizeof *commands, known = 0;
     *line = (struct command_line){.command = argc > 1 ? argv[1] : ""};
     while (known < n && strcmp(commands[known], line->command) != 0)
         known++;
     if (known == n)
-        return mm_fail(err, MM_BAD_INPUT, "'%s' is no command: run, resume, eval, pretrain, plan or "
-                       "inspect; see mudman-mpi --help", line->command);
+        return mm_fail(err, MM_BAD_INPUT,
+                       "'%s' is no command: run, resume, eval, pretrain, plan or "
+                       "inspect; see mudman-mpi --help",
+                       line->command);
     if (argc < 3)
         return mm_fail(err, MM_BAD_INPUT, "%s needs a %s; see mudman-mpi --help", line->command,
                        strcmp(line->command, "resume") == 0    ? "run folder"
@@ -70,8 +76,10 @@ static enum mm_status parse(struct command_line *line, int argc, char **argv, st
             break;
         }
         if (inspect || !strchr(argv[i], '=') || argv[i][0] == '-')
-            return mm_fail(err, MM_BAD_INPUT, "argument '%s' is not understood; overrides read "
-                           "key=value, see mudman-mpi --help", argv[i]);
+            return mm_fail(err, MM_BAD_INPUT,
+                           "argument '%s' is not understood; overrides read "
+                           "key=value, see mudman-mpi --help",
+                           argv[i]);
         line->overrides_n++;
     }
     return MM_OK;
@@ -87,8 +95,10 @@ static void warn_idle_cores(struct mm_comm *comm) {
     mm_comm_sum(comm, &used, 1);
     if (mm_comm_size(comm) > 1 && mm_comm_local_size(comm) == mm_comm_size(comm) &&
         used < (double)all)
-        mm_log0(MM_LOG_WARN, "%d ranks may use %.0f of this machine's %ld cores: try 'mpirun "
-                "--bind-to none' and OMP_NUM_THREADS", mm_comm_size(comm), used, all);
+        mm_log0(MM_LOG_WARN,
+                "%d ranks may use %.0f of this machine's %ld cores: try 'mpirun "
+                "--bind-to none' and OMP_NUM_THREADS",
+                mm_comm_size(comm), used, all);
 }
 
 /* Unlearning, export, relearning, result: of a new run or a resumed one. */
@@ -167,7 +177,8 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device *dev,
     static const struct {
         const char *name;
         enum mm_command command;
-    } commands[] = {{"run", MM_RUN}, {"eval", MM_EVAL}, {"pretrain", MM_PRETRAIN}, {"plan", MM_PLAN}};
+    } commands[] = {
+        {"run", MM_RUN}, {"eval", MM_EVAL}, {"pretrain", MM_PRETRAIN}, {"plan", MM_PLAN}};
     size_t k = 0;
     while (strcmp(commands[k].name, line->command) != 0)
         k++;

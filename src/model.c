@@ -29,7 +29,7 @@ static size_t add(struct builder *b, bool group_start, size_t rows, size_t cols,
         b->end = (b->end + GROUP_ALIGNMENT - 1) / GROUP_ALIGNMENT * GROUP_ALIGNMENT;
     bool outside = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "embed_out.weight") == 0;
     m->params[index] = (struct mm_param){
-        .name = outside       ? mm_strdup(name)
+        .name = outside        ? mm_strdup(name)
                 : b->layer < 0 ? mm_format("%s.%s", prefix(arch), name)
                                : mm_format("%s.layers.%d.%s", prefix(arch), b->layer, name),
         .rows = rows,
@@ -80,12 +80,11 @@ static void add_layer(struct builder *b, struct mm_layer *layer) {
     size_t q = h->heads * h->head_dim, kv = h->kv_heads * h->head_dim;
     const char *const attention = neox ? "attention" : "self_attn";
     layer->norm1 = add_norm(b, "input_layernorm");
-    layer->qkv = add_linear(
-        b, attention,
-        neox ? (const char *const[]){"query_key_value"}
-             : (const char *const[]){"q_proj", "k_proj", "v_proj"},
-        neox ? (const size_t[]){3 * q} : (const size_t[]){q, kv, kv}, neox ? 1 : 3, a->width,
-        a->qkv_bias);
+    layer->qkv = add_linear(b, attention,
+                            neox ? (const char *const[]){"query_key_value"}
+                                 : (const char *const[]){"q_proj", "k_proj", "v_proj"},
+                            neox ? (const size_t[]){3 * q} : (const size_t[]){q, kv, kv},
+                            neox ? 1 : 3, a->width, a->qkv_bias);
     layer->o = add_linear(b, attention, (const char *const[]){neox ? "dense" : "o_proj"},
                           (const size_t[]){a->width}, 1, q, a->o_bias);
     layer->norm2 = add_norm(b, "post_attention_layernorm");
@@ -141,13 +140,13 @@ static void fill_rope(struct mm_model *m) {
 struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *arch,
                                  enum mm_dtype dtype, size_t context) {
     struct mm_model *m = mm_calloc(1, sizeof *m);
-    *m = (struct mm_model){.dev = mm_arena_device(arena), .arch = *arch, .dtype = dtype,
-                           .context = context};
+    *m = (struct mm_model){
+        .dev = mm_arena_device(arena), .arch = *arch, .dtype = dtype, .context = context};
     m->layers = mm_calloc(arch->layers, sizeof *m->layers);
     bool neox = arch->family == MM_NEOX;
     struct builder b = {.model = m, .layer = -1};
-    m->embed_part = add(&b, true, arch->vocab, arch->width,
-                        neox ? "embed_in.weight" : "embed_tokens.weight");
+    m->embed_part =
+        add(&b, true, arch->vocab, arch->width, neox ? "embed_in.weight" : "embed_tokens.weight");
     for (b.layer = 0; (size_t)b.layer < arch->layers; b.layer++)
         add_layer(&b, &m->layers[b.layer]);
     b.layer = -1;

@@ -10,7 +10,7 @@
 #include "src/arch.h"
 
 struct mm_param {
-    char *name; /* Hugging Face's */
+    char *name;        /* Hugging Face's */
     size_t rows, cols; /* a vector has cols 1 */
     bool vector;
     int layer;       /* -1: none */
@@ -51,8 +51,8 @@ struct mm_model {
     float *cosine, *sine;
 };
 
-/* The table, and memory for weights and rope tables of `context` tokens from `arena`. Weights are zero. The
- * caller frees with mm_model_free before the arena. */
+/* The table, and memory for weights and rope tables of `context` tokens from `arena`. Weights are
+ * zero. The caller frees with mm_model_free before the arena. */
 struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *arch,
                                  enum mm_dtype dtype, size_t context);
 void mm_model_free(struct mm_model *model);

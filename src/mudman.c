@@ -82,15 +82,15 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const
     struct mm_loop_scalars *s = u->scalars;
     size_t tensors = u->shard->tensors_n;
 
-    if (c->train_adversary && t % c->fork_every_n_loops == 0)     /*                          3 */
-        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);               /*                          4 */
+    if (c->train_adversary && t % c->fork_every_n_loops == 0) /*                          3 */
+        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);           /*                          4 */
     mm_shard_store(u->shard, u->b);
     mm_passes_gradient(u->passes, retain, cross_entropy, u->g, &s->retain_loss, NULL); /*     7 */
     check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
     OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, /* 8-9 */
                         &s->stop);
-    unlearning_gradient(u, forget);                                             /*        11-12 */
-    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors,         /*        13-14 */
+    unlearning_gradient(u, forget);                                     /*        11-12 */
+    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*        13-14 */
                       c->use_masking);
     mm_comm_sum(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
     OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*           13 */

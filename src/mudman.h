@@ -20,12 +20,12 @@ struct mm_mudman {
     const struct mm_config *config;
     struct mm_comm *comm;
     struct mm_device *dev;
-    struct mm_shard *shard;    /* of W; borrowed */
-    struct mm_passes *passes;  /* owned */
-    struct mm_vector b, a, m, g; /* a: data NULL without an adversary */
-    size_t *offsets;             /* shard->offsets, in device memory */
-    struct mm_mask_sums *sums;   /* [tensors], device */
-    double *scale;               /* [tensors], device */
+    struct mm_shard *shard;          /* of W; borrowed */
+    struct mm_passes *passes;        /* owned */
+    struct mm_vector b, a, m, g;     /* a: data NULL without an adversary */
+    size_t *offsets;                 /* shard->offsets, in device memory */
+    struct mm_mask_sums *sums;       /* [tensors], device */
+    double *scale;                   /* [tensors], device */
     struct mm_loop_scalars *scalars; /* device */
 };
 

@@ -13,8 +13,8 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold) {
     struct mm_passes *p = mm_calloc(1, sizeof *p);
-    *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard,
-                            .batch_size = batch_size, .T = T};
+    *p = (struct mm_passes){
+        .comm = comm, .model = model, .shard = shard, .batch_size = batch_size, .T = T};
     share_of(p);
     p->micro_batch = micro_batch < p->share ? micro_batch : p->share;
     p->micros_n = (p->share + p->micro_batch - 1) / p->micro_batch;
@@ -60,8 +60,11 @@ static void zero_scalar(const struct mm_passes *p, double *scalar) {
 
 static struct mm_loss_term term_of(const struct mm_passes *p, struct mm_objective objective,
                                    double *sum, struct mm_mat dhidden) {
-    return (struct mm_loss_term){.fn = objective.fn, .clip_at = objective.clip_at,
-                                 .global_batch = p->batch_size, .sum = sum, .dhidden = dhidden};
+    return (struct mm_loss_term){.fn = objective.fn,
+                                 .clip_at = objective.clip_at,
+                                 .global_batch = p->batch_size,
+                                 .sum = sum,
+                                 .dhidden = dhidden};
 }
 
 /* The head's own gradient, where it is in the set. */

@@ -43,7 +43,8 @@ struct mm_objective {
 /* Forward only. */
 void mm_passes_loss(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
                     double *loss);
-/* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL. */
+/* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL.
+ */
 void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
                         struct mm_vector g, double *loss, double *cross_entropy);
 /* Forward and backward of cross-entropy, everything held for mm_passes_second_gradient of `second`,

@@ -13,8 +13,11 @@ static void print_row(const char *name, const size_t bytes[3]) {
 }
 
 static size_t data_bytes(const struct mm_data *d) {
-    const struct mm_dataset *const sets[] = {&d->retain, &d->forget, &d->retain_validation,
-                                             &d->forget_validation, &d->retain_evaluation,
+    const struct mm_dataset *const sets[] = {&d->retain,
+                                             &d->forget,
+                                             &d->retain_validation,
+                                             &d->forget_validation,
+                                             &d->retain_evaluation,
                                              &d->forget_evaluation};
     size_t bytes = 0;
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)

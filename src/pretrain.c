@@ -26,8 +26,8 @@ static double step(struct pretraining *pt, size_t t) {
 static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
     const struct mm_config *c = pt->job->config;
     struct mm_metrics *m = pt->job->metrics;
-    struct mm_progress progress = mm_progress_start(mm_comm_rank(pt->job->comm), "pretrain", "step",
-                                                    0, c->pretrain.steps);
+    struct mm_progress progress =
+        mm_progress_start(mm_comm_rank(pt->job->comm), "pretrain", "step", 0, c->pretrain.steps);
     enum mm_status status = MM_OK;
     for (size_t t = 0; t < c->pretrain.steps && status == MM_OK; t++) {
         double loss = step(pt, t);
@@ -38,7 +38,8 @@ static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
             status = mm_metrics_end(m, err);
         }
         if (status == MM_OK && !isfinite(loss))
-            status = mm_fail(err, MM_REJECTED, "pretraining diverged at step %zu: lower pretrain.lr", t);
+            status =
+                mm_fail(err, MM_REJECTED, "pretraining diverged at step %zu: lower pretrain.lr", t);
         status = mm_comm_agree(pt->job->comm, status, err);
         mm_progress_step(&progress, t + 1, "loss %.4f", loss);
     }

@@ -10,9 +10,15 @@
 
 struct mm_progress mm_progress_start(int rank, const char *phase, const char *unit, size_t first,
                                      size_t total) {
-    return (struct mm_progress){.phase = phase, .unit = unit, .done = first, .total = total,
-                                .first = first, .started = mm_now(), .printed = -1,
-                                .speaks = rank == 0, .terminal = isatty(STDERR_FILENO)};
+    return (struct mm_progress){.phase = phase,
+                                .unit = unit,
+                                .done = first,
+                                .total = total,
+                                .first = first,
+                                .started = mm_now(),
+                                .printed = -1,
+                                .speaks = rank == 0,
+                                .terminal = isatty(STDERR_FILENO)};
 }
 
 static void duration(char text[48], double seconds) {

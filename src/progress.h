@@ -1,5 +1,5 @@
-/* progress.h - one line that says where a phase stands: rewritten on a terminal, plain lines now and
- * then elsewhere. Only rank 0 prints. All functions local. */
+/* progress.h - one line that says where a phase stands: rewritten on a terminal, plain lines now
+ * and then elsewhere. Only rank 0 prints. All functions local. */
 #ifndef MM_PROGRESS_H
 #define MM_PROGRESS_H
 

@@ -15,9 +15,8 @@ struct attack {
 
 static struct mm_training *create(struct mm_job *job, struct mm_arena *arena) {
     const struct mm_config *c = job->config;
-    return mm_training_create(arena, job->comm, job->model, c->data.batch_size,
-                              c->data.micro_batch, c->data.context_length, c->model.state_dtype,
-                              false);
+    return mm_training_create(arena, job->comm, job->model, c->data.batch_size, c->data.micro_batch,
+                              c->data.context_length, c->model.state_dtype, false);
 }
 
 void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
@@ -68,8 +67,10 @@ static enum mm_status steps(struct attack *a, size_t *bad, struct mm_error *err)
         status = write_step(a->job, i, loss, err);
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);
         if (status == MM_OK && mm_comm_any(a->job->comm, mm_stop_asked()))
-            status = mm_fail(err, MM_STOPPED, "stopped by a signal while relearning: 'mudman-mpi "
-                             "resume %s' relearns from the last checkpoint", c->output.dir);
+            status = mm_fail(err, MM_STOPPED,
+                             "stopped by a signal while relearning: 'mudman-mpi "
+                             "resume %s' relearns from the last checkpoint",
+                             c->output.dir);
         bool due = (i + 1) * each / every > i * each / every || i + 1 == n;
         if (status == MM_OK && due && *bad == SIZE_MAX)
             status = evaluate(a, (i + 1) * each, err);

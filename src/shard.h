@@ -1,8 +1,8 @@
 /* shard.h - a set of tensors spread over the ranks by blocks of rows.
  *
- * Of every tensor in the set, rank r owns the rows mm_rows_of(rows, R, r). A "vector" holds a rank's
- * own rows of all tensors, one behind the other: Algorithm 1 is algebra on vectors. For unlearning
- * the set is W; for relearning and pretraining it is every tensor. */
+ * Of every tensor in the set, rank r owns the rows mm_rows_of(rows, R, r). A "vector" holds a
+ * rank's own rows of all tensors, one behind the other: Algorithm 1 is algebra on vectors. For
+ * unlearning the set is W; for relearning and pretraining it is every tensor. */
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
@@ -13,15 +13,15 @@ struct mm_shard {
     struct mm_comm *comm;
     struct mm_model *model;
     size_t tensors_n;
-    size_t *param;          /* [tensors_n] index into model->params */
-    struct mm_rows *rows;   /* [tensors_n] this rank's */
-    size_t *offsets;        /* [tensors_n + 1] where each tensor's own rows start in a vector */
-    size_t n;               /* elements of a vector */
-    double total;           /* elements over all ranks: N_W */
-    float **grads;          /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
-    size_t grads_n;         /* elements behind grads, one block */
+    size_t *param;        /* [tensors_n] index into model->params */
+    struct mm_rows *rows; /* [tensors_n] this rank's */
+    size_t *offsets;      /* [tensors_n + 1] where each tensor's own rows start in a vector */
+    size_t n;             /* elements of a vector */
+    double total;         /* elements over all ranks: N_W */
+    float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
+    size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
-    void *staging;          /* own rows in the model's dtype, the largest tensor's */
+    void *staging; /* own rows in the model's dtype, the largest tensor's */
 };
 
 /* wanted[params_n] chooses the set. Memory for whole gradients comes from `arena`, padded to equal

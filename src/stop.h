@@ -4,7 +4,8 @@
 
 #include <stdbool.h>
 
-/* From now on those signals are noted instead of ending the process. A second SIGINT ends it. Local. */
+/* From now on those signals are noted instead of ending the process. A second SIGINT ends it.
+ * Local. */
 void mm_stop_listen(void);
 /* True once one came. Local: ranks agree through mm_comm_any. */
 bool mm_stop_asked(void);

@@ -118,7 +118,8 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
         uint64_t own = random_bits(seed, i);
         for (size_t j = 0; j < n; j++)
             host[j] = !p->vector ? (float)(model->arch.initializer_range * random_normal(own, j))
-                                 : ends_with(p->name, ".bias") ? 0.0f : 1.0f;
+                      : ends_with(p->name, ".bias") ? 0.0f
+                                                    : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
         mm_convert(stored, model->dtype, host, MM_F32, n);
         model->dev->ops->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));

@@ -1,7 +1,7 @@
 /* training.h - training of all parameters: relearning by SGD, pretraining by AdamW.
  *
- * Float32 masters of every tensor are spread over the ranks like W in unlearning; a step reduces the
- * gradients to their owners, updates there, and gathers the weights. */
+ * Float32 masters of every tensor are spread over the ranks like W in unlearning; a step reduces
+ * the gradients to their owners, updates there, and gathers the weights. */
 #ifndef MM_TRAINING_H
 #define MM_TRAINING_H
 
@@ -19,15 +19,16 @@ struct mm_training {
 };
 
 /* Masters are `dtype` (float32; bfloat16 repeats the authors' relearning). batch_size: sequences a
- * step over all ranks. Masters start as the working weights. Local; the caller frees before the arena. */
+ * step over all ranks. Masters start as the working weights. Local; the caller frees before the
+ * arena. */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, size_t batch_size,
                                        size_t micro_batch, size_t T, enum mm_dtype dtype,
                                        bool adamw);
 void mm_training_free(struct mm_training *training);
 
-/* One step of SGD without momentum on cross-entropy; tokens: this rank's sequences. Returns the loss
- * before the step; weights are left as they were if it is not finite. Collective. */
+/* One step of SGD without momentum on cross-entropy; tokens: this rank's sequences. Returns the
+ * loss before the step; weights are left as they were if it is not finite. Collective. */
 double mm_training_sgd(struct mm_training *training, const uint32_t *tokens, double rate);
 
 /* One step of AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient clipped to the

@@ -58,8 +58,7 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
                     !shared && wants_linear(&layer->qkv, wanted),
                     !shared && wants_linear(&layer->up, wanted));
     }
-    acts->x_final =
-        mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
+    acts->x_final = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
     acts->stats_final = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * capacity, sizeof(float));
     acts->hidden = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
     acts->tokens = mm_arena_take(arena, MM_FOR_ACTIVATIONS, capacity, sizeof *acts->tokens);
@@ -80,10 +79,14 @@ void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struc
         size_t cols;
         bool backward;
     } parts[] = {
-        {&s->delta, a->width, false}, {&s->y, a->width, false},
-        {&s->h, a->mlp, false},       {&s->dx, a->width, true},
-        {&s->dy, a->width, true},     {&s->dh, a->mlp, true},
-        {&s->du, up, true},           {&s->datt, h->heads * h->head_dim, true},
+        {&s->delta, a->width, false},
+        {&s->y, a->width, false},
+        {&s->h, a->mlp, false},
+        {&s->dx, a->width, true},
+        {&s->dy, a->width, true},
+        {&s->dh, a->mlp, true},
+        {&s->du, up, true},
+        {&s->datt, h->heads * h->head_dim, true},
         {&s->dqkv, (h->heads + 2 * h->kv_heads) * h->head_dim, true},
     };
     *s = (struct mm_scratch){.capacity = capacity};
@@ -159,7 +162,8 @@ void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratc
          acts->stats_final);
 }
 
-/* -- backward -------------------------------------------------------------------------------------- */
+/* -- backward
+ * -------------------------------------------------------------------------------------- */
 
 struct backward {
     const struct mm_model *m;
@@ -214,10 +218,11 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
     struct mm_mat datt = head_rows(s->datt, n), dqkv = head_rows(s->dqkv, n);
     struct mm_mat u = head_rows(kept->u, n), att = head_rows(kept->att, n);
     struct mm_mat qkv = head_rows(kept->qkv, n);
-    bool into_qkv = !bottom || wants_linear_grad(b, &layer->qkv) || b->grads[layer->norm1.weight_part];
+    bool into_qkv =
+        !bottom || wants_linear_grad(b, &layer->qkv) || b->grads[layer->norm1.weight_part];
     bool into_attention = into_qkv || wants_linear_grad(b, &layer->o);
-    bool through_mlp = !bottom || b->grads[layer->norm2.weight_part] ||
-                       (into_attention && !m->arch.parallel);
+    bool through_mlp =
+        !bottom || b->grads[layer->norm2.weight_part] || (into_attention && !m->arch.parallel);
 
     if (wants_linear_grad(b, &layer->down)) {
         struct mm_mat h = head_rows(s->h, n);
@@ -262,7 +267,7 @@ void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm
     for (size_t l = m->arch.layers; l-- > acts->lowest;)
         backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
     if (acts->embedding)
-        m->dev->ops->embed_grad(
-            m->dev, mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width), dx,
-            acts->tokens);
+        m->dev->ops->embed_grad(m->dev,
+                                mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width),
+                                dx, acts->tokens);
 }

@@ -14,11 +14,11 @@
 struct mm_kept_layer {
     struct mm_mat x_in, x_mid; /* [n, C] residual stream before each norm; parallel: x_mid unused */
     float *stats1, *stats2;    /* [n, 2] */
-    struct mm_mat y1, y2;      /* [n, C] norm outputs; data NULL where no weight gradient reads it */
-    struct mm_mat qkv;         /* [n, (H + 2·kv)·d], rotated */
-    float *lse;                /* [B, H, T] */
-    struct mm_mat att;         /* [n, H·d] */
-    struct mm_mat u;           /* [n, 2M] gate and up | [n, M] */
+    struct mm_mat y1, y2; /* [n, C] norm outputs; data NULL where no weight gradient reads it */
+    struct mm_mat qkv;    /* [n, (H + 2·kv)·d], rotated */
+    float *lse;           /* [B, H, T] */
+    struct mm_mat att;    /* [n, H·d] */
+    struct mm_mat u;      /* [n, 2M] gate and up | [n, M] */
 };
 
 /* The activations of one micro-batch. */
@@ -30,19 +30,19 @@ struct mm_acts {
     struct mm_kept_layer *kept;
     struct mm_mat x_final; /* [n, C] before the final norm */
     float *stats_final;
-    struct mm_mat hidden;  /* [n, C] what the head reads */
-    uint32_t *tokens;      /* [n], device */
-    size_t B, T;           /* of the last forward */
+    struct mm_mat hidden; /* [n, C] what the head reads */
+    uint32_t *tokens;     /* [n], device */
+    size_t B, T;          /* of the last forward */
 };
 
 /* Buffers that no pass keeps, shared by all micro-batches of a model. */
 struct mm_scratch {
     size_t capacity;
-    struct mm_mat delta, y;               /* [n, C] */
-    struct mm_mat h;                      /* [n, M] */
-    struct mm_mat dx, dy;                 /* [n, C] from here on: for the backward only */
-    struct mm_mat dh, du;                 /* [n, M], [n, 2M] or [n, M] */
-    struct mm_mat datt, dqkv;             /* [n, H·d], [n, (H + 2·kv)·d] */
+    struct mm_mat delta, y;   /* [n, C] */
+    struct mm_mat h;          /* [n, M] */
+    struct mm_mat dx, dy;     /* [n, C] from here on: for the backward only */
+    struct mm_mat dh, du;     /* [n, M], [n, 2M] or [n, M] */
+    struct mm_mat datt, dqkv; /* [n, H·d], [n, (H + 2·kv)·d] */
 };
 
 /* wanted[params_n]: tensors whose gradients a backward will form; NULL: forward only. */

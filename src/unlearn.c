@@ -1,4 +1,5 @@
-/* unlearn.c - the unlearning phase around Algorithm 1: data, evaluation, budget, checkpoints, export. */
+/* unlearn.c - the unlearning phase around Algorithm 1: data, evaluation, budget, checkpoints,
+ * export. */
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "src/job.h"
@@ -30,8 +31,8 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
     ph->each = mm_mudman_passes(c);
     bool *wanted = mm_calloc(job->model->params_n, sizeof *wanted);
     if (status == MM_OK)
-        status = mm_model_choose(job->model, c->unlearn.target_modules,
-                                 c->unlearn.target_modules_n, wanted, err);
+        status = mm_model_choose(job->model, c->unlearn.target_modules, c->unlearn.target_modules_n,
+                                 wanted, err);
     if (status == MM_OK) {
         ph->shard = mm_shard_create(arena, job->comm, job->model, wanted);
         ph->mudman = mm_mudman_create(arena, c, job->comm, job->model, ph->shard);
@@ -59,7 +60,8 @@ void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error
     destroy(&ph);
 }
 
-/* -- checkpoints ----------------------------------------------------------------------------------- */
+/* -- checkpoints
+ * ----------------------------------------------------------------------------------- */
 
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
@@ -107,8 +109,8 @@ static char *extra_text(const struct mm_job *job) {
 
 static enum mm_status save(struct phase *ph, struct mm_error *err) {
     const struct mm_config *c = ph->job->config;
-    struct mm_checkpoint_info info = {.loops = ph->done, .retain_cursor = ph->done,
-                                      .forget_cursor = ph->done};
+    struct mm_checkpoint_info info = {
+        .loops = ph->done, .retain_cursor = ph->done, .forget_cursor = ph->done};
     enum mm_status status = MM_OK;
     if (ph->job->metrics)
         status = mm_metrics_sync(ph->job->metrics, &info.metrics_bytes, err);
@@ -152,7 +154,8 @@ static enum mm_status load(struct phase *ph, const char *folder,
     return MM_OK;
 }
 
-/* -- loops ----------------------------------------------------------------------------------------- */
+/* -- loops
+ * ----------------------------------------------------------------------------------------- */
 
 static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars *s,
                                  struct mm_error *err) {
@@ -202,8 +205,10 @@ static enum mm_status after_loop(struct phase *ph, char **reason, struct mm_erro
         (last || stop || crosses(ph->done - 1, ph->done, c->checkpoint.every_loops)))
         status = save(ph, err);
     if (status == MM_OK && stop && !last)
-        status = mm_fail(err, MM_STOPPED, "stopped by a signal after loop %zu of %zu: resume with "
-                         "'mudman-mpi resume %s'", ph->done, ph->loops, c->output.dir);
+        status = mm_fail(err, MM_STOPPED,
+                         "stopped by a signal after loop %zu of %zu: resume with "
+                         "'mudman-mpi resume %s'",
+                         ph->done, ph->loops, c->output.dir);
     return status;
 }
 
@@ -243,51 +248,49 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
     return status;
 }
 
-/* -- export ---------------------------------------------------------------------------------------- */
+/* -- export
+ * ---------------------------------------------------------------------------------------- */
 
 /* Rank 0 writes; the working weights hold the gathered b. */
 static enum mm_status export(const struct phase *ph, struct mm_error *err) {
-    const struct mm_job *job = ph->job;
-    const struct mm_config *c = job->config;
+    const struct mm_job *job = ph->job; const struct mm_config *c = job->config;
     static const enum mm_dtype dtypes[] = {MM_F32, MM_F32, MM_BF16, MM_F16};
     enum mm_dtype dtype = dtypes[c->output.save_dtype];
-    char *out = mm_format("%s/model", c->output.dir);
-    struct mm_export_report report = {0};
+    char *out = mm_format("%s/model", c->output.dir); struct mm_export_report report = {0};
     struct mm_replacement *replaced = mm_calloc(ph->shard->tensors_n, sizeof *replaced);
-    for (size_t t = 0; t < ph->shard->tensors_n; t++) {
-        const struct mm_param *p = &job->model->params[ph->shard->param[t]];
-        size_t n = p->rows * p->cols;
-        float *host = mm_calloc(n, sizeof *host);
-        job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
-        replaced[t] = (struct mm_replacement){p->name, host, n};
-    }
-    enum mm_status status = mm_folder_remove(out, err);
-    if (status == MM_OK)
-        status = mm_weights_export(job->weights, out, replaced, ph->shard->tensors_n,
-                                   c->output.save_dtype == MM_SAVE_STORED ? NULL : &dtype, &report,
-                                   err);
-    if (status == MM_OK)
-        mm_log0(MM_LOG_INFO,
-                "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
-                "rounding",
-                out, report.changed, ph->shard->total,
-                report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
-    if (status == MM_OK && report.overflowed)
-        mm_log0(MM_LOG_WARN, "%zu weights are too large for the saved dtype and became infinite: set "
-                "output.save_dtype", report.overflowed);
-    for (size_t t = 0; t < ph->shard->tensors_n; t++)
-        mm_free((float *)replaced[t].data);
-    mm_free(replaced);
-    mm_free(out);
-    return status;
+    for (size_t t = 0; t < ph->shard->tensors_n;
+         t++){const struct mm_param *p = &job->model->params[ph->shard->param[t]];
+              size_t n = p->rows * p->cols; float *host = mm_calloc(n, sizeof *host);
+              job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
+              replaced[t] = (struct mm_replacement){p->name, host, n};}
+enum mm_status status = mm_folder_remove(out, err);
+if (status == MM_OK)
+    status =
+        mm_weights_export(job->weights, out, replaced, ph->shard->tensors_n,
+                          c->output.save_dtype == MM_SAVE_STORED ? NULL : &dtype, &report, err);
+if (status == MM_OK)
+    mm_log0(MM_LOG_INFO,
+            "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
+            "rounding",
+            out, report.changed, ph->shard->total,
+            report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
+if (status == MM_OK && report.overflowed)
+    mm_log0(MM_LOG_WARN,
+            "%zu weights are too large for the saved dtype and became infinite: set "
+            "output.save_dtype",
+            report.overflowed);
+for (size_t t = 0; t < ph->shard->tensors_n; t++)
+    mm_free((float *)replaced[t].data);
+mm_free(replaced);
+mm_free(out);
+return status;
 }
 
 enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
                           const struct mm_checkpoint_info *info, char **reason,
                           struct mm_error *err) {
     struct phase ph;
-    enum mm_status status =
-        create(&ph, job, mm_arena_create(job->dev, false), err);
+    enum mm_status status = create(&ph, job, mm_arena_create(job->dev, false), err);
     status = mm_comm_agree(job->comm, status, err);
     if (status == MM_OK) {
         bind_state(&ph);

@@ -2,7 +2,8 @@
  *
  *   bench_loop --shape demo|pythia-14m|smollm-135m --what loop|relearn --threads N --repeats K
  *
- * Prints one line; under mpirun the ranks share the batch. tests/bench_peer.py puts PyTorch beside it. */
+ * Prints one line; under mpirun the ranks share the batch. tests/bench_peer.py puts PyTorch beside
+ * it. */
 #include "src/mudman.h"
 #include "src/training.h"
 
@@ -20,28 +21,58 @@ struct shape {
 };
 
 static struct mm_heads fused_heads(size_t heads, size_t kv, size_t d) {
-    return (struct mm_heads){.heads = heads, .kv_heads = kv, .head_dim = d, .rotary_dim = d,
-                             .q_step = d, .k_first = heads * d, .k_step = d,
-                             .v_first = (heads + kv) * d, .v_step = d};
+    return (struct mm_heads){.heads = heads,
+                             .kv_heads = kv,
+                             .head_dim = d,
+                             .rotary_dim = d,
+                             .q_step = d,
+                             .k_first = heads * d,
+                             .k_step = d,
+                             .v_first = (heads + kv) * d,
+                             .v_step = d};
 }
 
 static struct mm_arch llama(size_t layers, size_t width, size_t mlp, size_t vocab, size_t heads,
                             size_t kv) {
-    return (struct mm_arch){.family = MM_LLAMA, .layers = layers, .width = width, .mlp = mlp,
-                            .vocab = vocab, .heads = fused_heads(heads, kv, width / heads),
-                            .norm = MM_RMS_NORM, .epsilon = 1e-5f, .activation = MM_SWIGLU,
-                            .tied = true, .rope_theta = 1e4, .initializer_range = 0.02};
+    return (struct mm_arch){.family = MM_LLAMA,
+                            .layers = layers,
+                            .width = width,
+                            .mlp = mlp,
+                            .vocab = vocab,
+                            .heads = fused_heads(heads, kv, width / heads),
+                            .norm = MM_RMS_NORM,
+                            .epsilon = 1e-5f,
+                            .activation = MM_SWIGLU,
+                            .tied = true,
+                            .rope_theta = 1e4,
+                            .initializer_range = 0.02};
 }
 
 static struct mm_arch pythia_14m(void) {
     size_t d = 32;
-    return (struct mm_arch){
-        .family = MM_NEOX, .layers = 6, .width = 128, .mlp = 512, .vocab = 50304,
-        .heads = {.heads = 4, .kv_heads = 4, .head_dim = d, .rotary_dim = 8, .q_step = 3 * d,
-                  .k_first = d, .k_step = 3 * d, .v_first = 2 * d, .v_step = 3 * d},
-        .norm = MM_LAYER_NORM, .epsilon = 1e-5f, .activation = MM_GELU, .parallel = true,
-        .qkv_bias = true, .o_bias = true, .mlp_bias = true, .rope_theta = 1e4,
-        .initializer_range = 0.02};
+    return (struct mm_arch){.family = MM_NEOX,
+                            .layers = 6,
+                            .width = 128,
+                            .mlp = 512,
+                            .vocab = 50304,
+                            .heads = {.heads = 4,
+                                      .kv_heads = 4,
+                                      .head_dim = d,
+                                      .rotary_dim = 8,
+                                      .q_step = 3 * d,
+                                      .k_first = d,
+                                      .k_step = 3 * d,
+                                      .v_first = 2 * d,
+                                      .v_step = 3 * d},
+                            .norm = MM_LAYER_NORM,
+                            .epsilon = 1e-5f,
+                            .activation = MM_GELU,
+                            .parallel = true,
+                            .qkv_bias = true,
+                            .o_bias = true,
+                            .mlp_bias = true,
+                            .rope_theta = 1e4,
+                            .initializer_range = 0.02};
 }
 
 static struct shape find_shape(const char *name) {

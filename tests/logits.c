@@ -1,4 +1,5 @@
-/* logits.c - writes what our forward gives, for programs that compare (tests/golden/check_export.py).
+/* logits.c - writes what our forward gives, for programs that compare
+ * (tests/golden/check_export.py).
  *
  *   logits MODEL_DIR TOKENS.h5 CONTEXT ROWS OUT    OUT: float32 [ROWS, CONTEXT, V], raw */
 #include "io/dataset.h"
@@ -18,7 +19,8 @@ int main(int argc, char **argv) {
     char *config = mm_format("%s/config.json", argv[1]);
     MM_CHECK(mm_arch_read(&arch, config, &err) == MM_OK, "%s", err.text);
     MM_CHECK(mm_weights_open(&weights, argv[1], &err) == MM_OK, "%s", err.text);
-    MM_CHECK(mm_dataset_read(&set, argv[2], T, (uint32_t)arch.vocab, &err) == MM_OK, "%s", err.text);
+    MM_CHECK(mm_dataset_read(&set, argv[2], T, (uint32_t)arch.vocab, &err) == MM_OK, "%s",
+             err.text);
     struct mm_device *dev = mm_device_create_cpu();
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_model *model = mm_model_create(arena, &arch, MM_F32, T);

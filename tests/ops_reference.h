@@ -1,5 +1,6 @@
 /* ops_reference.h - the operations of kernels/ops.h in double, as their definitions say it: one
- * element after the other, no blocks, no fused passes. Gradients are central differences of these. */
+ * element after the other, no blocks, no fused passes. Gradients are central differences of these.
+ */
 #ifndef MM_TEST_OPS_REFERENCE_H
 #define MM_TEST_OPS_REFERENCE_H
 
@@ -64,7 +65,8 @@ static inline void ref_rotate(double *head, size_t half, const double *angles, b
     }
 }
 
-/* One sequence: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the largest |score|. */
+/* One sequence: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the largest
+ * |score|. */
 static inline double ref_attention(const struct mm_heads *h, const double *qkv, size_t cols,
                                    size_t T, double *out, double *lse) {
     size_t d = h->head_dim, width = h->heads * d;

@@ -94,7 +94,8 @@ static inline int subjects_close(void **state) {
     return 0;
 }
 
-/* -- memory of a test ------------------------------------------------------------------------------ */
+/* -- memory of a test
+ * ------------------------------------------------------------------------------ */
 
 #define MOST_POOLED 4096
 static struct {
@@ -143,7 +144,8 @@ static inline void device_get(const struct subject *s, void *host, const void *b
     s->dev->ops->download(s->dev, host, block, bytes);
 }
 
-/* -- inputs ---------------------------------------------------------------------------------------- */
+/* -- inputs
+ * ---------------------------------------------------------------------------------------- */
 
 struct rng {
     uint64_t state;
@@ -176,7 +178,8 @@ static inline double *random_numbers(struct rng *r, enum mm_dtype dtype, size_t 
     return x;
 }
 
-/* -- boxes ----------------------------------------------------------------------------------------- */
+/* -- boxes
+ * ----------------------------------------------------------------------------------------- */
 
 #define BOX_TAIL ((size_t)64)
 
@@ -269,10 +272,11 @@ static inline double *box_read(const struct box *b, const char *what) {
     return out;
 }
 
-/* -- comparison ------------------------------------------------------------------------------------ */
+/* -- comparison
+ * ------------------------------------------------------------------------------------ */
 
-/* |got - want| <= factor · (2^-24 · size[i] + the output type's rounding of want[i]); size NULL: the
- * largest |want| for all. A wanted NaN must be one. */
+/* |got - want| <= factor · (2^-24 · size[i] + the output type's rounding of want[i]); size NULL:
+ * the largest |want| for all. A wanted NaN must be one. */
 static inline void expect_close(const struct box *b, const char *what, const double *want,
                                 const double *size, double factor) {
     size_t n = b->mat.rows * b->mat.cols;
@@ -296,8 +300,8 @@ static inline void expect_exact(const struct box *b, const char *what, const dou
     for (size_t i = 0; i < n; i++)
         if (isnan(want[i]) ? !isnan(got[i])
                            : got[i] != want[i] || !signbit(got[i]) != !signbit(want[i]))
-            fail_msg("%s: %s[%zu, %zu] is %.9g, should be exactly %.9g", b->on->dev->ops->name, what,
-                     i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
+            fail_msg("%s: %s[%zu, %zu] is %.9g, should be exactly %.9g", b->on->dev->ops->name,
+                     what, i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
 }
 
 /* A double in device memory. */

@@ -1,5 +1,6 @@
 /* test_fast_math.c - what kernels/cpu/cpu.h says of its exponential and error function, here and as
- * each instruction set compiles them (through a loss and an activation that show them almost bare). */
+ * each instruction set compiles them (through a loss and an activation that show them almost bare).
+ */
 #if defined(__x86_64__)
 #define CPU_SUFFIX x86_64
 #else
@@ -55,7 +56,8 @@ static void exponential_outside(void **state) {
     static const float low[] = {-87.00001f, -88, -103.97f, -200, -1e30f, -INFINITY};
     static const float high[] = {88.00001f, 88.7f, 89, 200, 1e30f, INFINITY};
     for (int i = 0; i < 6; i++) {
-        assert_int_equal(bits_of(fast_exp(low[i])), 0); /* 0, and no number below the normal range */
+        assert_int_equal(bits_of(fast_exp(low[i])),
+                         0); /* 0, and no number below the normal range */
         assert_true(fast_exp(high[i]) >= 1.6e38f && isfinite(fast_exp(high[i])));
     }
     assert_true(fast_exp(-87.0f) >= 0x1p-126f);
@@ -87,7 +89,8 @@ static void error_function(void **state) {
         assert_true(isnan(fast_erf(float_of(bits))) && isnan(fast_erf(float_of(bits | 1u << 31))));
 }
 
-/* Beside one logit of 0 the others, below -30, leave a sum of 1: their gradients are exp(z) alone. */
+/* Beside one logit of 0 the others, below -30, leave a sum of 1: their gradients are exp(z) alone.
+ */
 static void exponential_of_each_set(void **state) {
     (void)state;
     const size_t V = 20001;

@@ -4,7 +4,8 @@
 
 #include "tests/ops_reference.h"
 
-/* -- memory and conversion ------------------------------------------------------------------------- */
+/* -- memory and conversion
+ * ------------------------------------------------------------------------- */
 
 static void memory(void **state) {
     (void)state;
@@ -55,8 +56,8 @@ static void check_convert(enum mm_dtype to, enum mm_dtype from, size_t n) {
         device_get(s, back, out, 4 * (n + 4));
         for (size_t i = 0; i < 4 * (n + 4); i++)
             if (back[i] != want[i])
-                fail_msg("%s: %s to %s: element %zu of %zu", s->dev->ops->name,
-                         mm_dtype_name(from), mm_dtype_name(to), i / to_bytes, n);
+                fail_msg("%s: %s to %s: element %zu of %zu", s->dev->ops->name, mm_dtype_name(from),
+                         mm_dtype_name(to), i / to_bytes, n);
     }
     pool_drop();
 }
@@ -70,14 +71,15 @@ static void convert(void **state) {
                 check_convert((enum mm_dtype)to, (enum mm_dtype)from, sizes[i]);
 }
 
-/* -- matrix products ------------------------------------------------------------------------------- */
+/* -- matrix products
+ * ------------------------------------------------------------------------------- */
 
 struct product {
     size_t n, in, out;
 };
 static const struct product products[] = {
-    {1, 1, 1},    {1, 33, 7},   {7, 100, 33}, {33, 7, 100}, {100, 47, 65},
-    {2, 300, 1},  {1, 129, 77}, {33, 1, 5},   {100, 33, 1}, {65, 128, 96},
+    {1, 1, 1},   {1, 33, 7},   {7, 100, 33}, {33, 7, 100}, {100, 47, 65},
+    {2, 300, 1}, {1, 129, 77}, {33, 1, 5},   {100, 33, 1}, {65, 128, 96},
 };
 #define PRODUCTS (sizeof products / sizeof *products)
 
@@ -216,7 +218,8 @@ static void products_pass_nan_on(void **state) {
     }
 }
 
-/* -- embedding ------------------------------------------------------------------------------------- */
+/* -- embedding
+ * ------------------------------------------------------------------------------------- */
 
 static void check_embed(enum mm_dtype dtype, size_t n, size_t V, size_t C, size_t pad) {
     struct rng r = {n + 77 * C};
@@ -277,14 +280,14 @@ static void embedding_adds_in_token_order(void **state) {
         FOR_SUBJECTS(s, dtype) {
             struct box bdx = box_make(s, dtype, n, C, 0, dx);
             struct box bdt = box_make(s, MM_F32, 3, C, 0, table);
-            s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat,
-                                    device_put(s, tokens, sizeof tokens));
+            s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat, device_put(s, tokens, sizeof tokens));
             expect_exact(&bdt, "embed_grad in order", want);
         }
     }
 }
 
-/* -- sums and scales ------------------------------------------------------------------------------- */
+/* -- sums and scales
+ * ------------------------------------------------------------------------------- */
 
 static void sum_in_order(void **state) {
     (void)state;

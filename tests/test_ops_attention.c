@@ -10,20 +10,50 @@ static const struct layout {
     struct mm_heads heads;
 } layouts[] = {
     {"as many keys as queries",
-     {.heads = 3, .kv_heads = 3, .head_dim = 8, .q_step = 8, .k_first = 24, .k_step = 8,
-      .v_first = 48, .v_step = 8}},
+     {.heads = 3,
+      .kv_heads = 3,
+      .head_dim = 8,
+      .q_step = 8,
+      .k_first = 24,
+      .k_step = 8,
+      .v_first = 48,
+      .v_step = 8}},
     {"three queries a key",
-     {.heads = 6, .kv_heads = 2, .head_dim = 5, .q_step = 5, .k_first = 30, .k_step = 5,
-      .v_first = 40, .v_step = 5}},
+     {.heads = 6,
+      .kv_heads = 2,
+      .head_dim = 5,
+      .q_step = 5,
+      .k_first = 30,
+      .k_step = 5,
+      .v_first = 40,
+      .v_step = 5}},
     {"one key",
-     {.heads = 4, .kv_heads = 1, .head_dim = 16, .q_step = 16, .k_first = 64, .k_step = 16,
-      .v_first = 80, .v_step = 16}},
+     {.heads = 4,
+      .kv_heads = 1,
+      .head_dim = 16,
+      .q_step = 16,
+      .k_first = 64,
+      .k_step = 16,
+      .v_first = 80,
+      .v_step = 16}},
     {"interleaved",
-     {.heads = 3, .kv_heads = 3, .head_dim = 7, .q_step = 21, .k_first = 7, .k_step = 21,
-      .v_first = 14, .v_step = 21}},
+     {.heads = 3,
+      .kv_heads = 3,
+      .head_dim = 7,
+      .q_step = 21,
+      .k_first = 7,
+      .k_step = 21,
+      .v_first = 14,
+      .v_step = 21}},
     {"one element",
-     {.heads = 2, .kv_heads = 1, .head_dim = 1, .q_step = 1, .k_first = 2, .k_step = 1,
-      .v_first = 3, .v_step = 1}},
+     {.heads = 2,
+      .kv_heads = 1,
+      .head_dim = 1,
+      .q_step = 1,
+      .k_first = 2,
+      .k_step = 1,
+      .v_first = 3,
+      .v_step = 1}},
 };
 #define LAYOUTS (sizeof layouts / sizeof *layouts)
 
@@ -61,7 +91,10 @@ static double attention_along(const void *of) {
 static struct attention_case attention_make(enum mm_dtype dtype, const struct mm_heads *h, size_t B,
                                             size_t T, double sharpness) {
     struct rng r = {B + 10 * T + 1000 * h->heads};
-    struct attention_case c = {.heads = h, .B = B, .T = T, .width = h->heads * h->head_dim,
+    struct attention_case c = {.heads = h,
+                               .B = B,
+                               .T = T,
+                               .width = h->heads * h->head_dim,
                                .cols = (h->heads + 2 * h->kv_heads) * h->head_dim};
     assert_true(T <= 100 && c.width <= 64 && h->heads <= 6);
     c.qkv = random_numbers(&r, dtype, B * T * c.cols, 1);
@@ -121,8 +154,9 @@ static void check_directions(struct attention_case *c, const struct box *dqkv) {
         double unit = dqkv->mat.dtype == MM_BF16 ? 0x1p-8 : 0x1p-24;
         double room = (16 + 4 * c->most) * unit * sqrt(squares) + 1e-8 * sqrt((double)n);
         if (!(fabs(sum - want) <= room))
-            fail_msg("%s: dqkv of sequence %zu along a direction is %.9g, should be %.9g within %.2g",
-                     dqkv->on->dev->ops->name, c->b, sum, want, room);
+            fail_msg(
+                "%s: dqkv of sequence %zu along a direction is %.9g, should be %.9g within %.2g",
+                dqkv->on->dev->ops->name, c->b, sum, want, room);
     }
 }
 

@@ -1,6 +1,6 @@
-/* test_ops_half.c - the steps of Algorithm 1 on a bfloat16 state, of every backend, bit by bit against
- * a scalar re-statement that rounds after each operation as METHOD.md 1.3 lists them; and the norms
- * and scales of lines 13 to 15 for both state types. */
+/* test_ops_half.c - the steps of Algorithm 1 on a bfloat16 state, of every backend, bit by bit
+ * against a scalar re-statement that rounds after each operation as METHOD.md 1.3 lists them; and
+ * the norms and scales of lines 13 to 15 for both state types. */
 #include "tests/ops_subject.h"
 
 static const size_t lengths[] = {1, 7, 33, 100, 16385, 40000};
@@ -10,7 +10,8 @@ static void *stop_put(const struct subject *s, uint32_t stop) {
     return device_put(s, &stop, sizeof stop);
 }
 
-/* -- arithmetic with explicit rounding ------------------------------------------------------------- */
+/* -- arithmetic with explicit rounding
+ * ------------------------------------------------------------- */
 
 /* To bfloat16: 8 bits from the first, above 2^-133; of two neighbours the even one. */
 static double half(double x) {
@@ -66,7 +67,8 @@ static double *gradient_numbers(struct rng *r, size_t n) {
     return g;
 }
 
-/* -- steps ----------------------------------------------------------------------------------------- */
+/* -- steps
+ * ----------------------------------------------------------------------------------------- */
 
 static void check_retain(size_t n, double momentum, double rate) {
     struct rng r = {n};
@@ -101,8 +103,8 @@ static void check_adversary(size_t n, double rate, double decay) {
     FOR_DEVICES(s) {
         struct box ba = box_row(s, MM_BF16, n, a), bb = box_row(s, MM_BF16, n, b);
         struct box bg = box_row(s, MM_F32, n, g);
-        s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg),
-                                    rate, decay, stop_put(s, 0));
+        s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), rate,
+                                    decay, stop_put(s, 0));
         expect_exact(&ba, "adversary_step a", want);
         expect_exact(&bb, "adversary_step b", b);
     }
@@ -147,7 +149,8 @@ static void small_steps_vanish(void **state) {
     }
 }
 
-/* -- mask, norms and the unlearning step ----------------------------------------------------------- */
+/* -- mask, norms and the unlearning step
+ * ----------------------------------------------------------- */
 
 static const size_t offsets[] = {0, 1, 8, 8, 41, 16425, 16426, 40000};
 #define TENSORS (sizeof offsets / sizeof *offsets - 1)
@@ -203,7 +206,8 @@ static void mask(void **state) {
     check_mask(false);
 }
 
-/* A gradient that rounds to zero is zero: kept by a zero of m, of either sign, and by nothing else. */
+/* A gradient that rounds to zero is zero: kept by a zero of m, of either sign, and by nothing else.
+ */
 static void mask_of_rounded_zeros(void **state) {
     (void)state;
     static const double g[] = {0x1p-140, -0x1p-140, 0x1p-133, -0x1p-133, 0, -0.0};
@@ -271,8 +275,8 @@ static void check_scale(enum mm_normalization normalization, bool study, bool is
                       ? quotient(1, norm_of(&sums[t], 1, true, is_half), is_half)
                       : 1;
     FOR_DEVICES(s) {
-        struct mm_loop_scalars scalars = {.retain_loss = 1, .adversary_loss = 2,
-                                          .unlearning_loss = 3, .sum_squares = 4};
+        struct mm_loop_scalars scalars = {
+            .retain_loss = 1, .adversary_loss = 2, .unlearning_loss = 3, .sum_squares = 4};
         double scale[7] = {0, 0, 0, 0, 0, -5, -5};
         void *on = device_put(s, scale, sizeof scale);
         void *scalars_on = device_put(s, &scalars, sizeof scalars);
@@ -293,7 +297,8 @@ static void check_scale(enum mm_normalization normalization, bool study, bool is
 
 static void unlearn_scale(void **state) {
     (void)state;
-    for (int normalization = MM_NORM_GLOBAL_PRE_MASK; normalization <= MM_NORM_NONE; normalization++)
+    for (int normalization = MM_NORM_GLOBAL_PRE_MASK; normalization <= MM_NORM_NONE;
+         normalization++)
         for (int form = 0; form < 4; form++)
             check_scale((enum mm_normalization)normalization, form & 1, form & 2);
 }

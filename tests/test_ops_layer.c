@@ -4,7 +4,8 @@
 
 #include "tests/ops_reference.h"
 
-/* -- norms ----------------------------------------------------------------------------------------- */
+/* -- norms
+ * ----------------------------------------------------------------------------------------- */
 
 /* A norm of n rows, and the sum of dy·y over rows [first, first + count) as a function of it. */
 struct norm_case {
@@ -91,7 +92,8 @@ static void check_norm(const struct norm_case *c, enum mm_dtype dtype, size_t pa
 static void check_norm_grad(struct norm_case *c, enum mm_dtype dtype, size_t pad) {
     size_t n = c->n, C = c->C;
     struct rng r = {n};
-    double *dx = random_numbers(&r, dtype, n * C, 1), *want = numbers(n * C), *size = numbers(n * C);
+    double *dx = random_numbers(&r, dtype, n * C, 1), *want = numbers(n * C),
+           *size = numbers(n * C);
     double *dw = random_numbers(&r, MM_F32, C, 1), *db = random_numbers(&r, MM_F32, C, 1);
     double *want_w = numbers(C), *want_b = numbers(C), *size_w = numbers(C), *size_b = numbers(C);
     double *stats = numbers(2 * n), *y = numbers(C);
@@ -148,8 +150,7 @@ static void norms(void **state) {
         for (size_t i = 0; i < 4; i++)
             for (size_t j = 0; j < 6; j++) {
                 size_t pad = (i + j) % 2 ? 5 : 0;
-                struct norm_case c =
-                    norm_make(dtype, (enum mm_norm_kind)kind, rows[i], cols[j]);
+                struct norm_case c = norm_make(dtype, (enum mm_norm_kind)kind, rows[i], cols[j]);
                 check_norm(&c, dtype, pad);
                 check_norm_grad(&c, dtype, pad);
                 pool_drop();
@@ -203,14 +204,27 @@ static void norms_pass_nan_on(void **state) {
         }
 }
 
-/* -- rotation -------------------------------------------------------------------------------------- */
+/* -- rotation
+ * -------------------------------------------------------------------------------------- */
 
-static const struct mm_heads llama_heads = {.heads = 6, .kv_heads = 2, .head_dim = 8,
-                                            .rotary_dim = 8, .q_step = 8, .k_first = 48,
-                                            .k_step = 8, .v_first = 64, .v_step = 8};
-static const struct mm_heads neox_heads = {.heads = 3, .kv_heads = 3, .head_dim = 12,
-                                           .rotary_dim = 6, .q_step = 36, .k_first = 12,
-                                           .k_step = 36, .v_first = 24, .v_step = 36};
+static const struct mm_heads llama_heads = {.heads = 6,
+                                            .kv_heads = 2,
+                                            .head_dim = 8,
+                                            .rotary_dim = 8,
+                                            .q_step = 8,
+                                            .k_first = 48,
+                                            .k_step = 8,
+                                            .v_first = 64,
+                                            .v_step = 8};
+static const struct mm_heads neox_heads = {.heads = 3,
+                                           .kv_heads = 3,
+                                           .head_dim = 12,
+                                           .rotary_dim = 6,
+                                           .q_step = 36,
+                                           .k_first = 12,
+                                           .k_step = 36,
+                                           .v_first = 24,
+                                           .v_step = 36};
 
 static void check_rope(enum mm_dtype dtype, const struct mm_heads *h, size_t B, size_t T,
                        size_t pad) {
@@ -260,7 +274,8 @@ static void rotation(void **state) {
         }
 }
 
-/* -- activations ----------------------------------------------------------------------------------- */
+/* -- activations
+ * ----------------------------------------------------------------------------------- */
 
 struct activation_at {
     enum mm_activation kind;
@@ -304,8 +319,10 @@ static void check_activate(enum mm_dtype dtype, enum mm_activation kind, size_t 
         size_h[i] = activation_size(kind, at.x, at.up, h[i]);
         size_t j = i / M * cols + i % M;
         du[j] = dh[i] * central(activation_of, &at, &at.x, 1e-5);
-        size[j] = fabs(dh[i]) * (kind == MM_GELU ? 2 : fabs(at.up) * ref_sigmoid(at.x) *
-                                     (1 + fabs(at.x)) + 1e-29 * fabs(at.up));
+        size[j] = fabs(dh[i]) *
+                  (kind == MM_GELU
+                       ? 2
+                       : fabs(at.up) * ref_sigmoid(at.x) * (1 + fabs(at.x)) + 1e-29 * fabs(at.up));
         if (!up)
             continue;
         du[j + M] = dh[i] * central(activation_of, &at, &at.up, 1e-3);

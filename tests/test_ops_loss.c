@@ -127,7 +127,8 @@ static void values_and_gradients(void **state) {
         for (size_t i = 0; i < 4; i++)
             for (size_t j = 0; j < 7; j++) {
                 /* far below every value: what is clipped has a test of its own */
-                struct loss_case c = loss_make(dtype, (enum mm_loss_fn)fn, -1000, rows[i], vocab[j]);
+                struct loss_case c =
+                    loss_make(dtype, (enum mm_loss_fn)fn, -1000, rows[i], vocab[j]);
                 run_loss(&c, dtype, (i + j) % 2 ? 5 : 0);
                 pool_drop();
             }
@@ -139,8 +140,8 @@ static void clip(void **state) {
     const size_t V = 16;
     FOR_DTYPES(dtype)
     for (int at = -2; at <= 3; at++) {
-        struct loss_case c = {.fn = MM_LOSS_CORRECT_LOGIT_MINUS_AVG, .clip_at = at, .scale = 0.5,
-                              .rows = 11, .V = V};
+        struct loss_case c = {
+            .fn = MM_LOSS_CORRECT_LOGIT_MINUS_AVG, .clip_at = at, .scale = 0.5, .rows = 11, .V = V};
         c.z = numbers(c.rows * V);
         c.losses = numbers(c.rows);
         c.losses_size = numbers(c.rows);
@@ -212,7 +213,8 @@ static void losses_pass_nan_on(void **state) {
                     continue;
                 FOR_SUBJECTS(s, dtype) {
                     struct mm_mat none = {0};
-                    struct box bz = box_make(s, dtype, 3, V, 0, z), bl = box_row(s, MM_F32, 3, NULL);
+                    struct box bz = box_make(s, dtype, 3, V, 0, z),
+                               bl = box_row(s, MM_F32, 3, NULL);
                     s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, bz.mat,
                                       device_put(s, targets, sizeof targets), 1, bl.mat.data, none);
                     const double *loss = box_read(&bl, "loss");

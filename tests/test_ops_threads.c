@@ -1,6 +1,6 @@
-/* test_ops_threads.c - results do not depend on the number of threads: to the bit for everything but
- * the matrix products, whose order of additions is the library's and only has to be repeatable at
- * one number of threads. */
+/* test_ops_threads.c - results do not depend on the number of threads: to the bit for everything
+ * but the matrix products, whose order of additions is the library's and only has to be repeatable
+ * at one number of threads. */
 #include "tests/ops_subject.h"
 
 #include <omp.h>
@@ -31,7 +31,8 @@ static void run_norms(const struct subject *s, size_t n, size_t C, struct result
     for (int kind = MM_RMS_NORM; kind <= MM_LAYER_NORM; kind++) {
         struct rng r = {7};
         struct box x = random_box(s, &r, s->dtype, n, C), w = random_box(s, &r, s->dtype, 1, C);
-        struct box delta = random_box(s, &r, s->dtype, n, C), dx = random_box(s, &r, s->dtype, n, C);
+        struct box delta = random_box(s, &r, s->dtype, n, C),
+                   dx = random_box(s, &r, s->dtype, n, C);
         struct box bias = random_box(s, &r, s->dtype, 1, C), y = random_box(s, &r, s->dtype, n, C);
         struct box stats = random_box(s, &r, MM_F32, n, 2), dw = random_box(s, &r, MM_F32, 1, C);
         struct box db = random_box(s, &r, MM_F32, 1, C);
@@ -52,8 +53,15 @@ static void run_norms(const struct subject *s, size_t n, size_t C, struct result
 static void run_layers(const struct subject *s, size_t n, size_t C, struct results *out) {
     const struct mm_ops *ops = s->dev->ops;
     struct rng r = {8};
-    struct mm_heads heads = {.heads = 3, .kv_heads = 1, .head_dim = 8, .rotary_dim = 8, .q_step = 8,
-                             .k_first = 24, .k_step = 8, .v_first = 32, .v_step = 8};
+    struct mm_heads heads = {.heads = 3,
+                             .kv_heads = 1,
+                             .head_dim = 8,
+                             .rotary_dim = 8,
+                             .q_step = 8,
+                             .k_first = 24,
+                             .k_step = 8,
+                             .v_first = 32,
+                             .v_step = 8};
     struct box u = random_box(s, &r, s->dtype, n, 2 * C), h = random_box(s, &r, s->dtype, n, C);
     struct box du = random_box(s, &r, s->dtype, n, 2 * C), qkv = random_box(s, &r, s->dtype, n, 40);
     struct box angles = random_box(s, &r, MM_F32, n, 4), db = random_box(s, &r, MM_F32, 1, 2 * C);
@@ -117,7 +125,8 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     double scale[3] = {0};
     uint32_t *stop = device_put(s, &scalars.stop, sizeof *stop);
     size_t *offsets = device_put(s, at, sizeof at);
-    void *sums_on = device_put(s, sums, sizeof sums), *scale_on = device_put(s, scale, sizeof scale);
+    void *sums_on = device_put(s, sums, sizeof sums),
+         *scale_on = device_put(s, scale, sizeof scale);
     double *sum = scalar_put(s, 0);
     ops->sum_squares(s->dev, sum, box_vector(&g), dtype);
     keep_block(out, "sum_squares", s, sum, sizeof *sum);
@@ -154,8 +163,14 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
 static void run_attention(const struct subject *s, size_t n, size_t T, struct results *out) {
     const struct mm_ops *ops = s->dev->ops;
     struct rng r = {11};
-    struct mm_heads heads = {.heads = 4, .kv_heads = 2, .head_dim = 8, .q_step = 8, .k_first = 32,
-                             .k_step = 8, .v_first = 48, .v_step = 8};
+    struct mm_heads heads = {.heads = 4,
+                             .kv_heads = 2,
+                             .head_dim = 8,
+                             .q_step = 8,
+                             .k_first = 32,
+                             .k_step = 8,
+                             .v_first = 48,
+                             .v_step = 8};
     struct box qkv = random_box(s, &r, s->dtype, n, 64), att = random_box(s, &r, s->dtype, n, 32);
     struct box dqkv = random_box(s, &r, s->dtype, n, 64), lse = random_box(s, &r, MM_F32, 4, n);
     ops->attention(s->dev, att.mat, qkv.mat, lse.mat.data, &heads, n / T, T);

@@ -1,5 +1,6 @@
-/* test_ops_vector.c - the steps of Algorithm 1 on float32 vectors, of every backend, against double;
- * the meaning of signs and zeros, the guard, and the stop flag. bfloat16: test_ops_half.c. */
+/* test_ops_vector.c - the steps of Algorithm 1 on float32 vectors, of every backend, against
+ * double; the meaning of signs and zeros, the guard, and the stop flag. bfloat16: test_ops_half.c.
+ */
 #include "tests/ops_subject.h"
 
 static const size_t lengths[] = {1, 7, 33, 100, 16383, 16384, 16385, 40000};
@@ -15,7 +16,8 @@ static uint32_t stop_get(const struct subject *s, const uint32_t *stop) {
     return value;
 }
 
-/* -- lines 4 to 11 --------------------------------------------------------------------------------- */
+/* -- lines 4 to 11
+ * --------------------------------------------------------------------------------- */
 
 static void check_retain_step(size_t n, double momentum, double rate) {
     struct rng r = {n};
@@ -60,8 +62,8 @@ static void check_adversary_step(size_t n, double rate, double decay) {
     FOR_DEVICES(s) {
         struct box ba = box_row(s, MM_F32, n, a), bb = box_row(s, MM_F32, n, b);
         struct box bg = box_row(s, MM_F32, n, g);
-        s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg),
-                                    rate, decay, stop_put(s, 0));
+        s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), rate,
+                                    decay, stop_put(s, 0));
         expect_close(&ba, "adversary_step a", want, size, 4);
         expect_exact(&bb, "adversary_step b", b);
         expect_exact(&bg, "adversary_step g", g);
@@ -78,7 +80,8 @@ static void adversary_step(void **state) {
     }
     FOR_DEVICES(s) { /* nor may a NaN of b pass where decay is 1 */
         struct box ba = box_row(s, MM_F32, 3, (const double[]){1, 2, 3});
-        struct box bb = box_row(s, MM_F32, 3, NULL), bg = box_row(s, MM_F32, 3, (double[]){1, 1, 0});
+        struct box bb = box_row(s, MM_F32, 3, NULL),
+                   bg = box_row(s, MM_F32, 3, (double[]){1, 1, 0});
         s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), 0.5,
                                     1, stop_put(s, 0));
         expect_exact(&ba, "adversary_step a", (const double[]){0.5, 1.5, 3});
@@ -104,7 +107,8 @@ static void fork_copies(void **state) {
         }
 }
 
-/* -- lines 13 to 15 -------------------------------------------------------------------------------- */
+/* -- lines 13 to 15
+ * -------------------------------------------------------------------------------- */
 
 static int sign_of(double x) {
     return x > 0 ? 1 : x < 0 ? -1 : 0;
@@ -230,7 +234,8 @@ static void mask_sums_pass_nan_on(void **state) {
     }
 }
 
-/* -- the guard and the stop flag ------------------------------------------------------------------- */
+/* -- the guard and the stop flag
+ * ------------------------------------------------------------------- */
 
 static void sum_squares(void **state) {
     (void)state;
@@ -279,7 +284,8 @@ static void stop_writes_nothing(void **state) {
             struct box one = box_row(s, dtype, n, x), two = box_row(s, dtype, n, y);
             struct box bg = box_row(s, MM_F32, n, random_numbers(&r, MM_F32, n, 1));
             struct mm_vector a = box_vector(&one), b = box_vector(&two), g = box_vector(&bg);
-            for (uint32_t stop = MM_STOP_ZERO_NORM + 1; stop-- > 0;) { /* at last 0: it does write */
+            for (uint32_t stop = MM_STOP_ZERO_NORM + 1;
+                 stop-- > 0;) { /* at last 0: it does write */
                 uint32_t *flag = stop_put(s, stop);
                 if (op == 0)
                     ops->fork(s->dev, a, b, flag);
@@ -304,7 +310,8 @@ static void stop_writes_nothing(void **state) {
         }
 }
 
-/* -- relearning and pretraining -------------------------------------------------------------------- */
+/* -- relearning and pretraining
+ * -------------------------------------------------------------------- */
 
 static void sgd_step(void **state) {
     (void)state;

@@ -230,8 +230,8 @@ static void deep_and_raw_headers(void **state) {
     expect_bad(*state, "the header holds a NUL");
     size_t deep = 100000; /* brackets must not eat the stack */
     char *header = mm_calloc(deep + 6, 1);
-    memcpy(header, "{\"t\":", 5);
-    memset(header + 5, '[', deep);
+    for (size_t i = 0; i < deep + 5; i++)
+        header[i] = i < 5 ? "{\"t\":"[i] : '[';
     put_tensors(single(state), header, "", 0);
     mm_free(header);
     expect_bad(*state, "the header is not JSON");

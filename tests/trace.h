@@ -76,8 +76,8 @@ static inline double trace_error(const float *x, const double *want, size_t n, d
     return error;
 }
 
-/* Fails unless |x - want| <= tolerance · max |want| everywhere; a tensor whose values are all rounding
- * (a key bias moves every score of a softmax alike) may be off by 10^-7 of a unit loss. */
+/* Fails unless |x - want| <= tolerance · max |want| everywhere; a tensor whose values are all
+ * rounding (a key bias moves every score of a softmax alike) may be off by 10^-7 of a unit loss. */
 static inline void trace_close(const char *what, const char *name, const float *x,
                                const double *want, size_t n, double tolerance) {
     double largest, error = trace_error(x, want, n, &largest);

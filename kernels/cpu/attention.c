@@ -1,8 +1,9 @@
 /* attention.c - causal attention forward and backward, a block of query rows at a time.
  *
- * One unit of work is a sequence and a key-value head with all query heads that share it, so that dk
- * and dv of a head are written by one thread, in one order. A block of ROWS queries sees the keys
- * up to its last query: half of the score matrix is never computed, and memory is linear in T. */
+ * One unit of work is a sequence and a key-value head with all query heads that share it, so that
+ * dk and dv of a head are written by one thread, in one order. A block of ROWS queries sees the
+ * keys up to its last query: half of the score matrix is never computed, and memory is linear in T.
+ */
 #include "kernels/cpu/cpu.h"
 
 #include <cblas.h>
@@ -60,8 +61,7 @@ static void head_forward(struct view q, struct view k, struct view v, struct vie
         float sums[ROWS];
         for (size_t i = 0; i < rows; i++)
             lse[first + i] = softmax_row(s + i * keys, first + i + 1, keys, &sums[i]);
-        product(CblasNoTrans, CblasNoTrans, rows, d, keys, 1.0f, scores, v, 0.0f,
-                down(out, first));
+        product(CblasNoTrans, CblasNoTrans, rows, d, keys, 1.0f, scores, v, 0.0f, down(out, first));
         for (size_t i = 0; i < rows; i++) {
             float *o = out.base + (first + i) * out.ld, inverse = 1.0f / sums[i];
             for (size_t j = 0; j < d; j++)
@@ -147,12 +147,17 @@ void CPU_NAME(cpu_attention_grad)(struct mm_device *dev, struct mm_mat dqkv, str
             size_t v_col = heads->v_first + kv * heads->v_step;
             for (size_t h = kv * group; h < (kv + 1) * group; h++) {
                 size_t q_col = heads->q_first + h * heads->q_step;
-                struct head head = {
-                    .q = part(qkv, b * T, q_col), .dq = part(dqkv, b * T, q_col),
-                    .k = part(qkv, b * T, k_col), .dk = part(dqkv, b * T, k_col),
-                    .v = part(qkv, b * T, v_col), .dv = part(dqkv, b * T, v_col),
-                    .out = part(out, b * T, h * d), .dout = part(dout, b * T, h * d),
-                    .lse = lse + (b * H + h) * T, .T = T, .d = d};
+                struct head head = {.q = part(qkv, b * T, q_col),
+                                    .dq = part(dqkv, b * T, q_col),
+                                    .k = part(qkv, b * T, k_col),
+                                    .dk = part(dqkv, b * T, k_col),
+                                    .v = part(qkv, b * T, v_col),
+                                    .dv = part(dqkv, b * T, v_col),
+                                    .out = part(out, b * T, h * d),
+                                    .dout = part(dout, b * T, h * d),
+                                    .lse = lse + (b * H + h) * T,
+                                    .T = T,
+                                    .d = d};
                 head_backward(&head, h == kv * group, p, p + room_n);
             }
         }

@@ -119,13 +119,14 @@ static inline float fast_erf(float x) {
     return c * p / q;
 }
 
-/* -- the operations, see ops.h; defined in the file named after the group ------------------------ */
+/* -- the operations, see ops.h; defined in the file named after the group ------------------------
+ */
 #define CPU_OPS(op)                                                                                \
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
-            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork) op(retain_step)                    \
-                op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step) op(sgd_step)   \
-                    op(adamw_step)
+            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
+                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
+                    op(unlearn_step) op(sgd_step) op(adamw_step)
 #define CPU_DECLARE(name) extern __typeof__(*((struct mm_ops *)0)->name) CPU_NAME(cpu_##name);
 CPU_OPS(CPU_DECLARE)
 

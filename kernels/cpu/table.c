@@ -67,18 +67,16 @@ static void device_free(struct mm_device *dev) {
 #define CPU_TEXT2(x)       #x
 #define CPU_TEXT(x)        CPU_TEXT2(x)
 
-static const struct mm_ops table = {
-    .name = "cpu " CPU_TEXT(CPU_SUFFIX),
-    .alloc = cpu_alloc,
-    .free = cpu_free,
-    .zero = cpu_zero,
-    .copy = cpu_copy,
-    .upload = cpu_copy,
-    .download = cpu_copy,
-    .convert = cpu_convert,
-    .close = device_free,
-    CPU_OPS(CPU_ROW)
-};
+static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
+                                    .alloc = cpu_alloc,
+                                    .free = cpu_free,
+                                    .zero = cpu_zero,
+                                    .copy = cpu_copy,
+                                    .upload = cpu_copy,
+                                    .download = cpu_copy,
+                                    .convert = cpu_convert,
+                                    .close = device_free,
+                                    CPU_OPS(CPU_ROW)};
 
 struct mm_device *CPU_NAME(mm_cpu_device)(void);
 struct mm_device *CPU_NAME(mm_cpu_device)(void) {

@@ -20,7 +20,8 @@ static inline void put(bool half, void *data, size_t i, float x) {
         ((float *)data)[i] = x;
 }
 
-/* Runs `range(half, first, count)` over chunks of n elements on all threads, with `half` constant. */
+/* Runs `range(half, first, count)` over chunks of n elements on all threads, with `half` constant.
+ */
 #define FOR_CHUNKS(is_half, n, range, ...)                                                         \
     _Pragma("omp parallel for schedule(static)") for (size_t chunk = 0; chunk < (n);               \
                                                       chunk += CHUNK) {                            \
@@ -35,9 +36,11 @@ static inline int sign(float x) {
     return (x > 0) - (x < 0);
 }
 
-/* -- sums ----------------------------------------------------------------------------------------- */
+/* -- sums -----------------------------------------------------------------------------------------
+ */
 
-static inline void square_range(bool half, size_t first, size_t n, const float *g, double *partial) {
+static inline void square_range(bool half, size_t first, size_t n, const float *g,
+                                double *partial) {
     double sum = 0;
     for (size_t i = first; i < first + n; i++) {
         double x = round_to(half, g[i]);
@@ -76,7 +79,8 @@ void CPU_NAME(cpu_scale_scalar)(struct mm_device *dev, double *y, const double *
     *y = factor * *x;
 }
 
-/* -- lines 4 to 11 -------------------------------------------------------------------------------- */
+/* -- lines 4 to 11 --------------------------------------------------------------------------------
+ */
 
 void CPU_NAME(cpu_fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                         const uint32_t *stop) {
@@ -125,7 +129,8 @@ void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, str
                    (float)decay, (float)(1 - decay))
 }
 
-/* -- lines 13 to 15 ------------------------------------------------------------------------------- */
+/* -- lines 13 to 15 -------------------------------------------------------------------------------
+ */
 
 static inline void mask_range(bool half, size_t first, size_t n, const float *g, const void *m,
                               bool masking, size_t begin, struct mm_mask_sums *partial) {
@@ -189,8 +194,8 @@ void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, double *scale,
     double common = normalization == MM_NORM_GLOBAL_POST_MASK
                         ? global_norm(sums, tensors_n, true, half)
                         : scalars->grad_norm;
-    CPU_NAME(cpu_guard)(dev, &scalars->grad_norm, false, MM_STOP_UNLEARNING_GRADIENT,
-                        &scalars->stop);
+    CPU_NAME(cpu_guard)
+    (dev, &scalars->grad_norm, false, MM_STOP_UNLEARNING_GRADIENT, &scalars->stop);
     if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
         CPU_NAME(cpu_guard)(dev, &common, true, MM_STOP_ZERO_NORM, &scalars->stop);
     for (size_t t = 0; t < tensors_n; t++) {
@@ -233,7 +238,8 @@ void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struc
     }
 }
 
-/* -- relearning and pretraining -------------------------------------------------------------------- */
+/* -- relearning and pretraining
+ * -------------------------------------------------------------------- */
 
 static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
                              float rate) {

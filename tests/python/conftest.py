@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("job_helpers")
 
 from job_helpers import succeed  # noqa: E402  needs the path above
 from model_helpers import Case, golden_case  # noqa: E402

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,32 +18,43 @@ from job_helpers import (
     checkpoints_of,
     fail,
     lines_of,
-    metrics_of,
-    repeatable_metrics,
     snapshot,
     state_of,
     succeed,
 )
 from model_helpers import Case, floats_of, write_safetensors
 
-# Long enough to be hit in the middle: a checkpoint every third of 1500 loops.
-LONG = ["unlearn.loops=1500", "checkpoint.every_loops=3", "evaluate.every_passes=250"]
-# Without the mask rounding stays rounding: where signs decide, 1500 loops would not agree.
-SMOOTH = ["unlearn.use_masking=false", "unlearn.unlearning_rate=0.001", "unlearn.adv_lr=0.01"]
+# A checkpoint costs ten times as much as a loop here, so a job that writes one every other loop is
+# slow enough to be hit in the middle, and one that writes the last only is quick.
+LOOPS = 400
+LONG = [f"unlearn.loops={LOOPS}", "evaluate.every_passes=250"]
+OFTEN, SELDOM = "checkpoint.every_loops=2", "checkpoint.every_loops=1000000"
+# Small smooth steps, so that rounding stays rounding: signs and norms of noise would not agree.
+SMOOTH = [
+    "unlearn.use_masking=false", "unlearn.normalization=none", "unlearn.unlearning_rate=0.001",
+    "unlearn.retaining_rate=0.01", "unlearn.adv_lr=0.001",
+]  # fmt: skip
 
 
 def undisturbed(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Path:
-    """A run to the end for comparison; its checkpoints don't matter, except the last."""
-    rest = [item for item in overrides if not item.startswith("checkpoint.")]
-    succeed("run", case.config, f"output.dir={run}", *rest, ranks=ranks)
+    """A run to the end for comparison."""
+    succeed("run", case.config, f"output.dir={run}", SELDOM, *overrides, ranks=ranks)
     return run
 
 
-def start_and_wait(case: Case, run: Path, *overrides: str, ranks: int = 1, loops: int = 30) -> Job:
-    """A job that has written the checkpoint of `loops` loops or a later one."""
-    job = Job("run", case.config, f"output.dir={run}", *overrides, ranks=ranks)
-    job.wait_until(lambda: max(checkpoints_of(run), default=0) >= loops)
+def start_and_wait(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Job:
+    """A job that has written a few checkpoints and goes on."""
+    job = Job("run", case.config, f"output.dir={run}", OFTEN, *overrides, ranks=ranks)
+    job.wait_until(lambda: max(checkpoints_of(run), default=0) >= 6)
     return job
+
+
+def kill_early(job: Job, run: Path) -> int:
+    """Kill the job; its newest checkpoint."""
+    job.kill()
+    done = max(checkpoints_of(run))
+    assert 6 <= done < LOOPS and '"result"' not in (run / "metrics.jsonl").read_text()
+    return done
 
 
 def finished_copy(finished: Path, tmp_path: Path) -> Path:
@@ -68,13 +77,10 @@ def cut_back(run: Path, loops: int) -> None:
 def test_killed_and_resumed_on_the_same_count(tiny: Case, tmp_path: Path, ranks: int) -> None:
     """Bit for bit the run that nothing disturbed, metrics line by line."""
     run = tmp_path / "run"
-    start_and_wait(tiny, run, *LONG, ranks=ranks).kill()
-    done = max(checkpoints_of(run))
-    assert 30 <= done < 1500 and not (run / "model").exists()
-    text = (run / "metrics.jsonl").read_text()
-    assert '"result"' not in text
-    outcome = succeed("resume", run, ranks=ranks)
-    assert f"{done} of 1500" in outcome.err
+    done = kill_early(start_and_wait(tiny, run, *LONG, ranks=ranks), run)
+    assert not (run / "model").exists()
+    outcome = succeed("resume", run, SELDOM, ranks=ranks)
+    assert f"{done} of {LOOPS}" in outcome.err
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 
@@ -83,8 +89,8 @@ def test_killed_and_resumed_on_another_count(
     tiny: Case, tmp_path: Path, ranks: int, later: int
 ) -> None:
     run = tmp_path / "run"
-    start_and_wait(tiny, run, *LONG, *SMOOTH, ranks=ranks).kill()
-    succeed("resume", run, ranks=later)
+    kill_early(start_and_wait(tiny, run, *LONG, *SMOOTH, ranks=ranks), run)
+    succeed("resume", run, SELDOM, ranks=later)
     whole = undisturbed(tiny, tmp_path / "whole", *LONG, *SMOOTH)
     assert_close_state(whole, run)
     assert_close_metrics(whole, run)
@@ -108,21 +114,19 @@ def test_other_count_is_still_the_oracle(
 
 def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    start_and_wait(tiny, run, *LONG, ranks=2).kill()
-    first = max(checkpoints_of(run))
+    first = kill_early(start_and_wait(tiny, run, *LONG, ranks=2), run)
     again = Job("resume", run, ranks=2)
-    again.wait_until(lambda: max(checkpoints_of(run)) >= first + 30)
-    again.kill()
-    assert first + 30 <= max(checkpoints_of(run)) < 1500
-    succeed("resume", run, ranks=2)
+    again.wait_until(lambda: max(checkpoints_of(run)) >= first + 6)
+    kill_early(again, run)
+    succeed("resume", run, SELDOM, ranks=2)
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=2), run)
 
 
 @pytest.mark.parametrize("overrides", [["model.state_dtype=bfloat16"], ["unlearn.train_adversary=false"]])
 def test_killed_in_other_modes(tiny: Case, tmp_path: Path, overrides: list[str]) -> None:
     run = tmp_path / "run"
-    start_and_wait(tiny, run, *LONG, *overrides).kill()
-    succeed("resume", run)
+    kill_early(start_and_wait(tiny, run, *LONG, *overrides), run)
+    succeed("resume", run, SELDOM)
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, *overrides), run)
 
 
@@ -144,17 +148,17 @@ def test_signal_stops_after_a_checkpoint(
     assert outcome.status == 3, outcome.err
     (message,) = outcome.messages
     done = max(checkpoints_of(run))
-    assert f"resume {run}" in message and f"loop {done} of 1500" in message
-    assert len(lines_of(run, "unlearn")) == done < 1500 and not lines_of(run, "result")
+    assert f"resume {run}" in message and f"loop {done} of {LOOPS}" in message
+    assert len(lines_of(run, "unlearn")) == done < LOOPS and not lines_of(run, "result")
     succeed("inspect", run)
-    succeed("resume", run, ranks=ranks)
+    succeed("resume", run, SELDOM, ranks=ranks)
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_signal_while_relearning(tiny: Case, tmp_path: Path, ranks: int) -> None:
     """The checkpoint after the last loop is there: exit 3, and a resume repeats the relearning."""
-    run, long = tmp_path / "run", ["relearn.passes=60000", "evaluate.every_passes=6000"]
+    run, long = tmp_path / "run", ["relearn.passes=40000", "evaluate.every_passes=4000"]
     job = Job("run", tiny.config, f"output.dir={run}", *long, ranks=ranks)
     metrics = run / "metrics.jsonl"
     job.wait_until(lambda: metrics.is_file() and '"relearn"' in metrics.read_text())
@@ -261,19 +265,21 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 @pytest.fixture(scope="module")
 def three(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three ranks. To be read only."""
-    return undisturbed(tiny, tmp_path_factory.mktemp("three") / "run", ranks=3)
+    run = tmp_path_factory.mktemp("three") / "run"
+    succeed("run", tiny.config, f"output.dir={run}", ranks=3)
+    return run
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoint_is_named_and_skipped(three: Path, tmp_path: Path, damage: str) -> None:
     run, (name, harm) = finished_copy(three, tmp_path), DAMAGES[damage]
     succeed("inspect", run, ranks=1)
-    harm(run / "checkpoints" / "10" / name)
-    assert name in fail(2, "inspect", run / "checkpoints" / "10")
+    harm(run / "checkpoints" / "8" / name)
+    assert name in fail(2, "inspect", run / "checkpoints" / "8")
     fail(2, "inspect", run)
     outcome = succeed("resume", run, ranks=3)
     (skipped,) = [line for line in outcome.err.splitlines() if "skipping" in line]
-    assert "checkpoints/10" in skipped and name in skipped
+    assert "checkpoints/8" in skipped and name in skipped
     assert_same_run(three, run)
     succeed("inspect", run)
 

@@ -1,0 +1,247 @@
+/* test_passes.c - pieces of a batch add up, and a second backward through a held graph reads the
+ * new weights and nothing else that is new (METHOD.md 1.1, the graph-reuse trap). The numbers
+ * themselves: test_golden.c. */
+#include "tests/golden_model.h"
+
+static struct mm_comm *comm;
+static struct mm_device *dev;
+
+/* -- passes: micro-batches
+ * ------------------------------------------------------------------------- */
+
+/* A set of tensors and passes over it; ends with its arena. */
+struct setup {
+    struct mm_arena *arena;
+    struct mm_shard *shard;
+    struct mm_passes *passes;
+    struct mm_vector g;
+    double *loss; /* [2] */
+};
+
+static struct setup setup_create(const struct fixture *f, bool matrices_only, size_t micro,
+                                 bool hold) {
+    struct setup s = {.arena = mm_arena_create(dev, false)};
+    const struct mm_model *m = f->model;
+    bool *wanted = mm_calloc(m->params_n, 1);
+    for (size_t i = 0; i < m->params_n; i++)
+        wanted[i] = !matrices_only || (!m->params[i].vector && m->params[i].layer >= 0);
+    s.shard = mm_shard_create(s.arena, comm, f->model, wanted);
+    s.passes = mm_passes_create(s.arena, comm, f->model, s.shard, f->B, micro, f->T, hold);
+    s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
+    s.loss = mm_arena_take(s.arena, MM_FOR_SCRATCH, 2, sizeof *s.loss);
+    mm_free(wanted);
+    return s;
+}
+
+static void setup_free(struct setup *s) {
+    mm_passes_free(s->passes);
+    mm_shard_free(s->shard);
+    mm_arena_free(s->arena);
+}
+
+static float *copy_of(struct mm_vector v) {
+    float *copy = mm_calloc(v.n, sizeof *copy);
+    memcpy(copy, v.data, v.n * sizeof *copy);
+    return copy;
+}
+
+static void check_micro_batches(const char *name) {
+    struct fixture f = open_case(dev, name);
+    for (int fn = 0; fn < 4; fn++) {
+        struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
+        struct setup whole = setup_create(&f, false, f.B, false);
+        mm_passes_gradient(whole.passes, f.tokens, objective, whole.g, whole.loss, NULL);
+        for (size_t micro = 1; micro < f.B; micro++) {
+            struct setup s = setup_create(&f, false, micro, false);
+            assert_int_equal(s.passes->micros_n, (f.B + micro - 1) / micro);
+            memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
+            s.loss[0] = 99;
+            mm_passes_gradient(s.passes, f.tokens, objective, s.g, s.loss, NULL);
+            trace_near(name, "loss by micro-batches", micro, s.loss[0], whole.loss[0], 1e-6);
+            for (size_t t = 0; t < s.shard->tensors_n; t++) {
+                size_t at = s.shard->offsets[t], n = s.shard->offsets[t + 1] - at;
+                const char *param = f.model->params[s.shard->param[t]].name;
+                if (!strstr(param, "k_proj.bias")) /* rounding only */
+                    expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 1e-5);
+            }
+            s.loss[0] = s.loss[1] = 99;
+            mm_passes_loss(s.passes, f.tokens, objective, s.loss);
+            trace_near(name, "loss alone", micro, s.loss[0], whole.loss[0], 1e-6);
+            setup_free(&s);
+        }
+        setup_free(&whole);
+    }
+    close_case(&f);
+}
+
+static void micro_batches(void **state) {
+    (void)state;
+    for (size_t i = 0; i < CASES; i++)
+        check_micro_batches(cases[i]);
+}
+
+/* -- the held graph
+ * -------------------------------------------------------------------------------- */
+
+static const struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
+
+/* With the weights as they were the second gradient is that of the second loss; of the negative of
+ * cross-entropy it is the first one negated, to the bit, as often as it is taken. */
+static void check_held(const char *name, size_t micro) {
+    struct fixture f = open_case(dev, name);
+    for (int fn = 0; fn < 4; fn++) {
+        struct mm_objective second = {.fn = (enum mm_loss_fn)fn, .clip_at = -0.5};
+        struct setup own = setup_create(&f, true, micro, false);
+        struct setup held = setup_create(&f, true, micro, true);
+        mm_passes_gradient_held(held.passes, f.tokens, second, held.g, &held.loss[0],
+                                &held.loss[1]);
+        float *first = copy_of(held.g);
+        mm_passes_gradient(own.passes, f.tokens, plain, own.g, &own.loss[0], NULL);
+        assert_memory_equal(first, own.g.data, own.g.n * sizeof *first);
+        assert_true(held.loss[0] == own.loss[0]);
+        mm_passes_gradient(own.passes, f.tokens, second, own.g, &own.loss[0], &own.loss[1]);
+        trace_near(name, "second loss", 0, held.loss[1], own.loss[0], 1e-7);
+        trace_near(name, "cross-entropy beside it", 0, own.loss[1], held.loss[0], 1e-7);
+        for (int again = 0; again < 2; again++) {
+            memset(held.g.data, 0x5a, held.g.n * sizeof *first);
+            mm_passes_second_gradient(held.passes, held.g);
+            const float *g = held.g.data;
+            expect_near("second gradient", g, own.g.data, own.g.n, 1e-6);
+            for (size_t i = 0; i < own.g.n && fn == MM_LOSS_NEG_CROSS_ENTROPY; i++)
+                if (g[i] != -first[i])
+                    fail_msg("%s: %.9g is not -%.9g", name, (double)g[i], (double)first[i]);
+        }
+        mm_free(first);
+        setup_free(&held);
+        setup_free(&own);
+    }
+    close_case(&f);
+}
+
+static void held_graph(void **state) {
+    (void)state;
+    for (size_t i = 0; i < CASES; i++)
+        for (size_t micro = 1; micro <= 4; micro += i % 2 ? 3 : 2)
+            check_held(cases[i], micro);
+}
+
+/* Adds `factor` times a fixed pattern to a matrix. */
+static void move_weights(const struct mm_param *p, float factor) {
+    float *w = p->w.data;
+    for (size_t i = 0; i < p->rows * p->cols; i++)
+        w[i] +=
+            factor * (float)((int)(i * 37 % 64) - 31) / 1024; /* exact, and so is the way back */
+}
+
+/* Weights a little coarser, so that a move and its inverse leave no trace. */
+static void coarsen(struct fixture *f) {
+    for (size_t i = 0; i < f->model->params_n; i++) {
+        float *w = f->model->params[i].w.data;
+        for (size_t k = 0; k < elements(f, i); k++)
+            w[k] = roundf(w[k] * 0x1p16f) / 0x1p16f;
+    }
+}
+
+/* Is tensor `of` above the moved one, so that its gradient does not pass through that? */
+static bool beyond(const struct fixture *f, size_t of, size_t moved) {
+    return f->model->params[of].layer > f->model->params[moved].layer || of == moved;
+}
+
+/* The second gradient with one matrix moved by +D and by -D. Each matrix is met once on the way
+ * back, so the gradient is an affine function of it - if nothing of the forward is taken anew. What
+ * lies above, and the matrix's own gradient, must not change at all. */
+static void check_moved(struct fixture *f, struct setup *s, const float *still, size_t moved) {
+    const struct mm_param *p = &f->model->params[moved];
+    float *moves[2], factors[] = {1, -2, 1};
+    for (int i = 0; i < 2; i++) {
+        move_weights(p, factors[i]);
+        mm_passes_second_gradient(s->passes, s->g);
+        moves[i] = copy_of(s->g);
+    }
+    move_weights(p, factors[2]);
+    mm_passes_second_gradient(s->passes, s->g);
+    assert_memory_equal(s->g.data, still, s->g.n * sizeof *still);
+    bool below = false;
+    for (size_t t = 0; t < s->shard->tensors_n; t++) {
+        size_t at = s->shard->offsets[t], n = s->shard->offsets[t + 1] - at;
+        const struct mm_param *of = &f->model->params[s->shard->param[t]];
+        double most = 0, change = 0, bend = 0;
+        for (size_t i = at; i < at + n; i++) {
+            most = fmax(most, fabs((double)still[i]));
+            change = fmax(change, fabs((double)moves[0][i] - (double)still[i]));
+            bend =
+                fmax(bend, fabs((double)moves[0][i] + (double)moves[1][i] - 2 * (double)still[i]));
+        }
+        if (beyond(f, s->shard->param[t], moved) && change != 0)
+            fail_msg("%s: %s moved, and the gradient of %s changed", f->name, p->name, of->name);
+        if (of->layer < p->layer && !(change > 1e-3 * most))
+            fail_msg("%s: %s moved, and the gradient of %s did not", f->name, p->name, of->name);
+        if (!(bend <= 1e-5 * most))
+            fail_msg("%s: the gradient of %s bends by %.3g of %.3g with %s", f->name, of->name,
+                     bend, most, p->name);
+        below |= of->layer < p->layer;
+    }
+    assert_true(below || p->layer == 0);
+    mm_free(moves[0]);
+    mm_free(moves[1]);
+}
+
+/* The gradient of a forward at the moved weights is another one: the trap is a real one. */
+static void check_trap(struct fixture *f, struct setup *s, size_t moved) {
+    struct setup own = setup_create(f, true, 4, false);
+    struct mm_objective second = {.fn = MM_LOSS_NEG_CROSS_ENTROPY};
+    double most = 0, change = 0;
+    move_weights(&f->model->params[moved], 1);
+    mm_passes_second_gradient(s->passes, s->g);
+    mm_passes_gradient(own.passes, f->tokens, second, own.g, own.loss, NULL);
+    move_weights(&f->model->params[moved], -1);
+    for (size_t i = 0; i < own.g.n; i++) {
+        double fresh = (double)((float *)own.g.data)[i];
+        most = fmax(most, fabs(fresh));
+        change = fmax(change, fabs(fresh - (double)((float *)s->g.data)[i]));
+    }
+    assert_true(change > 1e-3 * most);
+    setup_free(&own);
+}
+
+static void check_changed_weights(const char *name) {
+    static const enum mm_loss_fn fns[] = {MM_LOSS_NEG_CROSS_ENTROPY, MM_LOSS_NEG_ENTROPY};
+    struct fixture f = open_case(dev, name);
+    coarsen(&f);
+    for (size_t k = 0; k < 2; k++) {
+        struct mm_objective second = {.fn = fns[k]};
+        struct setup s = setup_create(&f, true, k ? 3 : 4, true);
+        mm_passes_gradient_held(s.passes, f.tokens, second, s.g, &s.loss[0], &s.loss[1]);
+        mm_passes_second_gradient(s.passes, s.g);
+        float *still = copy_of(s.g);
+        for (size_t t = 0; t < s.shard->tensors_n; t++)
+            check_moved(&f, &s, still, s.shard->param[t]);
+        if (k == 0)
+            check_trap(&f, &s, s.shard->param[s.shard->tensors_n - 1]);
+        mm_free(still);
+        setup_free(&s);
+    }
+    close_case(&f);
+}
+
+static void changed_weights(void **state) {
+    (void)state;
+    for (size_t i = 0; i < CASES; i++)
+        check_changed_weights(cases[i]);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(micro_batches),
+        cmocka_unit_test(held_graph),
+        cmocka_unit_test(changed_weights),
+    };
+    comm = mm_comm_create(&argc, &argv);
+    dev = mm_device_create_cpu();
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    mm_device_free(dev);
+    mm_comm_free(comm);
+    if (mm_live_blocks() != 0)
+        fprintf(stderr, "%ld blocks were not freed\n", mm_live_blocks());
+    return failed || mm_live_blocks() != 0;
+}
