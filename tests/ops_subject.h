@@ -94,8 +94,7 @@ static inline int subjects_close(void **state) {
     return 0;
 }
 
-/* -- memory of a test
- * ------------------------------------------------------------------------------ */
+/* -- memory of a test -------------------------------------------------------------------------- */
 
 #define MOST_POOLED 4096
 static struct {
@@ -144,8 +143,7 @@ static inline void device_get(const struct subject *s, void *host, const void *b
     s->dev->ops->download(s->dev, host, block, bytes);
 }
 
-/* -- inputs
- * ---------------------------------------------------------------------------------------- */
+/* -- inputs ------------------------------------------------------------------------------------ */
 
 struct rng {
     uint64_t state;
@@ -178,8 +176,7 @@ static inline double *random_numbers(struct rng *r, enum mm_dtype dtype, size_t 
     return x;
 }
 
-/* -- boxes
- * ----------------------------------------------------------------------------------------- */
+/* -- boxes ------------------------------------------------------------------------------------- */
 
 #define BOX_TAIL ((size_t)64)
 
@@ -272,8 +269,7 @@ static inline double *box_read(const struct box *b, const char *what) {
     return out;
 }
 
-/* -- comparison
- * ------------------------------------------------------------------------------------ */
+/* -- comparison -------------------------------------------------------------------------------- */
 
 /* |got - want| <= factor · (2^-24 · size[i] + the output type's rounding of want[i]); size NULL:
  * the largest |want| for all. A wanted NaN must be one. */

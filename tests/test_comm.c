@@ -41,8 +41,7 @@ static unsigned char byte_of(int who, size_t which) {
     return (unsigned char)((size_t)(who + 1) * 89 + which * 7 + which / 251);
 }
 
-/* -- places and rows
- * ------------------------------------------------------------------------------- */
+/* -- places and rows --------------------------------------------------------------------------- */
 
 static void places(void **state) {
     (void)state;
@@ -79,8 +78,7 @@ static void row_blocks(void **state) {
     settle();
 }
 
-/* -- decisions
- * ------------------------------------------------------------------------------------- */
+/* -- decisions --------------------------------------------------------------------------------- */
 
 static void any(void **state) {
     (void)state;
@@ -133,8 +131,7 @@ static void agree(void **state) {
     settle();
 }
 
-/* -- bytes
- * ----------------------------------------------------------------------------------------- */
+/* -- bytes ------------------------------------------------------------------------------------- */
 
 static void barrier(void **state) {
     (void)state;
@@ -190,8 +187,7 @@ static void gather_all(void **state) {
     settle();
 }
 
-/* -- sums
- * ------------------------------------------------------------------------------------------ */
+/* -- sums -------------------------------------------------------------------------------------- */
 
 /* In rank order they lose other digits than in any other order, and each `which` is another case.
  */

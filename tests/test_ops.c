@@ -4,8 +4,7 @@
 
 #include "tests/ops_reference.h"
 
-/* -- memory and conversion
- * ------------------------------------------------------------------------- */
+/* -- memory and conversion --------------------------------------------------------------------- */
 
 static void memory(void **state) {
     (void)state;
@@ -71,8 +70,7 @@ static void convert(void **state) {
                 check_convert((enum mm_dtype)to, (enum mm_dtype)from, sizes[i]);
 }
 
-/* -- matrix products
- * ------------------------------------------------------------------------------- */
+/* -- matrix products --------------------------------------------------------------------------- */
 
 struct product {
     size_t n, in, out;
@@ -218,8 +216,7 @@ static void products_pass_nan_on(void **state) {
     }
 }
 
-/* -- embedding
- * ------------------------------------------------------------------------------------- */
+/* -- embedding --------------------------------------------------------------------------------- */
 
 static void check_embed(enum mm_dtype dtype, size_t n, size_t V, size_t C, size_t pad) {
     struct rng r = {n + 77 * C};
@@ -286,8 +283,7 @@ static void embedding_adds_in_token_order(void **state) {
     }
 }
 
-/* -- sums and scales
- * ------------------------------------------------------------------------------- */
+/* -- sums and scales --------------------------------------------------------------------------- */
 
 static void sum_in_order(void **state) {
     (void)state;

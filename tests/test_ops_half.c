@@ -10,8 +10,7 @@ static void *stop_put(const struct subject *s, uint32_t stop) {
     return device_put(s, &stop, sizeof stop);
 }
 
-/* -- arithmetic with explicit rounding
- * ------------------------------------------------------------- */
+/* -- arithmetic with explicit rounding --------------------------------------------------------- */
 
 /* To bfloat16: 8 bits from the first, above 2^-133; of two neighbours the even one. */
 static double half(double x) {
@@ -67,8 +66,7 @@ static double *gradient_numbers(struct rng *r, size_t n) {
     return g;
 }
 
-/* -- steps
- * ----------------------------------------------------------------------------------------- */
+/* -- steps ------------------------------------------------------------------------------------- */
 
 static void check_retain(size_t n, double momentum, double rate) {
     struct rng r = {n};
@@ -149,8 +147,7 @@ static void small_steps_vanish(void **state) {
     }
 }
 
-/* -- mask, norms and the unlearning step
- * ----------------------------------------------------------- */
+/* -- mask, norms and the unlearning step ------------------------------------------------------- */
 
 static const size_t offsets[] = {0, 1, 8, 8, 41, 16425, 16426, 40000};
 #define TENSORS (sizeof offsets / sizeof *offsets - 1)

@@ -4,8 +4,7 @@
 
 #include "tests/ops_reference.h"
 
-/* -- norms
- * ----------------------------------------------------------------------------------------- */
+/* -- norms ------------------------------------------------------------------------------------- */
 
 /* A norm of n rows, and the sum of dy·y over rows [first, first + count) as a function of it. */
 struct norm_case {
@@ -204,8 +203,7 @@ static void norms_pass_nan_on(void **state) {
         }
 }
 
-/* -- rotation
- * -------------------------------------------------------------------------------------- */
+/* -- rotation ---------------------------------------------------------------------------------- */
 
 static const struct mm_heads llama_heads = {.heads = 6,
                                             .kv_heads = 2,
@@ -274,8 +272,7 @@ static void rotation(void **state) {
         }
 }
 
-/* -- activations
- * ----------------------------------------------------------------------------------- */
+/* -- activations ------------------------------------------------------------------------------- */
 
 struct activation_at {
     enum mm_activation kind;

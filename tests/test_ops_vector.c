@@ -16,8 +16,7 @@ static uint32_t stop_get(const struct subject *s, const uint32_t *stop) {
     return value;
 }
 
-/* -- lines 4 to 11
- * --------------------------------------------------------------------------------- */
+/* -- lines 4 to 11 ----------------------------------------------------------------------------- */
 
 static void check_retain_step(size_t n, double momentum, double rate) {
     struct rng r = {n};
@@ -107,8 +106,7 @@ static void fork_copies(void **state) {
         }
 }
 
-/* -- lines 13 to 15
- * -------------------------------------------------------------------------------- */
+/* -- lines 13 to 15 ---------------------------------------------------------------------------- */
 
 static int sign_of(double x) {
     return x > 0 ? 1 : x < 0 ? -1 : 0;
@@ -234,8 +232,7 @@ static void mask_sums_pass_nan_on(void **state) {
     }
 }
 
-/* -- the guard and the stop flag
- * ------------------------------------------------------------------- */
+/* -- the guard and the stop flag --------------------------------------------------------------- */
 
 static void sum_squares(void **state) {
     (void)state;
@@ -310,8 +307,7 @@ static void stop_writes_nothing(void **state) {
         }
 }
 
-/* -- relearning and pretraining
- * -------------------------------------------------------------------- */
+/* -- relearning and pretraining ---------------------------------------------------------------- */
 
 static void sgd_step(void **state) {
     (void)state;

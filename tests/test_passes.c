@@ -6,8 +6,7 @@
 static struct mm_comm *comm;
 static struct mm_device *dev;
 
-/* -- passes: micro-batches
- * ------------------------------------------------------------------------- */
+/* -- passes: micro-batches --------------------------------------------------------------------- */
 
 /* A set of tensors and passes over it; ends with its arena. */
 struct setup {
@@ -80,8 +79,7 @@ static void micro_batches(void **state) {
         check_micro_batches(cases[i]);
 }
 
-/* -- the held graph
- * -------------------------------------------------------------------------------- */
+/* -- the held graph ---------------------------------------------------------------------------- */
 
 static const struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
 

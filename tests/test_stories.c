@@ -25,8 +25,8 @@ static int open_model(void **state) {
     (void)state;
     struct mm_error err = {""};
     struct mm_arch arch;
-    struct mm_weights *weights;
-    char *config = mm_format("%s/config.json", fixture.folder), *text;
+    struct mm_weights *weights = NULL;
+    char *config = mm_format("%s/config.json", fixture.folder), *text = NULL;
     char *reference = mm_format("%s/reference.json", fixture.folder);
     fixture.dev = mm_device_create_cpu();
     fixture.arena = mm_arena_create(fixture.dev, false);

@@ -5,8 +5,7 @@
 
 static struct mm_device *dev;
 
-/* -- gradients of chosen tensors
- * ------------------------------------------------------------------- */
+/* -- gradients of chosen tensors --------------------------------------------------------------- */
 
 /* A gradient for each tensor of `formed`, others NULL, by activations kept for all of `wanted`.
  * Frees with gradients_free. */
@@ -133,8 +132,7 @@ static void forwards(void **state) {
         check_forward(cases[i]);
 }
 
-/* -- the head
- * -------------------------------------------------------------------------------------- */
+/* -- the head ---------------------------------------------------------------------------------- */
 
 /* Both losses of a pair at once and each alone, in chunks of `rows`, against one chunk. */
 static void check_chunks(struct fixture *f, enum mm_loss_fn first, enum mm_loss_fn second,

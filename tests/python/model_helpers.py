@@ -136,9 +136,6 @@ def _plain(value: str) -> object:
 
 # -- safetensors --------------------------------------------------------------------------------------
 
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2}
-
-
 def read_safetensors(path: Path) -> tuple[dict, dict[str, bytes]]:
     """The header and the bytes of every tensor."""
     content = path.read_bytes()
@@ -157,19 +154,29 @@ def header_bytes(path: Path) -> bytes:
     return content[: 8 + int.from_bytes(content[:8], "little")]
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str | None = None) -> Path:
-    """Write float32 tensors; `dtype` puts another name into the header, of the same width."""
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32") -> Path:
+    """Write tensors as they are; `dtype` is what the header calls them."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, values in tensors.items():
-        entry = {"dtype": dtype or "F32", "shape": list(values.shape)}
+        entry = {"dtype": dtype, "shape": list(values.shape)}
         header[name] = entry | {"data_offsets": [at, at + values.nbytes]}
         at += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    data = b"".join(values.astype("<f4").tobytes() for values in tensors.values())
+    data = b"".join(values.tobytes() for values in tensors.values())
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
+
+
+def assert_headers_agree(left: Path, right: Path) -> None:
+    """Two model folders hold tensors of the same names, shapes and dtypes."""
+    shapes = []
+    for folder in (left, right):
+        header, _ = read_safetensors(folder / "model.safetensors")
+        header.pop("__metadata__", None)
+        shapes.append({name: (entry["dtype"], entry["shape"]) for name, entry in header.items()})
+    assert shapes[0] == shapes[1]
 
 
 def floats_of(path: Path) -> dict[str, np.ndarray]:
