@@ -23,7 +23,8 @@ static inline size_t mm_dtype_bytes(enum mm_dtype dtype) {
 const char *mm_dtype_name(enum mm_dtype dtype); /* "float32" | "bfloat16" | "float16" */
 
 static inline struct mm_mat mm_mat(void *data, enum mm_dtype dtype, size_t rows, size_t cols) {
-    return (struct mm_mat){.data = data, .rows = rows, .cols = cols, .ld = cols, .dtype = dtype};
+    struct mm_mat m = {data, rows, cols, cols, dtype};
+    return m;
 }
 
 /* Rows [first, first + count) of m. */

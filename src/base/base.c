@@ -29,8 +29,7 @@ void mm_set_abort_hook(void (*hook)(int)) {
     process.abort_hook = hook;
 }
 
-_Noreturn void mm_abort(const char *file, int line, const char *expression, const char *format,
-                        ...) {
+void mm_abort(const char *file, int line, const char *expression, const char *format, ...) {
     char text[512];
     va_list args;
     va_start(args, format);

@@ -36,8 +36,8 @@ enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *
         if (!(ok))                                                                                 \
             mm_abort(__FILE__, __LINE__, #ok, __VA_ARGS__);                                        \
     } while (0)
-_Noreturn void mm_abort(const char *file, int line, const char *expression, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
+void mm_abort(const char *file, int line, const char *expression, const char *format, ...)
+    __attribute__((noreturn, format(printf, 4, 5)));
 
 /* `comm` installs MPI_Abort here; without a hook mm_abort ends this process only. */
 void mm_set_abort_hook(void (*hook)(int exit_status));

@@ -201,20 +201,26 @@ def test_plan_needs_no_more_than_is_there(tmp_path: Path) -> None:
     config = random_case(tmp_path, model, batch=8192, context=100)
     out = succeed("plan", config, "data.micro_batch=8192", limit=10).out
     assert planned(out)["peak"][0] > 1e9
-    assert planned(succeed("plan", config, "--ranks", 4096, limit=10).out)["peak"][0] < 1e7
+    assert planned(succeed("plan", config, "--ranks", 4096, limit=10).out)["peak"][0] < 2e7
 
 
-def test_plan_foretells_the_peak(tiny: Case, finished: Path, tmp_path: Path) -> None:
-    """Beside what the program takes for a tiny model: its libraries."""
+def test_plan_foretells_the_peak(tiny: Case, tmp_path: Path) -> None:
+    """Beside what the program takes for a tiny model, that is its libraries, and the mapped weights.
+
+    Under mpirun, whose small process the program does not inherit a peak from.
+    """
     model = random_llama(tmp_path / "model", width=256, mlp=2048, layers=4, vocab=4000)
     config = random_case(tmp_path, model, batch=4, context=32, unlearn__loops=2)
-    plan = planned(succeed("plan", config).out)["peak"][0]
-    run = tmp_path / "run"
-    succeed("run", config, f"output.dir={run}", "output.save_model=false")
-    small = planned(succeed("plan", tiny.config).out)["peak"][0]
-    taken = result_of(run)["peak_bytes"] - result_of(finished)["peak_bytes"]
-    print(f"planned {plan / 1e6:.1f} MB, taken {taken / 1e6:.1f} MB")
-    assert 0.7 < taken / (plan - small) < 1.6
+    plans, peaks = [], []
+    for name, settings in (("large", config), ("small", tiny.config)):
+        plans.append(planned(succeed("plan", settings).out)["peak"][0])
+        succeed("run", settings, f"output.dir={tmp_path / name}", launcher=True)
+        peaks.append(result_of(tmp_path / name)["peak_bytes"])
+    mapped = (model / "model.safetensors").stat().st_size
+    planned_more, taken_more = plans[0] - plans[1], peaks[0] - peaks[1] - mapped
+    print(f"planned {planned_more / 1e6:.1f} MB, taken {taken_more / 1e6:.1f} MB", end=" ")
+    print(f"and {mapped / 1e6:.1f} MB of mapped weights")
+    assert 0.8 < taken_more / planned_more < 1.25
 
 
 def test_peak_is_the_program_s_own(tiny: Case, tmp_path: Path) -> None:

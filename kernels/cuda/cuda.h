@@ -1,0 +1,89 @@
+/* cuda.h - what the files of the CUDA backend share.
+ *
+ * Kernels are CUDA C with one template parameter, the type of activations and weights: float or
+ * bfloat16; all arithmetic and accumulation is float32 (double where ops.h says so). No atomics on
+ * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is launched
+ * through MM_LAUNCH and nowhere else: the host shim (tests/cuda_shim.h) runs the same source on the
+ * CPU, block by block, when MM_CUDA_SHIM is defined. */
+#ifndef MM_CUDA_H
+#define MM_CUDA_H
+
+extern "C" {
+#include "kernels/ops.h"
+}
+
+#ifdef MM_CUDA_SHIM
+#include "tests/cuda_shim.h"
+#else
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#define MM_LAUNCH(kernel, grid, block, shared_bytes, dev, ...)                                     \
+    do {                                                                                           \
+        kernel<<<(grid), (block), (shared_bytes), cuda_context(dev)->stream>>>(__VA_ARGS__);       \
+        MM_CUDA(cudaGetLastError());                                                               \
+    } while (0)
+/* Dynamic shared memory of a kernel, as an array of `type`. */
+#define MM_SHARED(type, name)                                                                      \
+    extern __shared__ __align__(16) unsigned char name##_bytes[];                                  \
+    type *name = reinterpret_cast<type *>(name##_bytes)
+#endif
+
+typedef __nv_bfloat16 bf16;
+
+#define MM_CUDA(call)                                                                              \
+    do {                                                                                           \
+        cudaError_t cuda_result = (call);                                                          \
+        MM_CHECK(cuda_result == cudaSuccess, "CUDA: %s", cudaGetErrorString(cuda_result));         \
+    } while (0)
+
+struct cuda_context {
+    cudaStream_t stream;
+    cublasLtHandle_t lt;
+    void *workspace; /* cuBLASLt's, ours to own: the same one gives the same bits */
+    size_t workspace_bytes;
+    void *scratch; /* as the CPU's: valid until the next call */
+    size_t scratch_bytes;
+};
+
+static inline struct cuda_context *cuda_context(struct mm_device *dev) {
+    return static_cast<struct cuda_context *>(dev->context);
+}
+
+void *cuda_scratch(struct mm_device *dev, size_t bytes);
+
+__device__ static inline float to_float(float x) {
+    return x;
+}
+__device__ static inline float to_float(bf16 x) {
+    return __bfloat162float(x);
+}
+template <typename T> __device__ static inline T from_float(float x);
+template <> __device__ inline float from_float<float>(float x) {
+    return x;
+}
+template <> __device__ inline bf16 from_float<bf16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+/* Calls `function<T>(...)` with T by dtype. */
+#define MM_BY_DTYPE(dtype, function, ...)                                                          \
+    do {                                                                                           \
+        if ((dtype) == MM_BF16)                                                                    \
+            function<bf16>(__VA_ARGS__);                                                           \
+        else                                                                                       \
+            function<float>(__VA_ARGS__);                                                          \
+    } while (0)
+
+/* -- the operations, see kernels/ops.h; each in the file named after its group --------------------- */
+#define CUDA_OPS(op)                                                                               \
+    op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
+        op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
+            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
+                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
+                    op(unlearn_step) op(sgd_step) op(adamw_step)
+#define CUDA_DECLARE(name) extern __typeof__(*((struct mm_ops *)0)->name) cuda_##name;
+CUDA_OPS(CUDA_DECLARE)
+
+#endif
