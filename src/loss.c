@@ -3,7 +3,7 @@
 
 /* Floats of logits in a chunk: small enough to stay near the processor, enough rows for a product.
  */
-#define CHUNK_FLOATS ((size_t)8 << 20)
+#define CHUNK_FLOATS ((size_t)16 << 20)
 
 static size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;
@@ -11,8 +11,9 @@ static size_t smaller(size_t a, size_t b) {
 
 void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct mm_model *model,
                     size_t capacity, bool two_losses) {
-    size_t V = model->arch.vocab, rows = CHUNK_FLOATS / V;
-    *head = (struct mm_head){.rows = smaller(rows < 64 ? 64 : rows, capacity)};
+    size_t V = model->arch.vocab, most = CHUNK_FLOATS / V < 64 ? 64 : CHUNK_FLOATS / V;
+    size_t chunks = (capacity + most - 1) / most; /* as equal as can be */
+    *head = (struct mm_head){.rows = (capacity + chunks - 1) / chunks};
     head->logits = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, head->rows, V);
     if (two_losses)
         head->spare = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, head->rows, V);

@@ -39,14 +39,30 @@ static inline int sign(float x) {
 /* -- sums -----------------------------------------------------------------------------------------
  */
 
+/* Double partial sums, interleaved so that they vectorize; folded in order. */
+#define DOUBLE_LANES 8
+
+static inline double fold_doubles(const double lanes[DOUBLE_LANES]) {
+    double sum = lanes[0];
+    for (int i = 1; i < DOUBLE_LANES; i++)
+        sum += lanes[i];
+    return sum;
+}
+
 static inline void square_range(bool half, size_t first, size_t n, const float *g,
                                 double *partial) {
-    double sum = 0;
-    for (size_t i = first; i < first + n; i++) {
-        double x = round_to(half, g[i]);
-        sum += x * x;
+    double sum[DOUBLE_LANES] = {0};
+    size_t i = 0;
+    for (; i + DOUBLE_LANES <= n; i += DOUBLE_LANES)
+        for (size_t l = 0; l < DOUBLE_LANES; l++) {
+            double x = (double)round_to(half, g[first + i + l]);
+            sum[l] += x * x;
+        }
+    for (size_t l = 0; i < n; i++, l++) {
+        double x = (double)round_to(half, g[first + i]);
+        sum[l] += x * x;
     }
-    partial[first / CHUNK] = sum;
+    partial[first / CHUNK] = fold_doubles(sum);
 }
 
 void CPU_NAME(cpu_sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
@@ -132,18 +148,30 @@ void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, str
 /* -- lines 13 to 15 -------------------------------------------------------------------------------
  */
 
+struct mask_lanes {
+    double raw[DOUBLE_LANES], kept[DOUBLE_LANES], kept_n[DOUBLE_LANES];
+};
+
+static inline void mask_add(struct mask_lanes *sums, size_t lane, float x, float m, bool masking) {
+    double square = (double)x * (double)x;
+    bool kept = !masking || sign(x) == sign(m);
+    sums->raw[lane] += square;
+    sums->kept[lane] += kept ? square : 0;
+    sums->kept_n[lane] += kept ? 1 : 0;
+}
+
 static inline void mask_range(bool half, size_t first, size_t n, const float *g, const void *m,
                               bool masking, size_t begin, struct mm_mask_sums *partial) {
-    struct mm_mask_sums sums = {0};
-    for (size_t i = first; i < first + n; i++) {
-        float x = round_to(half, g[begin + i]);
-        double square = (double)x * (double)x;
-        bool kept = !masking || sign(x) == sign(get(half, m, begin + i));
-        sums.raw += square;
-        sums.kept += kept ? square : 0;
-        sums.kept_n += kept;
-    }
-    partial[first / CHUNK] = sums;
+    struct mask_lanes sums = {0};
+    size_t i = begin + first, end = i + n;
+    for (; i + DOUBLE_LANES <= end; i += DOUBLE_LANES)
+        for (size_t l = 0; l < DOUBLE_LANES; l++)
+            mask_add(&sums, l, round_to(half, g[i + l]), get(half, m, i + l), masking);
+    for (size_t l = 0; i < end; i++, l++)
+        mask_add(&sums, l, round_to(half, g[i]), get(half, m, i), masking);
+    partial[first / CHUNK].raw = fold_doubles(sums.raw);
+    partial[first / CHUNK].kept = fold_doubles(sums.kept);
+    partial[first / CHUNK].kept_n = fold_doubles(sums.kept_n);
 }
 
 void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
@@ -261,14 +289,15 @@ void CPU_NAME(cpu_adamw_step)(struct mm_device *dev, struct mm_vector p, struct 
     float *x = p.data, *one = first.data, *two = second.data;
     const float *in = g.data;
     float beta1 = (float)betas[0], beta2 = (float)betas[1], keep = (float)(1 - rate * weight_decay);
+    float rest1 = (float)(1 - betas[0]), rest2 = (float)(1 - betas[1]);
     float step = (float)(rate / (1 - pow(betas[0], (double)t)));
     float correction = (float)(1 / sqrt(1 - pow(betas[1], (double)t)));
     float scale = (float)g_scale, e = (float)epsilon;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < p.n; i++) {
         float d = in[i] * scale;
-        one[i] = beta1 * one[i] + (1 - beta1) * d;
-        two[i] = beta2 * two[i] + (1 - beta2) * d * d;
+        one[i] = beta1 * one[i] + rest1 * d;
+        two[i] = beta2 * two[i] + rest2 * d * d;
         x[i] = x[i] * keep - step * one[i] / (sqrtf(two[i]) * correction + e);
     }
 }

@@ -3,8 +3,10 @@
  * Kernels are CUDA C with one template parameter, the type of activations and weights: float or
  * bfloat16; all arithmetic and accumulation is float32 (double where ops.h says so). No atomics on
  * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is launched
- * through MM_LAUNCH and nowhere else: the host shim (tests/cuda_shim.h) runs the same source on the
- * CPU, block by block, when MM_CUDA_SHIM is defined. */
+ * through MM_LAUNCH and nowhere else: where MM_CUDA_SHIM is defined, the compiler was given the host
+ * shim (tests/cuda_shim.h) before this file, and the same source runs on the CPU, block by block.
+ * So in a kernel: all threads of a block reach every __syncthreads() and leave only after the last
+ * one; a mask names the lanes that come; shared memory starts undefined. */
 #ifndef MM_CUDA_H
 #define MM_CUDA_H
 
@@ -12,9 +14,7 @@ extern "C" {
 #include "kernels/ops.h"
 }
 
-#ifdef MM_CUDA_SHIM
-#include "tests/cuda_shim.h"
-#else
+#ifndef MM_CUDA_SHIM
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -45,12 +45,16 @@ struct cuda_context {
     size_t workspace_bytes;
     void *scratch; /* as the CPU's: valid until the next call */
     size_t scratch_bytes;
+    struct mm_ops table; /* with the device's name */
+    char name[280];
 };
 
 static inline struct cuda_context *cuda_context(struct mm_device *dev) {
     return static_cast<struct cuda_context *>(dev->context);
 }
 
+/* Device memory of at least `bytes`, 256-byte aligned, not zeroed; valid until the next call. Growing
+ * it waits for the device. */
 void *cuda_scratch(struct mm_device *dev, size_t bytes);
 
 __device__ static inline float to_float(float x) {

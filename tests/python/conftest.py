@@ -70,5 +70,5 @@ def tiny(golden: Callable[[str], Case]) -> Case:
 def finished(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the tiny case on one rank, undisturbed. To be read only."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    succeed("run", tiny.config, f"output.dir={run}")
+    tiny.run(run)
     return run

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,10 @@ class Outcome:
 
 
 class Job:
-    """A job that runs: the program alone, or an mpirun (of several ranks, or with `launcher`)."""
+    """A job that runs: the program alone, or an mpirun (of several ranks, or with `launcher`).
+
+    `wrapper` is a command that starts the program, each rank of it: prlimit, for instance.
+    """
 
     def __init__(
         self,
@@ -61,12 +64,13 @@ class Job:
         ranks: int = 1,
         threads: int = 1,
         launcher: bool = False,
+        wrapper: Sequence[str] = (),
         cwd: Path | None = None,
     ):
         assert BINARY.is_file(), f"{BINARY} is not built: build it, or set MUDMAN_BINARY"
         mpirun = ["mpirun", "-n", str(ranks), "--bind-to", "none"]
         before = mpirun if launcher or ranks > 1 else []
-        self.command = [*before, str(BINARY), *map(str, arguments)]
+        self.command = [*before, *wrapper, str(BINARY), *map(str, arguments)]
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             self.command,
@@ -150,7 +154,9 @@ def succeed(*arguments: object, **options: object) -> Outcome:
 def fail(status: int, *arguments: object, **options: object) -> str:
     """Run to the end, expect this exit status and exactly one message; return it."""
     outcome = mudman(*arguments, **options)
-    assert outcome.status == status, f"{arguments}: exit {outcome.status}\n{outcome.out}{outcome.err}"
+    assert outcome.status == status, (
+        f"{arguments}: exit {outcome.status}\n{outcome.out}{outcome.err}"
+    )
     assert len(outcome.messages) == 1, outcome.err
     return outcome.messages[0]
 

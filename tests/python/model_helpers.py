@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from job_helpers import ROOT
+from job_helpers import ROOT, Outcome, fail, succeed
 
 GOLDEN = ROOT / "tests" / "golden"
 CASES = ("llama-gqa-tied", "llama3-untied", "qwen2", "neox-parallel", "neox-serial")
@@ -49,7 +49,9 @@ def write_tokens(path: Path, tokens: np.ndarray, vocab: int | None = None) -> Pa
     return path
 
 
-def write_questions(path: Path, prompts: Iterable, choices: np.ndarray, answers: np.ndarray) -> Path:
+def write_questions(
+    path: Path, prompts: Iterable, choices: np.ndarray, answers: np.ndarray
+) -> Path:
     """Write a multiple-choice file."""
     prompts = [np.asarray(prompt, dtype="<u4") for prompt in prompts]
     with h5py.File(path, "w") as file:
@@ -75,6 +77,14 @@ class Case:
     model: Path
     data: Path
     config: Path
+
+    def run(self, folder: Path, *overrides: str, **options: object) -> Outcome:
+        """`mudman-mpi run` into `folder`, which succeeds; options are Job's."""
+        return succeed("run", self.config, f"output.dir={folder}", *overrides, **options)
+
+    def rejected(self, folder: Path, *overrides: str, **options: object) -> str:
+        """`mudman-mpi run` into `folder`, which ends with exit 4; its message."""
+        return fail(4, "run", self.config, f"output.dir={folder}", *overrides, **options)
 
     def trace(self, variant: str) -> dict[str, np.ndarray]:
         """The datasets of a trace, 'base/<tensor>' and the like flattened."""
@@ -135,6 +145,7 @@ def _plain(value: str) -> object:
 
 
 # -- safetensors --------------------------------------------------------------------------------------
+
 
 def read_safetensors(path: Path) -> tuple[dict, dict[str, bytes]]:
     """The header and the bytes of every tensor."""

@@ -84,7 +84,9 @@ def test_eval_is_the_start_of_a_run(tiny: Case, finished: Path) -> None:
 def test_eval_needs_little(tiny: Case, tmp_path: Path) -> None:
     """No training data, no rates, no output folder."""
     config = tmp_path / "eval.yaml"
-    data = {f"{name}_validation": tiny.data / f"{name}_validation.h5" for name in ("forget", "retain")}
+    data = {
+        f"{name}_validation": tiny.data / f"{name}_validation.h5" for name in ("forget", "retain")
+    }
     lines = [f"model: {{path: {tiny.model}}}", "data:", "  batch_size: 4", "  context_length: 12"]
     config.write_text("\n".join([*lines, *(f"  {key}: {path}" for key, path in data.items())]))
     assert succeed("eval", config).out == succeed("eval", tiny.config).out
@@ -129,13 +131,15 @@ def test_multiple_choice(tiny: Case, tmp_path: Path, ranks: int, micro: int) -> 
     assert {name: value for name, (value, _) in found.items()} == pytest.approx(expected, abs=6e-5)
     assert {n for _, n in found.values()} == {30}
     run = tmp_path / "run"
-    succeed("run", tiny.config, asked, f"output.dir={run}", ranks=ranks)
+    tiny.run(run, asked, ranks=ranks)
     for line in lines_of(run, "eval"):
         assert [key for key in line if key.startswith("accuracy")] == [
             "accuracy_hits", "accuracy_soft", "accuracy_hot",
         ]  # fmt: skip
     start = lines_of(run, "eval")[0]
-    assert {name: start[f"accuracy_{name}"] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {name: start[f"accuracy_{name}"] for name in expected} == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 # -- plan ---------------------------------------------------------------------------------------------
@@ -227,7 +231,7 @@ def test_peak_is_the_program_s_own(tiny: Case, tmp_path: Path) -> None:
     """Not the memory of the process that started it."""
     ballast = np.ones(400 << 20, dtype=np.uint8)
     run = tmp_path / "run"
-    succeed("run", tiny.config, f"output.dir={run}")
+    tiny.run(run)
     assert result_of(run)["peak_bytes"] < ballast.nbytes
 
 

@@ -34,7 +34,13 @@ def with_company(case: Case, folder: Path) -> Path:
     return folder
 
 
-COMPANY = {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "README.md"}
+COMPANY = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "generation_config.json",
+    "README.md",
+}
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
@@ -44,7 +50,7 @@ def test_only_w_changes(
 ) -> None:
     case, run = golden(name), tmp_path / "run"
     model = with_company(case, tmp_path / "model")
-    succeed("run", case.config, f"model.path={model}", f"output.dir={run}", ranks=ranks)
+    case.run(run, f"model.path={model}", ranks=ranks)
     assert {path.name for path in (run / "model").iterdir()} == COMPANY
     for other in COMPANY - {"model.safetensors"}:
         assert (run / "model" / other).read_bytes() == (model / other).read_bytes()
@@ -66,7 +72,7 @@ def test_exported_model_has_the_losses_after_unlearning(
     golden: Callable[[str], Case], tmp_path: Path, name: str
 ) -> None:
     case, run = golden(name), tmp_path / "run"
-    succeed("run", case.config, f"output.dir={run}", "evaluate.batches=2")
+    case.run(run, "evaluate.batches=2")
     out = succeed("eval", case.config, f"model.path={run / 'model'}", "evaluate.batches=2").out
     losses = [float(text) for text in re.findall(r"^(?:forget|retain) loss (\S+)$", out, re.M)]
     result = result_of(run)
@@ -76,14 +82,14 @@ def test_exported_model_has_the_losses_after_unlearning(
 
 
 def test_export_is_before_relearning(tiny: Case, finished: Path, tmp_path: Path) -> None:
-    succeed("run", tiny.config, f"output.dir={tmp_path / 'run'}", "relearn.passes=0")
+    tiny.run(tmp_path / "run", "relearn.passes=0")
     assert snapshot(tmp_path / "run" / "model") == snapshot(finished / "model")
 
 
 def test_save_dtype(tiny: Case, finished: Path, tmp_path: Path) -> None:
     """bfloat16 rounds every tensor to nearest, and config.json says so."""
     run = tmp_path / "run"
-    outcome = succeed("run", tiny.config, f"output.dir={run}", "output.save_dtype=bfloat16")
+    outcome = tiny.run(run, "output.save_dtype=bfloat16")
     header, tensors = read_safetensors(run / "model" / "model.safetensors")
     exact = floats_of(finished / "model" / "model.safetensors")
     assert tensors.keys() == exact.keys()
@@ -108,6 +114,21 @@ def test_save_dtype(tiny: Case, finished: Path, tmp_path: Path) -> None:
     assert int(changed) == moved and gone > 0
     assert float(lost) == pytest.approx(100 * gone / moved, rel=0.05)
     succeed("eval", tiny.config, f"model.path={run / 'model'}")
+
+
+def test_model_of_links(tiny: Case, finished: Path, tmp_path: Path) -> None:
+    """As in the download cache of transformers: the export holds files, and the cache stays."""
+    model, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    model.mkdir()
+    blobs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny.model / name, blobs / name)
+        (model / name).symlink_to(Path("../blobs") / name)
+    before = snapshot(blobs)
+    tiny.run(tmp_path / "run", f"model.path={model}")
+    assert not any(path.is_symlink() for path in (tmp_path / "run" / "model").iterdir())
+    assert snapshot(tmp_path / "run" / "model") == snapshot(finished / "model")
+    assert snapshot(blobs) == before
 
 
 def bfloat16_values(values: np.ndarray) -> np.ndarray:
@@ -135,8 +156,10 @@ def sharded(case: Case, folder: Path) -> Path:
 def test_sharded_model(tiny: Case, finished: Path, tmp_path: Path) -> None:
     """Read and written as it is stored; the same numbers as from one file."""
     model, run = sharded(tiny, tmp_path / "model"), tmp_path / "run"
-    succeed("run", tiny.config, f"model.path={model}", f"output.dir={run}", ranks=2)
-    assert {path.name for path in model.iterdir()} == {path.name for path in (run / "model").iterdir()}
+    tiny.run(run, f"model.path={model}", ranks=2)
+    assert {path.name for path in model.iterdir()} == {
+        path.name for path in (run / "model").iterdir()
+    }
     whole = floats_of(finished / "model" / "model.safetensors")
     found = {}
     for file in sorted(model.glob("*.safetensors")):
@@ -166,7 +189,7 @@ def test_half_precision_model(tiny: Case, tmp_path: Path) -> None:
     }
     write_safetensors(model / "model.safetensors", tensors, "BF16")
     shutil.copy(tiny.model / "config.json", model)
-    succeed("run", tiny.config, f"model.path={model}", f"output.dir={run}")
+    tiny.run(run, f"model.path={model}")
     exported = run / "model" / "model.safetensors"
     assert header_bytes(exported) == header_bytes(model / "model.safetensors")
     _, after = read_safetensors(exported)

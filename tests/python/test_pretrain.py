@@ -71,9 +71,7 @@ def test_model_folder_is_complete(one: Path, tiny: Case) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_same_count_repeats_bit_by_bit(
-    recipe: Path, one: Path, tmp_path: Path, ranks: int
-) -> None:
+def test_same_count_repeats_bit_by_bit(recipe: Path, one: Path, tmp_path: Path, ranks: int) -> None:
     pretrain(recipe, tmp_path / "a", ranks=ranks)
     if ranks > 1:
         pretrain(recipe, tmp_path / "b", ranks=ranks)
@@ -112,7 +110,7 @@ def test_other_families(golden: Callable[[str], Case], recipe: Path, tmp_path: P
 
 
 def test_result_can_be_unlearned(tiny: Case, one: Path, tmp_path: Path) -> None:
-    succeed("run", tiny.config, f"model.path={one / 'model'}", f"output.dir={tmp_path / 'run'}")
+    tiny.run(tmp_path / "run", f"model.path={one / 'model'}")
     start = lines_of(tmp_path / "run", "eval")[0]
     assert result_of(tmp_path / "run")["status"] == "done"
     assert start["forget_loss"] == pytest.approx(
@@ -122,7 +120,9 @@ def test_result_can_be_unlearned(tiny: Case, one: Path, tmp_path: Path) -> None:
 
 def test_divergence_rejects(recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    message = fail(4, "pretrain", recipe, f"output.dir={run}", "pretrain.lr=1e9", "pretrain.warmup=0")
+    message = fail(
+        4, "pretrain", recipe, f"output.dir={run}", "pretrain.lr=1e9", "pretrain.warmup=0"
+    )
     last = metrics_of(run)[-1]
     assert last["loss"] is None and f"step {last['step']}" in message
     assert not (run / "model").exists()

@@ -83,8 +83,7 @@ def test_same_count_repeats_bit_by_bit(
 def test_parts_are_row_blocks(tiny: Case, tmp_path: Path, state: str) -> None:
     """Rank r of R holds rows r·c to (r+1)·c - 1, c the rows by R rounded up."""
     run, name = tmp_path / "run", "model.layers.1.mlp.gate_proj.weight"
-    succeed(
-        "run", tiny.config, f"output.dir={run}", f"model.state_dtype={state}", "relearn.passes=0",
+    tiny.run(run, f"model.state_dtype={state}", "relearn.passes=0",
         ranks=3,
     )  # fmt: skip
     whole = state_of(run)
@@ -93,7 +92,7 @@ def test_parts_are_row_blocks(tiny: Case, tmp_path: Path, state: str) -> None:
         for rank in range(3):
             with h5py.File(run / f"checkpoints/8/part-{rank:05d}.h5") as part:
                 stored = part[group][name].id.get_type().get_size()
-                    assert stored == (4 if state == "float32" else 2)
+                assert stored == (4 if state == "float32" else 2)
                 rows.append(part[group][name][:])
         assert [len(block) for block in rows] == [8, 8, 6]
         assert np.array_equal(np.concatenate(rows), whole[f"{group}/{name}"])
@@ -132,14 +131,14 @@ def test_more_ranks_than_sequences(tiny: Case, tmp_path: Path) -> None:
 
 
 def test_one_rank_under_mpirun_is_one_rank(tiny: Case, finished: Path, tmp_path: Path) -> None:
-    succeed("run", tiny.config, f"output.dir={tmp_path / 'run'}", ranks=1, launcher=True)
+    tiny.run(tmp_path / "run", ranks=1, launcher=True)
     assert_same_run(finished, tmp_path / "run")
 
 
 def test_metrics_are_written_once(tiny: Case, tmp_path: Path) -> None:
     """By one rank: no line twice, none by half."""
     run = tmp_path / "run"
-    succeed("run", tiny.config, f"output.dir={run}", ranks=4)
+    tiny.run(run, ranks=4)
     lines = repeatable_metrics(run)
     assert len(set(lines)) == len(lines) == 8 + 4 + 5 + 2 + 1
     assert all(isinstance(json.loads(line), dict) for line in lines)

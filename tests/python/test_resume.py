@@ -38,7 +38,7 @@ SMOOTH = [
 
 def undisturbed(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Path:
     """A run to the end for comparison."""
-    succeed("run", case.config, f"output.dir={run}", SELDOM, *overrides, ranks=ranks)
+    case.run(run, SELDOM, *overrides, ranks=ranks)
     return run
 
 
@@ -51,7 +51,8 @@ def start_and_wait(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Jo
 
 def kill_early(job: Job, run: Path) -> int:
     """Kill the job; its newest checkpoint."""
-    job.kill()
+    if job.running():
+        job.kill()
     done = max(checkpoints_of(run))
     assert 6 <= done < LOOPS and '"result"' not in (run / "metrics.jsonl").read_text()
     return done
@@ -102,7 +103,7 @@ def test_other_count_is_still_the_oracle(
 ) -> None:
     """Three loops on three ranks, five on others, masked: the traces stay clear of the mask's edge."""
     case, run = golden("neox-parallel"), tmp_path / "run"
-    succeed("run", case.config, f"output.dir={run}", "checkpoint.keep=9", ranks=3)
+    case.run(run, "checkpoint.keep=9", ranks=3)
     cut_back(run, 3)
     succeed("resume", run, ranks=later)
     trace = case.trace("listing")
@@ -110,6 +111,18 @@ def test_other_count_is_still_the_oracle(
         assert_close(name, values, trace[name], 1e-4 if name.startswith("retain_acc") else 1e-5)
     losses = [line["retain_loss"] for line in lines_of(run, "unlearn")]
     assert losses == pytest.approx(trace["retain_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_one_rank_killed(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """The others do not wait for it for ever; the run can be resumed."""
+    run = tmp_path / "run"
+    job = start_and_wait(tiny, run, *LONG, ranks=ranks)
+    job.signal_ranks(signal.SIGKILL, 1)
+    assert job.wait(20).status not in (0, 2, 3, 4)
+    kill_early(job, run)
+    succeed("resume", run, SELDOM, ranks=ranks)
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 
 def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
@@ -122,7 +135,9 @@ def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=2), run)
 
 
-@pytest.mark.parametrize("overrides", [["model.state_dtype=bfloat16"], ["unlearn.train_adversary=false"]])
+@pytest.mark.parametrize(
+    "overrides", [["model.state_dtype=bfloat16"], ["unlearn.train_adversary=false"]]
+)
 def test_killed_in_other_modes(tiny: Case, tmp_path: Path, overrides: list[str]) -> None:
     run = tmp_path / "run"
     kill_early(start_and_wait(tiny, run, *LONG, *overrides), run)
@@ -155,19 +170,20 @@ def test_signal_stops_after_a_checkpoint(
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_signal_while_relearning(tiny: Case, tmp_path: Path, ranks: int) -> None:
+@pytest.mark.parametrize(("ranks", "loops"), [(1, 8), (2, 8), (1, 0)])
+def test_signal_while_relearning(tiny: Case, tmp_path: Path, ranks: int, loops: int) -> None:
     """The checkpoint after the last loop is there: exit 3, and a resume repeats the relearning."""
     run, long = tmp_path / "run", ["relearn.passes=40000", "evaluate.every_passes=4000"]
-    job = Job("run", tiny.config, f"output.dir={run}", *long, ranks=ranks)
+    length = f"unlearn.loops={loops}"
+    job = Job("run", tiny.config, f"output.dir={run}", length, *long, ranks=ranks)
     metrics = run / "metrics.jsonl"
     job.wait_until(lambda: metrics.is_file() and '"relearn"' in metrics.read_text())
     job.signal_ranks(signal.SIGTERM)
     outcome = job.wait()
     assert outcome.status == 3, f"exit {outcome.status}: {outcome.err}"
-    assert not lines_of(run, "result") and checkpoints_of(run)[-1] == 8
+    assert not lines_of(run, "result") and checkpoints_of(run)[-1:] == [loops]
     succeed("resume", run, "relearn.passes=10", "evaluate.every_passes=10", ranks=ranks)
-    short = undisturbed(tiny, tmp_path / "short", ranks=ranks)
+    short = undisturbed(tiny, tmp_path / "short", length, ranks=ranks)
     assert lines_of(run, "relearn") == lines_of(short, "relearn")
 
 
@@ -193,7 +209,7 @@ def test_resume_with_another_attack(tiny: Case, finished: Path, tmp_path: Path) 
 def test_resume_with_more_loops(tiny: Case, finished: Path, tmp_path: Path, more: str) -> None:
     """Six loops, evaluated at their end anyway, then two more."""
     run = tmp_path / "run"
-    succeed("run", tiny.config, f"output.dir={run}", "unlearn.loops=6", ranks=1)
+    tiny.run(run, "unlearn.loops=6", ranks=1)
     assert checkpoints_of(run) == [3, 6]
     succeed("resume", run, more)
     assert_same_run(finished, run)
@@ -208,7 +224,9 @@ def test_resume_with_fewer_loops(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("override", ["checkpoint.keep=1", "device=cpu", "evaluate.batches=2"])
-def test_overrides_that_leave_the_loops_valid(finished: Path, tmp_path: Path, override: str) -> None:
+def test_overrides_that_leave_the_loops_valid(
+    finished: Path, tmp_path: Path, override: str
+) -> None:
     run = finished_copy(finished, tmp_path)
     cut_back(run, 6)
     succeed("resume", run, override)
@@ -233,7 +251,7 @@ def test_forbidden_overrides(finished: Path, tmp_path: Path, override: str, rank
 def test_moved_folder(tiny: Case, finished: Path, tmp_path: Path) -> None:
     """Checkpoint, metrics and model go where the folder is now, wherever resume is called from."""
     run = tmp_path / "first"
-    succeed("run", tiny.config, f"output.dir={run}")
+    tiny.run(run)
     cut_back(run, 6)
     moved = run.rename(tmp_path / "second")
     succeed("resume", "second", cwd=tmp_path)
@@ -266,7 +284,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 def three(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of three ranks. To be read only."""
     run = tmp_path_factory.mktemp("three") / "run"
-    succeed("run", tiny.config, f"output.dir={run}", ranks=3)
+    tiny.run(run, ranks=3)
     return run
 
 
@@ -334,7 +352,7 @@ def test_checkpoint_of_another_model(tiny: Case, tmp_path: Path, ranks: int) -> 
     """A frozen weight changed since: the checkpoint has only W, and would go on with a mixture."""
     model, run = tmp_path / "model", tmp_path / "run"
     shutil.copytree(tiny.model, model)
-    succeed("run", tiny.config, f"output.dir={run}", f"model.path={model}", ranks=ranks)
+    tiny.run(run, f"model.path={model}", ranks=ranks)
     tensors = floats_of(model / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     write_safetensors(model / "model.safetensors", tensors)

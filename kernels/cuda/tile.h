@@ -1,0 +1,258 @@
+/* tile.h - products of small tiles by one warp, for attention.
+ *
+ * A warp holds a 16 x N result in registers as the tensor cores lay it out: in c[j][e] of a lane,
+ * with g = lane / 4 and t = lane % 4, lies row g + 8·(e / 2), column 8·j + 2·t + e % 2. bfloat16
+ * goes through mma.m16n8k16; float32 takes the same layout with plain multiply-adds, so that one
+ * kernel serves both. The shim has no tensor core: there the two instructions are spelled out lane
+ * by lane. Tiles in shared memory have rows of tile_ld elements, which spreads what a warp reads at
+ * once over all banks. */
+#ifndef MM_CUDA_TILE_H
+#define MM_CUDA_TILE_H
+
+#include "kernels/cuda/cuda.h"
+
+#define ALL_LANES 0xffffffffu
+
+/* What a thread moves at once: 16 bytes. */
+template <typename Real> struct alignas(16) chunk {
+    static constexpr int N = 16 / (int)sizeof(Real);
+    Real x[16 / sizeof(Real)];
+};
+
+template <typename Real, int D> constexpr int tile_ld = D + chunk<Real>::N;
+
+__device__ static inline int lane_row() {
+    return (int)threadIdx.x % 32 / 4;
+}
+__device__ static inline int lane_col() {
+    return (int)threadIdx.x % 4 * 2;
+}
+
+/* Over the four lanes that share rows. */
+__device__ static inline float quad_sum(float x) {
+    x += __shfl_xor_sync(ALL_LANES, x, 1);
+    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+__device__ static inline float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+/* -- memory -------------------------------------------------------------------------------------- */
+
+/* tile [rows, D] = src [valid, d], zero elsewhere, by a whole block of `threads`. `vector`: places
+ * and ld of src are whole chunks. */
+template <typename Real, int D>
+__device__ static inline void tile_load(Real *tile, const Real *src, size_t ld, int rows, int valid,
+                                        int d, bool vector, int threads) {
+    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = D / N;
+    if (vector) {
+#pragma unroll 4
+        for (int i = (int)threadIdx.x; i < rows * PER_ROW; i += threads) {
+            int r = i / PER_ROW, c = i % PER_ROW * N;
+            chunk<Real> x = {};
+            if (r < valid && c < d)
+                x = *reinterpret_cast<const chunk<Real> *>(src + (size_t)r * ld + c);
+            *reinterpret_cast<chunk<Real> *>(tile + r * LD + c) = x;
+        }
+        return;
+    }
+    for (int i = (int)threadIdx.x; i < rows * D; i += threads) {
+        int r = i / D, c = i % D;
+        tile[r * LD + c] =
+            r < valid && c < d ? src[(size_t)r * ld + c] : from_float<Real>(0.0f);
+    }
+}
+
+/* dst [valid, d] = factor · c, by one warp through its own 16 rows of a tile: whole chunks reach
+ * memory where `vector` allows. factor: of rows g and g + 8. */
+template <typename Real, int D, int W>
+__device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d, bool vector,
+                                         Real *own, const float (&c)[W / 8][4],
+                                         const float (&factor)[2]) {
+    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = W / N;
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < W / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            own[(lane_row() + e / 2 * 8) * LD + 8 * j + lane_col() + e % 2] =
+                from_float<Real>(c[j][e] * factor[e / 2]);
+    __syncwarp();
+    int lane = (int)threadIdx.x % 32;
+    if (vector) {
+        for (int i = lane; i < 16 * PER_ROW; i += 32) {
+            int r = i / PER_ROW, col = i % PER_ROW * N;
+            if (r < valid && col < d)
+                *reinterpret_cast<chunk<Real> *>(dst + (size_t)r * ld + col) =
+                    *reinterpret_cast<const chunk<Real> *>(own + r * LD + col);
+        }
+        return;
+    }
+    for (int i = lane; i < 16 * W; i += 32)
+        if (i / W < valid && i % W < d)
+            dst[(size_t)(i / W) * ld + i % W] = own[i / W * LD + i % W];
+}
+
+/* -- the two instructions ------------------------------------------------------------------------ */
+
+/* Two values of one register, `low` at the lower column. */
+__device__ static inline uint32_t bf16_pair(float low, float high) {
+#ifdef MM_CUDA_SHIM
+    bf16 pair[2] = {from_float<bf16>(low), from_float<bf16>(high)};
+#else
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+#endif
+    uint32_t bits;
+    memcpy(&bits, &pair, 4);
+    return bits;
+}
+
+__device__ static inline uint32_t load_pair(const bf16 *p) {
+    return *reinterpret_cast<const uint32_t *>(p);
+}
+
+#ifdef MM_CUDA_SHIM
+static inline uint32_t from_lane(uint32_t x, int source) {
+    return __shfl_xor_sync(ALL_LANES, x, ((int)threadIdx.x % 32) ^ source);
+}
+
+static inline float pair_product(uint32_t a, uint32_t b) {
+    bf16 x[2], y[2];
+    memcpy(x, &a, 4);
+    memcpy(y, &b, 4);
+    return to_float(x[0]) * to_float(y[0]) + to_float(x[1]) * to_float(y[1]);
+}
+
+static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    for (int k = 0; k < 8; k++) /* columns 2·k and 2·k + 1 of a */
+        for (int half = 0; half < 2; half++) {
+            uint32_t row = from_lane(a[k / 4 * 2 + half], lane_row() * 4 + k % 4);
+            for (int e = 0; e < 2; e++) {
+                uint32_t col = from_lane(b[k / 4], (lane_col() + e) * 4 + k % 4);
+                c[half * 2 + e] += pair_product(row, col);
+            }
+        }
+}
+
+static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
+    for (int i = 0; i < 4; i++) {
+        bf16 pair[2];
+        for (int e = 0; e < 2; e++)
+            pair[e] = base[(int)from_lane((uint32_t)offset, 8 * i + lane_col() + e) + lane_row()];
+        memcpy(&r[i], pair, 4);
+    }
+}
+#else
+/* c [16, 8] += a [16, 16] · b [16, 8] */
+__device__ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Four 8 x 8 matrices, each transposed; lane l names row l % 8 of matrix l / 8, at base + offset. */
+__device__ static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(base + offset);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+#endif
+
+/* -- products ------------------------------------------------------------------------------------ */
+
+/* c [16, N] = a [16, D] · bᵀ, b [N, D], both tiles in shared memory. */
+template <int D, int N>
+__device__ static inline void product_nt(float (&c)[N / 8][4], const bf16 *a, const bf16 *b) {
+    constexpr int LD = tile_ld<bf16, D>;
+    const bf16 *row = a + lane_row() * LD + lane_col();
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+        c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < D; k += 16) {
+        uint32_t left[4] = {load_pair(row + k), load_pair(row + 8 * LD + k), load_pair(row + k + 8),
+                            load_pair(row + 8 * LD + k + 8)};
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+            const bf16 *col = b + (8 * j + lane_row()) * LD + lane_col() + k;
+            uint32_t right[2] = {load_pair(col), load_pair(col + 8)};
+            mma(c[j], left, right);
+        }
+    }
+}
+
+template <int D, int N>
+__device__ static inline void product_nt(float (&c)[N / 8][4], const float *a, const float *b) {
+    constexpr int LD = tile_ld<float, D>;
+    typedef chunk<float> quad;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+        c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0.0f;
+#pragma unroll 2
+    for (int k = 0; k < D; k += 4) {
+        quad left[2], right[2];
+        for (int i = 0; i < 2; i++)
+            left[i] = *reinterpret_cast<const quad *>(a + (lane_row() + 8 * i) * LD + k);
+#pragma unroll
+        for (int j = 0; j < N / 8; j++) {
+            for (int i = 0; i < 2; i++)
+                right[i] = *reinterpret_cast<const quad *>(b + (8 * j + lane_col() + i) * LD + k);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    c[j][e] += left[e / 2].x[i] * right[e % 2].x[i];
+        }
+    }
+}
+
+/* c [16, W] += p [16, K] · b, p a result in registers, b [K, W] columns of a tile of width D. */
+template <int D, int K, int W>
+__device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[K / 8][4],
+                                         const bf16 *b) {
+    constexpr int LD = tile_ld<bf16, D>;
+    int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < K / 16; k++) {
+        const float(&low)[4] = p[2 * k], (&high)[4] = p[2 * k + 1];
+        uint32_t left[4] = {bf16_pair(low[0], low[1]), bf16_pair(low[2], low[3]),
+                            bf16_pair(high[0], high[1]), bf16_pair(high[2], high[3])};
+#pragma unroll
+        for (int j = 0; j < W / 8; j += 2) {
+            uint32_t r[4];
+            load_transposed(r, b, (16 * k + lane % 16) * LD + 8 * j + lane / 16 * 8);
+            uint32_t first[2] = {r[0], r[1]}, second[2] = {r[2], r[3]};
+            mma(c[j], left, first);
+            mma(c[j + 1], left, second);
+        }
+    }
+}
+
+/* The four lanes of a row pass their columns of p round; each meets them in its own order. */
+template <int D, int K, int W>
+__device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[K / 8][4],
+                                         const float *b) {
+    constexpr int LD = tile_ld<float, D>;
+#pragma unroll
+    for (int k = 0; k < K / 8; k++)
+#pragma unroll
+        for (int turn = 0; turn < 4; turn++) {
+            float left[4];
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                left[e] = __shfl_xor_sync(ALL_LANES, p[k][e], turn);
+            const float *row = b + (8 * k + (lane_col() ^ 2 * turn)) * LD + lane_col();
+#pragma unroll
+            for (int j = 0; j < W / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    c[j][e] += left[e / 2 * 2] * row[8 * j + e % 2] +
+                               left[e / 2 * 2 + 1] * row[LD + 8 * j + e % 2];
+        }
+}
+
+#endif

@@ -1,0 +1,120 @@
+"""check_includes.sh finds what breaks the rule, and the repository does not."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from job_helpers import ROOT
+
+SOURCES = {
+    "src/config.c": '#include "src/config.h"\n#include "io/files.h"\n',
+    "src/base/base.h": "#include <stddef.h>\n",
+    "io/files.c": '#include "io/files.h"\n#include "src/base/base.h"\n#include <hdf5.h>\n',
+    "comm/comm.c": '#include "kernels/tensor.h"\n#include <mpi.h>\n',
+    "kernels/tensor.h": '#include "src/base/base.h"\n',
+    "tests/test_config.c": '#include "src/config.h"\n#include <hdf5.h>\n',
+}
+
+
+def check(root: Path) -> tuple[int, str]:
+    found = subprocess.run(
+        ["sh", str(ROOT / "tests" / "check_includes.sh"), str(root)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.stderr == ""
+    return found.returncode, found.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small repository that keeps the rule."""
+    for name, text in SOURCES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert check(tmp_path) == (0, "")
+    return tmp_path
+
+
+def test_repository_keeps_the_rule() -> None:
+    assert check(ROOT) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("io/new.c", '#include "src/config.h"'),
+        ("comm/new.h", '#include "io/h5.h"'),
+        ("kernels/new.c", '#include "comm/comm.h"'),
+        ("kernels/cpu/new.c", '  #  include "io/files.h"'),
+        ("src/base/new.h", '#include "kernels/tensor.h"'),
+        ("src/base/new.c", '#include "src/config.h"'),
+        ("kernels/new.c", "#include <src/config.h>"),
+        ("src/new.c", "#include <mpi.h>"),
+        ("io/new.c", "#include <mpi.h>"),
+        ("src/new.c", "#include <hdf5.h>"),
+        ("comm/new.c", "#include <H5public.h>"),
+        ("src/config.c", "#include <yaml.h>"),
+        ("io/new.c", "#include <cuda_runtime.h>"),
+        ("kernels/cpu/new.c", "#include <cublasLt.h>"),
+        ("comm/comm.c", "#include <cuda.h>"),
+        ("kernels/cuda/new.cu", "#include <nccl.h>"),
+        ("src/new.c", "#include <cblas.h>"),
+        ("kernels/new.c", "#include <openblas/cblas.h>"),
+        ("src/new.c", '#include "tests/trace.h"'),
+        ("io/new.c", '#include "../src/config.h"'),
+        ("io/new.c", '#include "h5.h"'),
+    ],
+)
+def test_violation_is_found(tree: Path, file: str, line: str) -> None:
+    path = tree / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as sources:
+        sources.write(f"{line}\n")
+    status, text = check(tree)
+    assert status == 1
+    assert text.startswith(f"{file}:") and line in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("src/new.c", '#include "io/weights.h"'),
+        ("io/new.c", '#include "comm/comm.h"'),
+        ("comm/nccl.c", "#include <cuda_runtime.h>"),
+        ("comm/nccl.c", "#include <nccl.h>"),
+        ("kernels/cuda/new.cu", "#include <cublasLt.h>"),
+        ("kernels/cpu/new.c", "#include <cblas.h>"),
+        ("tests/new.c", "#include <hdf5.h>"),
+        ("tests/new.c", '#include "src/config.h"'),
+        ("src/new.c", '#include "src/config_yaml.h"'),
+    ],
+)
+def test_good_include_is_not(tree: Path, file: str, line: str) -> None:
+    path = tree / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{line}\n")
+    assert check(tree) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "file", ["src/new.c", "kernels/cuda/new.cu", "tests/new.c", "tests/new.py"]
+)
+def test_long_source_is_found(tree: Path, file: str) -> None:
+    path = tree / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n" * 600)
+    assert check(tree) == (0, "")
+    path.write_text("\n" * 601)
+    status, text = check(tree)
+    assert status == 1 and f"{file}: over 600 lines" in text
+
+
+def test_wrong_folder_is_no_success(tmp_path: Path) -> None:
+    found = subprocess.run(
+        ["sh", str(ROOT / "tests" / "check_includes.sh"), str(tmp_path)],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1
