@@ -266,7 +266,7 @@ void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm
     norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
     for (size_t l = m->arch.layers; l-- > acts->lowest;)
         backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
-    if (acts->embedding)
+    if (grads[m->embed_part])
         m->dev->ops->embed_grad(m->dev,
                                 mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width),
                                 dx, acts->tokens);

@@ -196,10 +196,10 @@ static void chunk_rows(void **state) {
     struct fixture f = open_case(dev, cases[0]);
     static const struct {
         size_t vocab, capacity, rows;
-    } want[] = {{128256, 1600, 65},
+    } want[] = {{128256, 1600, 124},
                 {1000000, 1600, 64},
                 {1000000, 10, 10},
-                {50304, 1600, 166},
+                {50304, 1600, 320},
                 {100, 1600, 1600}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         struct mm_arena *arena = mm_arena_create(dev, true);

@@ -86,7 +86,7 @@ void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, stru
     for (size_t i = 0; i < x.rows; i++)
         norm_grad_row(kind, row_f32(dx, i), row_f32(dy, i), row_f32(x, i), stats + 2 * i, weight,
                       x.cols);
-    if (!dweight)
+    if (!dweight && !dbias)
         return;
 #pragma omp parallel for schedule(static)
     for (size_t first = 0; first < x.cols; first += LANES) {
@@ -94,11 +94,10 @@ void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, stru
         for (size_t i = 0; i < x.rows; i++) {
             float mean = stats[2 * i], r = stats[2 * i + 1];
             const float *in = row_f32(x, i) + first, *g = row_f32(dy, i) + first;
-            for (size_t j = 0; j < count; j++) {
+            for (size_t j = 0; dweight && j < count; j++)
                 dweight[first + j] += g[j] * ((in[j] - mean) * r);
-                if (dbias)
-                    dbias[first + j] += g[j];
-            }
+            for (size_t j = 0; dbias && j < count; j++)
+                dbias[first + j] += g[j];
         }
     }
 }

@@ -1,0 +1,384 @@
+/* attention.cu - causal attention forward and backward, tiles of queries against tiles of keys.
+ *
+ * Forward: a block owns a tile of queries of one head and walks over the keys up to its diagonal
+ * with an online softmax. Backward: one kernel owns a tile of keys of a key-value head and walks
+ * over all query heads that share it and their queries, in order; another owns queries again. Each
+ * element has one writer, so nothing is added through memory and a run repeats bit by bit. Scores
+ * are recomputed from lse; memory is linear in the number of tokens. */
+#include "kernels/cuda/tile.h"
+
+#define LOG2_E 1.4426950408889634f
+#define LN_2   0.6931471805599453f
+
+/* One call, as the kernels see it. */
+template <typename Real> struct call {
+    struct mm_heads heads;
+    const Real *qkv, *out, *dout;
+    Real *dqkv, *result; /* result: the forward's out */
+    float *lse, *through; /* [B, heads, tokens]; through: dout·out of a row */
+    size_t qkv_ld, dqkv_ld, out_ld, dout_ld;
+    int tokens, dim;
+    float scale;
+    bool vector; /* every row of every head begins at a whole chunk */
+};
+
+/* Warps of a block, the rows it owns, and how many of the others it takes at a time. */
+template <int D> constexpr int warps = D > 128 ? 2 : 4;
+template <int D> constexpr int owned = 16 * warps<D>;
+template <int D> constexpr int step = D > 64 ? 32 : 64;
+/* Columns of dk and dv a block sums up: registers hold no more. */
+template <int D> constexpr int slice = D > 128 ? 128 : D;
+
+__device__ static inline float exp2_fast(float x) {
+#ifdef MM_CUDA_SHIM
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+/* Where a head begins within a matrix of fused rows. */
+__device__ static inline size_t q_column(const struct mm_heads &h, int head) {
+    return h.q_first + (size_t)head * h.q_step;
+}
+__device__ static inline size_t k_column(const struct mm_heads &h, int kv) {
+    return h.k_first + (size_t)kv * h.k_step;
+}
+__device__ static inline size_t v_column(const struct mm_heads &h, int kv) {
+    return h.v_first + (size_t)kv * h.v_step;
+}
+
+/* Loads rows [first, first + rows) of a sequence's matrix. */
+template <typename Real, int D>
+__device__ static inline void load(const call<Real> &a, Real *tile, const Real *sequence, size_t ld,
+                                   int first, int rows) {
+    tile_load<Real, D>(tile, sequence + (size_t)first * ld, ld, rows, a.tokens - first, a.dim,
+                       a.vector, 32 * warps<D>);
+}
+
+/* s becomes exp2(s·scale - maximum so far), zero right of the diagonal; the sums of before shrink.
+ * The lane's rows are `row` and row + 8, its first column is `col`. */
+template <int N>
+__device__ static inline void online_softmax(float (&s)[N / 8][4], int row, int col, float scale,
+                                             float (&top)[2], float (&sum)[2], float (&shrink)[2]) {
+    float most[2] = {top[0], top[1]};
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            bool visible = col + 8 * j + e % 2 <= row + e / 2 * 8;
+            s[j][e] = visible ? s[j][e] * scale : -INFINITY;
+            most[e / 2] = fmaxf(most[e / 2], s[j][e]);
+        }
+    for (int i = 0; i < 2; i++) {
+        most[i] = quad_max(most[i]);
+        shrink[i] = exp2_fast(top[i] - most[i]);
+        top[i] = most[i];
+        sum[i] *= shrink[i];
+    }
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            s[j][e] = exp2_fast(s[j][e] - top[e / 2]);
+            sum[e / 2] += s[j][e];
+        }
+}
+
+template <typename Real, int D>
+__global__ void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<D>;
+    MM_SHARED(Real, shared);
+    Real *q = shared, *k = q + owned<D> * LD, *v = k + STEP * LD;
+    int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
+    int kv = head / (heads / (int)a.heads.kv_heads);
+    size_t sequence = blockIdx.x / (unsigned)heads * (size_t)a.tokens;
+    const Real *rows = a.qkv + sequence * a.qkv_ld;
+    /* the tiles that see most keys start first */
+    int first = (int)(gridDim.y - 1 - blockIdx.y) * owned<D>;
+    int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
+    float o[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+
+    load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first, owned<D>);
+    for (int key = 0; key < first + owned<D> && key < a.tokens; key += STEP) {
+        __syncthreads();
+        load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
+        load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
+        __syncthreads();
+        if (key > first + warp_row + 15)
+            continue;
+        float s[STEP / 8][4], shrink[2];
+        product_nt<D, STEP>(s, q + warp_row * LD, k);
+        online_softmax<STEP>(s, row, key + lane_col(), a.scale * LOG2_E, top, sum, shrink);
+#pragma unroll
+        for (int j = 0; j < D / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                o[j][e] *= shrink[e / 2];
+        product_nn<D, STEP, D>(o, s, v);
+    }
+    float inverse[2];
+    for (int i = 0; i < 2; i++) {
+        sum[i] = quad_sum(sum[i]);
+        inverse[i] = 1.0f / sum[i];
+        if (threadIdx.x % 4 == 0 && row + 8 * i < a.tokens)
+            a.lse[(size_t)blockIdx.x * a.tokens + row + 8 * i] = top[i] * LN_2 + logf(sum[i]);
+    }
+    int own = first + warp_row;
+    tile_store<Real, D, D>(a.result + (sequence + own) * a.out_ld + (size_t)head * a.dim, a.out_ld,
+                           a.tokens - own, a.dim, a.vector, q + warp_row * LD, o, inverse);
+}
+
+/* -- backward ------------------------------------------------------------------------------------ */
+
+/* through = dout·out of every row and head, a warp each. */
+template <typename Real> __global__ void row_dots(call<Real> a, size_t rows) {
+    size_t i = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (i >= rows)
+        return;
+    size_t head = i / a.tokens % a.heads.heads, t = i % a.tokens;
+    size_t row = i / a.tokens / a.heads.heads * a.tokens + t, col = head * a.dim;
+    float sum = 0.0f;
+    for (int j = (int)threadIdx.x % 32; j < a.dim; j += 32)
+        sum += to_float(a.out[row * a.out_ld + col + j]) *
+               to_float(a.dout[row * a.dout_ld + col + j]);
+    for (int gap = 16; gap > 0; gap /= 2)
+        sum += __shfl_xor_sync(ALL_LANES, sum, gap);
+    if (threadIdx.x % 32 == 0)
+        a.through[i] = sum;
+}
+
+/* From s = scores and dp = dout·v: s becomes the weight, dp the score's gradient over scale. */
+__device__ static inline void score_grad(float &s, float &dp, bool visible, float scale, float lse,
+                                         float through) {
+    s = visible ? exp2_fast(s * scale - lse) : 0.0f;
+    dp = visible ? s * (dp - through) : 0.0f;
+}
+
+/* dk and dv of a tile of keys, blockIdx.z the slice of columns. Scores are transposed: a warp's
+ * rows are keys. */
+template <typename Real, int D>
+__global__ void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<D>, W = slice<D>;
+    MM_SHARED(Real, shared);
+    Real *k = shared, *v = k + owned<D> * LD, *q = v + owned<D> * LD, *dout = q + STEP * LD;
+    float *lse = reinterpret_cast<float *>(dout + STEP * LD), *through = lse + STEP;
+    int kv_heads = (int)a.heads.kv_heads, kv = (int)blockIdx.x % kv_heads;
+    int heads = (int)a.heads.heads, group = heads / kv_heads;
+    size_t batch = blockIdx.x / (unsigned)kv_heads, sequence = batch * a.tokens;
+    const Real *rows = a.qkv + sequence * a.qkv_ld;
+    int first = (int)blockIdx.y * owned<D>, col = (int)blockIdx.z * W;
+    int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
+    float dk[W / 8][4] = {}, dv[W / 8][4] = {};
+
+    load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, first, owned<D>);
+    load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, first, owned<D>);
+    for (int head = kv * group; head < (kv + 1) * group; head++)
+        for (int query = first; query < a.tokens; query += STEP) {
+            __syncthreads();
+            load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, query, STEP);
+            load<Real, D>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld,
+                          query, STEP);
+            size_t place = (batch * heads + head) * a.tokens + query;
+            for (int i = (int)threadIdx.x; i < STEP; i += 32 * warps<D>) {
+                bool valid = query + i < a.tokens;
+                lse[i] = valid ? a.lse[place + i] * LOG2_E : INFINITY;
+                through[i] = valid ? a.through[place + i] : 0.0f;
+            }
+            __syncthreads();
+            if (query + STEP <= first + warp_row)
+                continue;
+            float p[STEP / 8][4], dp[STEP / 8][4];
+            product_nt<D, STEP>(p, k + warp_row * LD, q);
+            product_nt<D, STEP>(dp, v + warp_row * LD, dout);
+#pragma unroll
+            for (int j = 0; j < STEP / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int i = 8 * j + lane_col() + e % 2;
+                    score_grad(p[j][e], dp[j][e], row + e / 2 * 8 <= query + i, a.scale * LOG2_E,
+                               lse[i], through[i]);
+                }
+            product_nn<D, STEP, W>(dv, p, dout + col);
+            product_nn<D, STEP, W>(dk, dp, q + col);
+        }
+    int own = first + warp_row;
+    Real *to = a.dqkv + (sequence + own) * a.dqkv_ld + col;
+    const float once[2] = {1.0f, 1.0f}, scale[2] = {a.scale, a.scale};
+    tile_store<Real, D, W>(to + k_column(a.heads, kv), a.dqkv_ld, a.tokens - own, a.dim - col,
+                           a.vector, k + warp_row * LD, dk, scale);
+    tile_store<Real, D, W>(to + v_column(a.heads, kv), a.dqkv_ld, a.tokens - own, a.dim - col,
+                           a.vector, v + warp_row * LD, dv, once);
+}
+
+/* dq of a tile of queries. */
+template <typename Real, int D>
+__global__ void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<D>;
+    MM_SHARED(Real, shared);
+    Real *q = shared, *dout = q + owned<D> * LD, *k = dout + owned<D> * LD, *v = k + STEP * LD;
+    int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
+    int kv = head / (heads / (int)a.heads.kv_heads);
+    size_t sequence = blockIdx.x / (unsigned)heads * (size_t)a.tokens;
+    const Real *rows = a.qkv + sequence * a.qkv_ld;
+    int first = (int)(gridDim.y - 1 - blockIdx.y) * owned<D>;
+    int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
+    float dq[D / 8][4] = {}, lse[2], through[2];
+    for (int i = 0; i < 2; i++) {
+        size_t place = (size_t)blockIdx.x * a.tokens + row + 8 * i;
+        bool valid = row + 8 * i < a.tokens;
+        lse[i] = valid ? a.lse[place] * LOG2_E : INFINITY;
+        through[i] = valid ? a.through[place] : 0.0f;
+    }
+
+    load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first, owned<D>);
+    load<Real, D>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld, first,
+                  owned<D>);
+    for (int key = 0; key < first + owned<D> && key < a.tokens; key += STEP) {
+        __syncthreads();
+        load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
+        load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
+        __syncthreads();
+        if (key > first + warp_row + 15)
+            continue;
+        float p[STEP / 8][4], dp[STEP / 8][4];
+        product_nt<D, STEP>(p, q + warp_row * LD, k);
+        product_nt<D, STEP>(dp, dout + warp_row * LD, v);
+#pragma unroll
+        for (int j = 0; j < STEP / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                score_grad(p[j][e], dp[j][e],
+                           key + 8 * j + lane_col() + e % 2 <= row + e / 2 * 8, a.scale * LOG2_E,
+                           lse[e / 2], through[e / 2]);
+        product_nn<D, STEP, D>(dq, dp, k);
+    }
+    int own = first + warp_row;
+    const float scale[2] = {a.scale, a.scale};
+    tile_store<Real, D, D>(a.dqkv + (sequence + own) * a.dqkv_ld + q_column(a.heads, head),
+                           a.dqkv_ld, a.tokens - own, a.dim, a.vector, q + warp_row * LD, dq,
+                           scale);
+}
+
+/* -- launches ------------------------------------------------------------------------------------ */
+
+/* Lets a kernel have more than the 48 KB of shared memory it may take unasked. */
+template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
+#ifdef MM_CUDA_SHIM
+    (void)kernel, (void)bytes;
+#else
+    if (bytes > 48 * 1024)
+        MM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     (int)bytes));
+#endif
+}
+
+template <typename Real, int D> constexpr size_t tile_bytes(int rows) {
+    return (size_t)rows * tile_ld<Real, D> * sizeof(Real);
+}
+
+template <typename Real, int D>
+static void launch_forward(struct mm_device *dev, const call<Real> &a, size_t B) {
+    size_t bytes = tile_bytes<Real, D>(owned<D> + 2 * step<D>);
+    dim3 grid((unsigned)(B * a.heads.heads), (unsigned)(a.tokens + owned<D> - 1) / owned<D>);
+    auto kernel = forward<Real, D>;
+    allow_shared(kernel, bytes);
+    MM_LAUNCH(kernel, grid, 32 * warps<D>, bytes, dev, a);
+}
+
+template <typename Real, int D>
+static void launch_backward(struct mm_device *dev, const call<Real> &a, size_t B) {
+    unsigned tiles = (unsigned)(a.tokens + owned<D> - 1) / owned<D>;
+    size_t bytes = tile_bytes<Real, D>(2 * owned<D> + 2 * step<D>);
+    dim3 grid((unsigned)(B * a.heads.heads), tiles);
+    auto queries = backward_queries<Real, D>;
+    allow_shared(queries, bytes);
+    MM_LAUNCH(queries, grid, 32 * warps<D>, bytes, dev, a);
+
+    bytes += 2 * step<D> * sizeof(float);
+    grid = dim3((unsigned)(B * a.heads.kv_heads), tiles, D / slice<D>);
+    auto keys = backward_keys<Real, D>;
+    allow_shared(keys, bytes);
+    MM_LAUNCH(keys, grid, 32 * warps<D>, bytes, dev, a);
+}
+
+template <typename Real>
+static call<Real> describe(struct mm_mat qkv, struct mm_mat out, float *lse,
+                           const struct mm_heads *h, size_t B, size_t T) {
+    MM_CHECK(h->head_dim >= 1 && h->head_dim <= 256, "head_dim %zu: attention takes 1 to 256",
+             h->head_dim);
+    MM_CHECK(T < (1u << 21) && B * h->heads < (1u << 31), "%zu sequences of %zu tokens, %zu heads",
+             B, T, h->heads);
+    MM_CHECK(qkv.rows == B * T && out.rows == B * T && qkv.dtype == out.dtype,
+             "%zu rows of %s, %zu rows of %s for %zu sequences of %zu tokens", qkv.rows,
+             mm_dtype_name(qkv.dtype), out.rows, mm_dtype_name(out.dtype), B, T);
+    call<Real> a = {};
+    a.heads = *h;
+    a.qkv = static_cast<const Real *>(qkv.data);
+    a.out = a.result = static_cast<Real *>(out.data);
+    a.lse = lse;
+    a.qkv_ld = qkv.ld;
+    a.out_ld = out.ld;
+    a.tokens = (int)T;
+    a.dim = (int)h->head_dim;
+    a.scale = 1.0f / sqrtf((float)h->head_dim);
+    size_t elements = h->head_dim | h->q_first | h->q_step | h->k_first | h->k_step | h->v_first |
+                      h->v_step | qkv.ld | out.ld;
+    size_t bytes = (size_t)qkv.data | (size_t)out.data;
+    a.vector = elements % chunk<Real>::N == 0 && bytes % 16 == 0;
+    return a;
+}
+
+/* The tile widths that are compiled; a head in between is filled up with zeros. */
+#define BY_WIDTH(dim, function, ...)                                                               \
+    do {                                                                                           \
+        if ((dim) <= 16)                                                                           \
+            function<Real, 16>(__VA_ARGS__);                                                       \
+        else if ((dim) <= 32)                                                                      \
+            function<Real, 32>(__VA_ARGS__);                                                       \
+        else if ((dim) <= 64)                                                                      \
+            function<Real, 64>(__VA_ARGS__);                                                       \
+        else if ((dim) <= 128)                                                                     \
+            function<Real, 128>(__VA_ARGS__);                                                      \
+        else                                                                                       \
+            function<Real, 256>(__VA_ARGS__);                                                      \
+    } while (0)
+
+template <typename Real>
+static void attention(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
+                      const struct mm_heads *heads, size_t B, size_t T) {
+    call<Real> a = describe<Real>(qkv, out, lse, heads, B, T);
+    BY_WIDTH(a.dim, launch_forward, dev, a, B);
+}
+
+void cuda_attention(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
+                    const struct mm_heads *heads, size_t B, size_t T) {
+    if (B * T > 0)
+        MM_BY_DTYPE(qkv.dtype, attention, dev, out, qkv, lse, heads, B, T);
+}
+
+template <typename Real>
+static void attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
+                           struct mm_mat out, struct mm_mat qkv, const float *lse,
+                           const struct mm_heads *heads, size_t B, size_t T) {
+    call<Real> a = describe<Real>(qkv, out, const_cast<float *>(lse), heads, B, T);
+    a.dout = static_cast<const Real *>(dout.data);
+    a.dqkv = static_cast<Real *>(dqkv.data);
+    a.dout_ld = dout.ld;
+    a.dqkv_ld = dqkv.ld;
+    a.vector = a.vector && (dout.ld | dqkv.ld) % chunk<Real>::N == 0 &&
+               ((size_t)dout.data | (size_t)dqkv.data) % 16 == 0;
+    size_t rows = B * heads->heads * T;
+    a.through = static_cast<float *>(cuda_scratch(dev, rows * sizeof(float)));
+    MM_LAUNCH(row_dots<Real>, (unsigned)((rows + 7) / 8), 256, 0, dev, a, rows);
+    BY_WIDTH(a.dim, launch_backward, dev, a, B);
+}
+
+void cuda_attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
+                         struct mm_mat out, struct mm_mat qkv, const float *lse,
+                         const struct mm_heads *heads, size_t B, size_t T) {
+    if (B * T > 0)
+        MM_BY_DTYPE(qkv.dtype, attention_grad, dev, dqkv, dout, out, qkv, lse, heads, B, T);
+}
