@@ -50,6 +50,7 @@ static struct mm_norm_weights add_norm(struct builder *b, const char *name) {
     norm.weight_part = add(b, true, b->model->arch.width, 0, text);
     if (b->model->arch.norm == MM_LAYER_NORM) {
         snprintf(text, sizeof text, "%s.bias", name);
+        norm.has_bias = true;
         norm.bias_part = add(b, true, b->model->arch.width, 0, text);
     }
     return norm;
@@ -98,7 +99,7 @@ static void add_layer(struct builder *b, struct mm_layer *layer) {
 
 static void bind_norm(const struct mm_model *m, struct mm_norm_weights *norm) {
     norm->weight = m->params[norm->weight_part].w.data;
-    if (m->arch.norm == MM_LAYER_NORM)
+    if (norm->has_bias)
         norm->bias = m->params[norm->bias_part].w.data;
 }
 

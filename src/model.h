@@ -28,6 +28,7 @@ struct mm_linear {
 
 struct mm_norm_weights {
     const void *weight, *bias; /* bias NULL for RMS */
+    bool has_bias;
     size_t weight_part, bias_part;
 };
 

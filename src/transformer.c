@@ -9,7 +9,7 @@ static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
 }
 
 static bool wants_norm(const struct mm_norm_weights *norm, const bool *wanted) {
-    return wanted[norm->weight_part];
+    return wanted[norm->weight_part] || (norm->has_bias && wanted[norm->bias_part]);
 }
 
 static bool wants_layer(const struct mm_layer *layer, const bool *wanted) {
@@ -180,6 +180,10 @@ static bool wants_linear_grad(const struct backward *b, const struct mm_linear *
     return any;
 }
 
+static bool wants_norm_grad(const struct backward *b, const struct mm_norm_weights *norm) {
+    return b->grads[norm->weight_part] || (norm->has_bias && b->grads[norm->bias_part]);
+}
+
 /* Gradients of the parts of a product y = x·wᵀ + bias that are wanted. */
 static void linear_grads(const struct backward *b, const struct mm_linear *linear, struct mm_mat dy,
                          struct mm_mat x) {
@@ -202,7 +206,7 @@ static void norm_grads(const struct backward *b, const struct mm_norm_weights *w
                        struct mm_mat dy, struct mm_mat x, const float *stats) {
     b->m->dev->ops->norm_grad(b->m->dev, b->m->arch.norm, dx, dy, head_rows(x, b->n), stats,
                               w->weight, b->grads[w->weight_part],
-                              w->bias ? b->grads[w->bias_part] : NULL);
+                              w->has_bias ? b->grads[w->bias_part] : NULL);
 }
 
 /* dx: in, the gradient of the layer's output; out, of its input, unless `bottom`: then nothing
@@ -219,10 +223,10 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
     struct mm_mat u = head_rows(kept->u, n), att = head_rows(kept->att, n);
     struct mm_mat qkv = head_rows(kept->qkv, n);
     bool into_qkv =
-        !bottom || wants_linear_grad(b, &layer->qkv) || b->grads[layer->norm1.weight_part];
+        !bottom || wants_linear_grad(b, &layer->qkv) || wants_norm_grad(b, &layer->norm1);
     bool into_attention = into_qkv || wants_linear_grad(b, &layer->o);
     bool through_mlp =
-        !bottom || b->grads[layer->norm2.weight_part] || (into_attention && !m->arch.parallel);
+        !bottom || wants_norm_grad(b, &layer->norm2) || (into_attention && !m->arch.parallel);
 
     if (wants_linear_grad(b, &layer->down)) {
         struct mm_mat h = head_rows(s->h, n);
@@ -252,7 +256,7 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
     ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
     if (kept->y1.data)
         linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
-    if (bottom && !b->grads[layer->norm1.weight_part])
+    if (bottom && !wants_norm_grad(b, &layer->norm1))
         return;
     ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, false);
     norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
