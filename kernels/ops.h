@@ -213,6 +213,11 @@ struct mm_device {
 
 /* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
 struct mm_device *mm_device_create_cpu(void);
+/* GPU `index` of those visible to this process; NULL, and the text says what is missing, where there
+ * is no driver, no such GPU, or no CUDA in this build. The caller frees with mm_device_free. Local. */
+struct mm_device *mm_device_create_cuda(int index, struct mm_error *err);
+/* GPUs visible to this process; 0 without a driver or without CUDA. */
+int mm_cuda_device_count(void);
 void mm_device_free(struct mm_device *dev);
 
 /* Threads the CPU backend uses. */

@@ -45,10 +45,8 @@ function only(name, pattern, places) {
         next # the tests may see everything of ours
     if (theirs > mine)
         offend("an include against the layers")
-    if (header ~ /^tests\// || header ~ /(^|\/)[.][.]?\//)
-        offend("not a path of a layer, from the root")
-    if (theirs < 0 && $0 ~ /include[ \t]*"/)
-        offend("ours are named from the root, others in <>")
+    else if (header ~ /^tests\// || header ~ /(^|\/)[.][.]?\// || (theirs < 0 && $0 ~ /include[ \t]*"/))
+        offend("ours are named by layer, from the root; others in <>")
 }'
 
 offenders=$(

@@ -75,10 +75,26 @@ static inline void subjects_open_cpu(void) {
 }
 #endif
 
+/* The programs of the CUDA backend, on a GPU or on the host shim, are compiled with MM_TEST_CUDA. */
+static inline void subjects_open_cuda(void) {
+    struct mm_error err;
+    struct mm_device *dev = mm_device_create_cuda(0, &err);
+    if (!dev) {
+        fprintf(stderr, "skipped: %s\n", err.text);
+        exit(77);
+    }
+    subject_add(dev, MM_F32, false);
+    subject_add(dev, MM_BF16, false);
+}
+
 /* cmocka's group set-up and tear-down. */
 static inline int subjects_open(void **state) {
     (void)state;
+#ifdef MM_TEST_CUDA
+    subjects_open_cuda();
+#else
     subjects_open_cpu();
+#endif
     blocks_of_subjects = mm_live_blocks();
     for (size_t i = 0; i < subjects_n; i++)
         fprintf(stderr, "subject: %s, %s\n", subjects[i].dev->ops->name,
@@ -184,6 +200,7 @@ struct box {
     const struct subject *on;
     void *block;
     size_t elements, lead;
+    uint32_t number; /* 1 ... 2^17 - 1 */
     struct mm_mat mat;
 };
 
@@ -199,16 +216,14 @@ static inline double box_decode(enum mm_dtype dtype, const void *host, size_t i)
                            : (double)mm_f32_from_bf16(((const uint16_t *)host)[i]);
 }
 
-static inline void box_guard(enum mm_dtype dtype, void *host, size_t i) {
-    if (dtype == MM_F32)
-        ((uint32_t *)host)[i] = 0x7fc0a5a5u;
-    else
-        ((uint16_t *)host)[i] = 0x7fe5u;
+/* A NaN of the box's own bits: one that came from elsewhere, as an operand, is another. */
+static inline uint32_t box_guard(const struct box *b) {
+    return b->mat.dtype == MM_F32 ? 0x7fc00000u | b->number << 4 : 0x7fc0u | (b->number & 63);
 }
 
-static inline bool box_guarded(enum mm_dtype dtype, const void *host, size_t i) {
-    return dtype == MM_F32 ? ((const uint32_t *)host)[i] == 0x7fc0a5a5u
-                           : ((const uint16_t *)host)[i] == 0x7fe5u;
+static inline bool box_guarded(const struct box *b, const void *host, size_t i) {
+    return b->mat.dtype == MM_F32 ? ((const uint32_t *)host)[i] == box_guard(b)
+                                  : ((const uint16_t *)host)[i] == box_guard(b);
 }
 
 static inline bool box_inside(const struct box *b, size_t i) {
@@ -220,12 +235,16 @@ static inline bool box_inside(const struct box *b, size_t i) {
 static inline struct box box_make(const struct subject *s, enum mm_dtype dtype, size_t rows,
                                   size_t cols, size_t pad, const double *values) {
     size_t bytes = mm_dtype_bytes(dtype);
+    static uint32_t number;
     struct box b = {.on = s, .lead = pad ? 3 : 0, .mat = mm_mat(NULL, dtype, rows, cols)};
+    b.number = ++number % 0x1ffff + 1;
     b.mat.ld += pad;
     b.elements = b.lead + rows * b.mat.ld + BOX_TAIL;
     void *host = mm_calloc(b.elements, bytes);
-    for (size_t i = 0; i < b.elements; i++)
-        box_guard(dtype, host, i);
+    for (size_t i = 0; i < b.elements; i++) {
+        uint32_t guard = box_guard(&b);
+        memcpy((char *)host + i * bytes, &guard, bytes); /* of bfloat16 the low half */
+    }
     for (size_t i = 0; values && i < rows; i++)
         for (size_t j = 0; j < cols; j++)
             box_encode(dtype, host, b.lead + i * b.mat.ld + j, values[i * cols + j]);
@@ -262,7 +281,7 @@ static inline double *box_read(const struct box *b, const char *what) {
         size_t at = i - b->lead;
         if (box_inside(b, i))
             out[at / b->mat.ld * b->mat.cols + at % b->mat.ld] = box_decode(dtype, host, i);
-        else if (!box_guarded(dtype, host, i))
+        else if (!box_guarded(b, host, i))
             fail_msg("%s: %s: element %ld, outside [%zu, %zu], was written", b->on->dev->ops->name,
                      what, (long)i - (long)b->lead, b->mat.rows, b->mat.cols);
     }

@@ -6,6 +6,28 @@
 
 /* -- memory and conversion --------------------------------------------------------------------- */
 
+/* Blocks that were used and freed come back zero. */
+static void memory_is_zeroed(void **state) {
+    (void)state;
+    const size_t bytes = 20000;
+    unsigned char *host = pool_keep(NULL, mm_calloc(bytes, 1));
+    FOR_DEVICES(s) {
+        void *used[3];
+        memset(host, 0xff, bytes);
+        for (int i = 0; i < 3; i++) {
+            used[i] = s->dev->ops->alloc(s->dev, bytes);
+            s->dev->ops->upload(s->dev, used[i], host, bytes);
+        }
+        for (int i = 0; i < 3; i++)
+            s->dev->ops->free(s->dev, used[i]);
+        for (int i = 0; i < 3; i++) {
+            device_get(s, host, pool_keep(s->dev, s->dev->ops->alloc(s->dev, bytes)), bytes);
+            for (size_t k = 0; k < bytes; k++)
+                assert_int_equal(host[k], 0);
+        }
+    }
+}
+
 static void memory(void **state) {
     (void)state;
     FOR_DEVICES(s) {
@@ -341,6 +363,7 @@ static void scales(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(memory, test_end),
+        cmocka_unit_test_teardown(memory_is_zeroed, test_end),
         cmocka_unit_test_teardown(convert, test_end),
         cmocka_unit_test_teardown(linear, test_end),
         cmocka_unit_test_teardown(linear_gradients, test_end),

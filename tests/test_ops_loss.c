@@ -232,7 +232,8 @@ static void rows_are_separate(void **state) {
     (void)state;
     FOR_DTYPES(dtype)
     for (int fn = 0; fn < LOSSES; fn++) {
-        struct loss_case c = loss_make(dtype, (enum mm_loss_fn)fn, 0, 33, 33);
+        /* a bfloat16 row can hit a clip of 0 exactly, where differences fail */
+        struct loss_case c = loss_make(dtype, (enum mm_loss_fn)fn, 0.3, 33, 33);
         FOR_SUBJECTS(s, dtype) {
             uint32_t *targets = device_put(s, c.targets, sizeof c.targets);
             struct box bz = box_make(s, dtype, c.rows, c.V, 0, c.z);

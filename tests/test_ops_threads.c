@@ -17,8 +17,8 @@ struct results {
 static void keep(struct results *r, const char *name, const struct box *b) {
     assert_true(r->n < MOST_RESULTS);
     r->name[r->n] = name;
-    r->raw[r->n] = box_raw(b);
-    r->bytes[r->n++] = b->elements * mm_dtype_bytes(b->mat.dtype);
+    r->raw[r->n] = box_read(b, name);
+    r->bytes[r->n++] = b->mat.rows * b->mat.cols * sizeof(double);
 }
 
 static struct box random_box(const struct subject *s, struct rng *r, enum mm_dtype dtype,

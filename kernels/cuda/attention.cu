@@ -14,7 +14,7 @@
 template <typename Real> struct call {
     struct mm_heads heads;
     const Real *qkv, *out, *dout;
-    Real *dqkv, *result; /* result: the forward's out */
+    Real *dqkv, *result;  /* result: the forward's out */
     float *lse, *through; /* [B, heads, tokens]; through: dout·out of a row */
     size_t qkv_ld, dqkv_ld, out_ld, dout_ld;
     int tokens, dim;
@@ -25,7 +25,7 @@ template <typename Real> struct call {
 /* Warps of a block, the rows it owns, and how many of the others it takes at a time. */
 template <int D> constexpr int warps = D > 128 ? 2 : 4;
 template <int D> constexpr int owned = 16 * warps<D>;
-template <int D> constexpr int step = D > 64 ? 32 : 64;
+template <typename Real, int D> constexpr int step = D <= 64 ? 64 : sizeof(Real) == 2 ? 32 : 16;
 /* Columns of dk and dv a block sums up: registers hold no more. */
 template <int D> constexpr int slice = D > 128 ? 128 : D;
 
@@ -88,8 +88,8 @@ __device__ static inline void online_softmax(float (&s)[N / 8][4], int row, int 
 }
 
 template <typename Real, int D>
-__global__ void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<D>;
+__global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>;
     MM_SHARED(Real, shared);
     Real *q = shared, *k = q + owned<D> * LD, *v = k + STEP * LD;
     int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
         load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
         load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
         __syncthreads();
-        if (key > first + warp_row + 15)
+        if (key > first + warp_row + 15 || first + warp_row >= a.tokens)
             continue;
         float s[STEP / 8][4], shrink[2];
         product_nt<D, STEP>(s, q + warp_row * LD, k);
@@ -131,10 +131,11 @@ __global__ void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
                            a.tokens - own, a.dim, a.vector, q + warp_row * LD, o, inverse);
 }
 
-/* -- backward ------------------------------------------------------------------------------------ */
+/* -- backward ------------------------------------------------------------------------------------
+ */
 
 /* through = dout·out of every row and head, a warp each. */
-template <typename Real> __global__ void row_dots(call<Real> a, size_t rows) {
+template <typename Real> __global__ static void row_dots(call<Real> a, size_t rows) {
     size_t i = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (i >= rows)
         return;
@@ -142,8 +143,8 @@ template <typename Real> __global__ void row_dots(call<Real> a, size_t rows) {
     size_t row = i / a.tokens / a.heads.heads * a.tokens + t, col = head * a.dim;
     float sum = 0.0f;
     for (int j = (int)threadIdx.x % 32; j < a.dim; j += 32)
-        sum += to_float(a.out[row * a.out_ld + col + j]) *
-               to_float(a.dout[row * a.dout_ld + col + j]);
+        sum +=
+            to_float(a.out[row * a.out_ld + col + j]) * to_float(a.dout[row * a.dout_ld + col + j]);
     for (int gap = 16; gap > 0; gap /= 2)
         sum += __shfl_xor_sync(ALL_LANES, sum, gap);
     if (threadIdx.x % 32 == 0)
@@ -160,8 +161,8 @@ __device__ static inline void score_grad(float &s, float &dp, bool visible, floa
 /* dk and dv of a tile of keys, blockIdx.z the slice of columns. Scores are transposed: a warp's
  * rows are keys. */
 template <typename Real, int D>
-__global__ void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<D>, W = slice<D>;
+__global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, W = slice<D>;
     MM_SHARED(Real, shared);
     Real *k = shared, *v = k + owned<D> * LD, *q = v + owned<D> * LD, *dout = q + STEP * LD;
     float *lse = reinterpret_cast<float *>(dout + STEP * LD), *through = lse + STEP;
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
                 through[i] = valid ? a.through[place + i] : 0.0f;
             }
             __syncthreads();
-            if (query + STEP <= first + warp_row)
+            if (query + STEP <= first + warp_row || first + warp_row >= a.tokens)
                 continue;
             float p[STEP / 8][4], dp[STEP / 8][4];
             product_nt<D, STEP>(p, k + warp_row * LD, q);
@@ -215,8 +216,8 @@ __global__ void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
 
 /* dq of a tile of queries. */
 template <typename Real, int D>
-__global__ void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<D>;
+__global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>;
     MM_SHARED(Real, shared);
     Real *q = shared, *dout = q + owned<D> * LD, *k = dout + owned<D> * LD, *v = k + STEP * LD;
     int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
@@ -241,7 +242,7 @@ __global__ void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) 
         load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
         load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
         __syncthreads();
-        if (key > first + warp_row + 15)
+        if (key > first + warp_row + 15 || first + warp_row >= a.tokens)
             continue;
         float p[STEP / 8][4], dp[STEP / 8][4];
         product_nt<D, STEP>(p, q + warp_row * LD, k);
@@ -250,9 +251,8 @@ __global__ void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) 
         for (int j = 0; j < STEP / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                score_grad(p[j][e], dp[j][e],
-                           key + 8 * j + lane_col() + e % 2 <= row + e / 2 * 8, a.scale * LOG2_E,
-                           lse[e / 2], through[e / 2]);
+                score_grad(p[j][e], dp[j][e], key + 8 * j + lane_col() + e % 2 <= row + e / 2 * 8,
+                           a.scale * LOG2_E, lse[e / 2], through[e / 2]);
         product_nn<D, STEP, D>(dq, dp, k);
     }
     int own = first + warp_row;
@@ -262,17 +262,19 @@ __global__ void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) 
                            scale);
 }
 
-/* -- launches ------------------------------------------------------------------------------------ */
+/* -- launches ------------------------------------------------------------------------------------
+ */
 
 /* Lets a kernel have more than the 48 KB of shared memory it may take unasked. */
-template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
+template <typename Kernel> static bool allow_shared(Kernel kernel, size_t bytes) {
 #ifdef MM_CUDA_SHIM
     (void)kernel, (void)bytes;
 #else
     if (bytes > 48 * 1024)
-        MM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)bytes));
+        MM_CUDA(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 #endif
+    return true;
 }
 
 template <typename Real, int D> constexpr size_t tile_bytes(int rows) {
@@ -281,27 +283,27 @@ template <typename Real, int D> constexpr size_t tile_bytes(int rows) {
 
 template <typename Real, int D>
 static void launch_forward(struct mm_device *dev, const call<Real> &a, size_t B) {
-    size_t bytes = tile_bytes<Real, D>(owned<D> + 2 * step<D>);
+    size_t bytes = tile_bytes<Real, D>(owned<D> + 2 * step<Real, D>);
     dim3 grid((unsigned)(B * a.heads.heads), (unsigned)(a.tokens + owned<D> - 1) / owned<D>);
     auto kernel = forward<Real, D>;
-    allow_shared(kernel, bytes);
+    static const bool allowed = allow_shared(kernel, bytes);
+    (void)allowed;
     MM_LAUNCH(kernel, grid, 32 * warps<D>, bytes, dev, a);
 }
 
 template <typename Real, int D>
 static void launch_backward(struct mm_device *dev, const call<Real> &a, size_t B) {
     unsigned tiles = (unsigned)(a.tokens + owned<D> - 1) / owned<D>;
-    size_t bytes = tile_bytes<Real, D>(2 * owned<D> + 2 * step<D>);
+    size_t bytes = tile_bytes<Real, D>(2 * owned<D> + 2 * step<Real, D>);
     dim3 grid((unsigned)(B * a.heads.heads), tiles);
     auto queries = backward_queries<Real, D>;
-    allow_shared(queries, bytes);
-    MM_LAUNCH(queries, grid, 32 * warps<D>, bytes, dev, a);
-
-    bytes += 2 * step<D> * sizeof(float);
-    grid = dim3((unsigned)(B * a.heads.kv_heads), tiles, D / slice<D>);
     auto keys = backward_keys<Real, D>;
-    allow_shared(keys, bytes);
-    MM_LAUNCH(keys, grid, 32 * warps<D>, bytes, dev, a);
+    size_t keys_bytes = bytes + 2 * step<Real, D> * sizeof(float);
+    static const bool allowed = allow_shared(queries, bytes) && allow_shared(keys, keys_bytes);
+    (void)allowed;
+    MM_LAUNCH(queries, grid, 32 * warps<D>, bytes, dev, a);
+    grid = dim3((unsigned)(B * a.heads.kv_heads), tiles, D / slice<D>);
+    MM_LAUNCH(keys, grid, 32 * warps<D>, keys_bytes, dev, a);
 }
 
 template <typename Real>

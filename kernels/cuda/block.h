@@ -97,8 +97,8 @@ struct max_values { /* a NaN loses: it shows in the sum that follows */
     }
 };
 
-/* x of all threads of the block joined in a fixed order; every thread gets the result. blockDim.x is
- * a multiple of WARP, at most WARP². */
+/* x of all threads of the block joined in a fixed order; every thread gets the result. blockDim.x
+ * is a multiple of WARP, at most WARP². */
 template <typename V, typename Join> __device__ static inline V block_join(V x, Join join) {
     __shared__ V room[WARP];
     unsigned warps = blockDim.x / WARP;

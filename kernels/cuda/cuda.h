@@ -2,11 +2,11 @@
  *
  * Kernels are CUDA C with one template parameter, the type of activations and weights: float or
  * bfloat16; all arithmetic and accumulation is float32 (double where ops.h says so). No atomics on
- * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is launched
- * through MM_LAUNCH and nowhere else: where MM_CUDA_SHIM is defined, the compiler was given the host
- * shim (tests/cuda_shim.h) before this file, and the same source runs on the CPU, block by block.
- * So in a kernel: all threads of a block reach every __syncthreads() and leave only after the last
- * one; a mask names the lanes that come; shared memory starts undefined. */
+ * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is
+ * launched through MM_LAUNCH and nowhere else: where MM_CUDA_SHIM is defined, the compiler was
+ * given the host shim (tests/cuda_shim.h) before this file, and the same source runs on the CPU,
+ * block by block. So in a kernel: all threads of a block reach every __syncthreads() and leave only
+ * after the last one; a mask names the lanes that come; shared memory starts undefined. */
 #ifndef MM_CUDA_H
 #define MM_CUDA_H
 
@@ -45,7 +45,8 @@ struct cuda_context {
     size_t workspace_bytes;
     void *scratch; /* as the CPU's: valid until the next call */
     size_t scratch_bytes;
-    struct mm_ops table; /* with the device's name */
+    struct cuda_choices *choices; /* matrix.cu's, by mm_calloc; NULL before the first product */
+    struct mm_ops table;          /* with the device's name */
     char name[280];
 };
 
@@ -53,8 +54,8 @@ static inline struct cuda_context *cuda_context(struct mm_device *dev) {
     return static_cast<struct cuda_context *>(dev->context);
 }
 
-/* Device memory of at least `bytes`, 256-byte aligned, not zeroed; valid until the next call. Growing
- * it waits for the device. */
+/* Device memory of at least `bytes`, 256-byte aligned, not zeroed; valid until the next call.
+ * Growing it waits for the device. */
 void *cuda_scratch(struct mm_device *dev, size_t bytes);
 
 __device__ static inline float to_float(float x) {
@@ -80,7 +81,8 @@ template <> __device__ inline bf16 from_float<bf16>(float x) {
             function<float>(__VA_ARGS__);                                                          \
     } while (0)
 
-/* -- the operations, see kernels/ops.h; each in the file named after its group --------------------- */
+/* -- the operations, see kernels/ops.h; each in the file named after its group
+ * --------------------- */
 #define CUDA_OPS(op)                                                                               \
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \

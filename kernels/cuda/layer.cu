@@ -43,8 +43,8 @@ void cuda_embed(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
         MM_LAUNCH(embed_kernel<float>, grid, row_threads(x.cols), 0, dev, x, table, tokens, wide);
 }
 
-/* A block belongs to a position i; that of a token's first position adds all of the token's rows, in
- * order. */
+/* A block belongs to a position i; that of a token's first position adds all of the token's rows,
+ * in order. */
 template <typename T>
 __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
                                          const uint32_t *tokens, bool wide) {

@@ -135,8 +135,8 @@ __global__ static void loss_kernel(enum mm_loss_fn fn, float clip, struct mm_mat
     } else if (fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
         loss = correct_logit_row(z, d, V, wide, y, clip, scale);
     else
-        loss = cross_entropy_row(z, d, V, wide, y, scale,
-                                 fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f);
+        loss =
+            cross_entropy_row(z, d, V, wide, y, scale, fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f);
     if (threadIdx.x == 0)
         losses[blockIdx.x] = loss;
 }

@@ -156,8 +156,9 @@ __global__ static void slabs_kernel(const float *sums, size_t slabs, size_t C, f
         dbias[column] += bias;
 }
 
-template <typename T> static void norm_grad(struct mm_device *dev, const struct norm_grad_args &a,
-                                            float *dweight, float *dbias) {
+template <typename T>
+static void norm_grad(struct mm_device *dev, const struct norm_grad_args &a, float *dweight,
+                      float *dbias) {
     size_t C = a.x.cols;
     unsigned rows = blocks_for(a.x.rows, 1), slabs = blocks_for(a.x.rows, SLAB);
     unsigned threads = row_threads(4 * C), across = blocks_for(C, threads);

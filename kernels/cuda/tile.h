@@ -38,7 +38,8 @@ __device__ static inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
-/* -- memory -------------------------------------------------------------------------------------- */
+/* -- memory --------------------------------------------------------------------------------------
+ */
 
 /* tile [rows, D] = src [valid, d], zero elsewhere, by a whole block of `threads`. `vector`: places
  * and ld of src are whole chunks. */
@@ -59,8 +60,7 @@ __device__ static inline void tile_load(Real *tile, const Real *src, size_t ld, 
     }
     for (int i = (int)threadIdx.x; i < rows * D; i += threads) {
         int r = i / D, c = i % D;
-        tile[r * LD + c] =
-            r < valid && c < d ? src[(size_t)r * ld + c] : from_float<Real>(0.0f);
+        tile[r * LD + c] = r < valid && c < d ? src[(size_t)r * ld + c] : from_float<Real>(0.0f);
     }
 }
 
@@ -71,7 +71,7 @@ __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d,
                                          Real *own, const float (&c)[W / 8][4],
                                          const float (&factor)[2]) {
     constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = W / N;
-    __syncwarp();
+    __syncwarp(); /* a neighbour may have read these rows last */
 #pragma unroll
     for (int j = 0; j < W / 8; j++)
 #pragma unroll
@@ -94,7 +94,8 @@ __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d,
             dst[(size_t)(i / W) * ld + i % W] = own[i / W * LD + i % W];
 }
 
-/* -- the two instructions ------------------------------------------------------------------------ */
+/* -- the two instructions ------------------------------------------------------------------------
+ */
 
 /* Two values of one register, `low` at the lower column. */
 __device__ static inline uint32_t bf16_pair(float low, float high) {
@@ -113,10 +114,6 @@ __device__ static inline uint32_t load_pair(const bf16 *p) {
 }
 
 #ifdef MM_CUDA_SHIM
-static inline uint32_t from_lane(uint32_t x, int source) {
-    return __shfl_xor_sync(ALL_LANES, x, ((int)threadIdx.x % 32) ^ source);
-}
-
 static inline float pair_product(uint32_t a, uint32_t b) {
     bf16 x[2], y[2];
     memcpy(x, &a, 4);
@@ -125,21 +122,25 @@ static inline float pair_product(uint32_t a, uint32_t b) {
 }
 
 static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    struct {
+        uint32_t a[4], b[2];
+    } mine, warp[32];
+    memcpy(mine.a, a, sizeof a);
+    memcpy(mine.b, b, sizeof b);
+    shim_gather(&mine, warp, sizeof mine, {__FILE__, __LINE__});
     for (int k = 0; k < 8; k++) /* columns 2·k and 2·k + 1 of a */
-        for (int half = 0; half < 2; half++) {
-            uint32_t row = from_lane(a[k / 4 * 2 + half], lane_row() * 4 + k % 4);
-            for (int e = 0; e < 2; e++) {
-                uint32_t col = from_lane(b[k / 4], (lane_col() + e) * 4 + k % 4);
-                c[half * 2 + e] += pair_product(row, col);
-            }
-        }
+        for (int e = 0; e < 4; e++)
+            c[e] += pair_product(warp[lane_row() * 4 + k % 4].a[k / 4 * 2 + e / 2],
+                                 warp[(lane_col() + e % 2) * 4 + k % 4].b[k / 4]);
 }
 
 static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
+    int warp[32];
+    shim_gather(&offset, warp, sizeof offset, {__FILE__, __LINE__});
     for (int i = 0; i < 4; i++) {
         bf16 pair[2];
         for (int e = 0; e < 2; e++)
-            pair[e] = base[(int)from_lane((uint32_t)offset, 8 * i + lane_col() + e) + lane_row()];
+            pair[e] = base[warp[8 * i + lane_col() + e] + lane_row()];
         memcpy(&r[i], pair, 4);
     }
 }
@@ -152,7 +153,8 @@ __device__ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four 8 x 8 matrices, each transposed; lane l names row l % 8 of matrix l / 8, at base + offset. */
+/* Four 8 x 8 matrices, each transposed; lane l names row l % 8 of matrix l / 8, at base + offset.
+ */
 __device__ static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
     uint32_t address = (uint32_t)__cvta_generic_to_shared(base + offset);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -162,7 +164,8 @@ __device__ static inline void load_transposed(uint32_t (&r)[4], const bf16 *base
 }
 #endif
 
-/* -- products ------------------------------------------------------------------------------------ */
+/* -- products ------------------------------------------------------------------------------------
+ */
 
 /* c [16, N] = a [16, D] · bᵀ, b [N, D], both tiles in shared memory. */
 template <int D, int N>
@@ -210,7 +213,15 @@ __device__ static inline void product_nt(float (&c)[N / 8][4], const float *a, c
     }
 }
 
-/* c [16, W] += p [16, K] · b, p a result in registers, b [K, W] columns of a tile of width D. */
+/* The two columns of p that a lane holds of one row, rounded, and what the rounding left over. */
+__device__ static inline void split_pair(uint32_t &rounded, uint32_t &rest, float low, float high) {
+    rounded = bf16_pair(low, high);
+    rest = bf16_pair(low - __uint_as_float(rounded << 16),
+                     high - __uint_as_float(rounded & 0xffff0000u));
+}
+
+/* c [16, W] += p [16, K] · b, p a result in registers, b [K, W] columns of a tile of width D. p is
+ * taken as the sum of two bfloat16: it was never rounded in memory and isn't here. */
 template <int D, int K, int W>
 __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[K / 8][4],
                                          const bf16 *b) {
@@ -218,9 +229,12 @@ __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[
     int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < K / 16; k++) {
-        const float(&low)[4] = p[2 * k], (&high)[4] = p[2 * k + 1];
-        uint32_t left[4] = {bf16_pair(low[0], low[1]), bf16_pair(low[2], low[3]),
-                            bf16_pair(high[0], high[1]), bf16_pair(high[2], high[3])};
+        uint32_t left[4], rest[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float(&from)[4] = p[2 * k + i / 2];
+            split_pair(left[i], rest[i], from[i % 2 * 2], from[i % 2 * 2 + 1]);
+        }
 #pragma unroll
         for (int j = 0; j < W / 8; j += 2) {
             uint32_t r[4];
@@ -228,6 +242,8 @@ __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[
             uint32_t first[2] = {r[0], r[1]}, second[2] = {r[2], r[3]};
             mma(c[j], left, first);
             mma(c[j + 1], left, second);
+            mma(c[j], rest, first);
+            mma(c[j + 1], rest, second);
         }
     }
 }

@@ -15,8 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("job_helpers")
 
-from job_helpers import succeed  # noqa: E402  needs the path above
-from model_helpers import Case, golden_case  # noqa: E402
+from model_helpers import Case, golden_case  # noqa: E402  needs the path above
 
 
 @pytest.fixture(scope="session")

@@ -253,7 +253,7 @@ def test_run_refuses_values(
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("command", ["eval", "plan"])
-@pytest.mark.parametrize("fault", ["shape-wrong", "above-vocabulary", "unknown"])
+@pytest.mark.parametrize("fault", ["shape-wrong", "above-vocabulary"])
 def test_eval_and_plan_refuse_too(place: Place, command: str, fault: str, ranks: int) -> None:
     spoil, named = (MODEL | DATA | YAML)[fault]
     spoil(place)

@@ -1,0 +1,205 @@
+/* device.cu - the CUDA backend's table: the device, its memory, and the operations of the other
+ * files. One stream, so that every operation follows the one before it. */
+#include "kernels/cuda/block.h"
+
+#include <stdio.h>
+
+/* What cuBLASLt's kernels for NVIDIA's newest GPUs ask for. */
+#define WORKSPACE_BYTES ((size_t)32 << 20)
+
+/* -- memory ------------------------------------------------------------------------------------ */
+
+static void *take(size_t bytes) {
+    void *block = nullptr;
+    cudaError_t result = cudaMalloc(&block, bytes ? bytes : 1);
+    if (result != cudaSuccess) {
+        size_t available = 0, all = 0;
+        (void)cudaMemGetInfo(&available, &all);
+        MM_CHECK(false, "GPU memory: %zu bytes asked for, %zu of %zu are free: %s", bytes,
+                 available, all, cudaGetErrorString(result));
+    }
+    return block;
+}
+
+static void cuda_zero(struct mm_device *dev, void *block, size_t bytes) {
+    MM_CUDA(cudaMemsetAsync(block, 0, bytes, cuda_context(dev)->stream));
+}
+
+static void *cuda_alloc(struct mm_device *dev, size_t bytes) {
+    void *block = take(bytes);
+    cuda_zero(dev, block, bytes);
+    return block;
+}
+
+static void cuda_free(struct mm_device *dev, void *block) {
+    (void)dev;
+    MM_CUDA(cudaFree(block)); /* waits for the device */
+}
+
+static void cuda_copy(struct mm_device *dev, void *dst, const void *src, size_t bytes) {
+    MM_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_context(dev)->stream));
+}
+
+/* The caller may reuse `host` at once: it is pageable memory, and from there cudaMemcpyAsync
+ * returns when all has been read. Of pinned memory that would not hold. */
+static void cuda_upload(struct mm_device *dev, void *dst, const void *host, size_t bytes) {
+    MM_CUDA(cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, cuda_context(dev)->stream));
+}
+
+static void cuda_download(struct mm_device *dev, void *host, const void *src, size_t bytes) {
+    struct cuda_context *context = cuda_context(dev);
+    MM_CUDA(cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, context->stream));
+    MM_CUDA(cudaStreamSynchronize(context->stream));
+}
+
+void *cuda_scratch(struct mm_device *dev, size_t bytes) {
+    struct cuda_context *context = cuda_context(dev);
+    if (bytes > context->scratch_bytes) {
+        MM_CUDA(cudaFree(context->scratch));
+        context->scratch = take(bytes);
+        context->scratch_bytes = bytes;
+    }
+    return context->scratch;
+}
+
+/* -- conversion: bit by bit what kernels/tensor.c does ----------------------------------------- */
+
+__device__ static inline uint16_t f16_from_f32(float value) {
+    uint32_t bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u;
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u)
+        return static_cast<uint16_t>(sign | 0x7e00u);
+    if (bits >= 0x477ff000u) /* 65520: rounds beyond the largest finite value */
+        return static_cast<uint16_t>(sign | 0x7c00u);
+    if (bits < 0x38800000u) /* below 2^-14: adding 1/2 aligns the units of 2^-24 */
+        bits = __float_as_uint(__uint_as_float(bits) + 0.5f) - 0x3f000000u;
+    else
+        bits = (bits + 0xfffu + (bits >> 13 & 1u) - 0x38000000u) >> 13;
+    return static_cast<uint16_t>(sign | bits);
+}
+
+__device__ static inline float f32_from_f16(uint16_t value) {
+    uint32_t sign = (value & 0x8000u) << 16, exponent = value >> 10 & 31u, mantissa = value & 1023u;
+    if (exponent == 31)
+        return __uint_as_float(sign | 0x7f800000u | mantissa << 13);
+    if (exponent)
+        return __uint_as_float(sign | (exponent + 112) << 23 | mantissa << 13);
+    return __uint_as_float(sign | __float_as_uint(static_cast<float>(mantissa) * 0x1p-24f));
+}
+
+/* As bits, because the hardware's conversion would make one NaN of all. */
+__device__ static inline uint16_t bf16_from_f32(float value) {
+    uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+__global__ static void convert_kernel(void *dst, enum mm_dtype to, const void *src,
+                                      enum mm_dtype from, size_t n) {
+    size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    if (i >= n)
+        return;
+    uint16_t half = from == MM_F32 ? 0 : static_cast<const uint16_t *>(src)[i];
+    float value = from == MM_F32    ? static_cast<const float *>(src)[i]
+                  : from == MM_BF16 ? __uint_as_float(static_cast<uint32_t>(half) << 16)
+                                    : f32_from_f16(half);
+    if (to == MM_F32)
+        static_cast<float *>(dst)[i] = value;
+    else
+        static_cast<uint16_t *>(dst)[i] =
+            to == MM_BF16 ? bf16_from_f32(value) : f16_from_f32(value);
+}
+
+static void cuda_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
+                         enum mm_dtype src_dtype, size_t n) {
+    if (dst_dtype == src_dtype)
+        cuda_copy(dev, dst, src, n * mm_dtype_bytes(dst_dtype));
+    else if (n)
+        MM_LAUNCH(convert_kernel, blocks_for(n, BLOCK), BLOCK, 0, dev, dst, dst_dtype, src,
+                  src_dtype, n);
+}
+
+/* -- the device -------------------------------------------------------------------------------- */
+
+static void cuda_close(struct mm_device *dev) {
+    struct cuda_context *context = cuda_context(dev);
+    MM_CUDA(cudaStreamSynchronize(context->stream));
+    MM_CUDA(cudaFree(context->scratch));
+    MM_CUDA(cudaFree(context->workspace));
+    cublasLtDestroy(context->lt);
+    MM_CUDA(cudaStreamDestroy(context->stream));
+    mm_free(context->choices);
+    mm_free(context);
+    mm_free(dev);
+}
+
+#define CUDA_ROW(operation) table->operation = cuda_##operation;
+
+static void fill_table(struct mm_ops *table, const char *name) {
+    table->name = name;
+    table->close = cuda_close;
+    table->alloc = cuda_alloc;
+    table->free = cuda_free;
+    table->zero = cuda_zero;
+    table->copy = cuda_copy;
+    table->upload = cuda_upload;
+    table->download = cuda_download;
+    table->convert = cuda_convert;
+    CUDA_OPS(CUDA_ROW)
+}
+
+int mm_cuda_device_count(void) {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+/* Whether device `index` can be used, and its name; else the text says why not. */
+static bool device_name(int index, char *name, size_t bytes, struct mm_error *err) {
+    int count = 0;
+    struct cudaDeviceProp properties;
+    cudaError_t result = cudaGetDeviceCount(&count);
+    if (result == cudaSuccess && index >= count) {
+        mm_fail(err, MM_FAILED, "GPU %d asked for, %d visible (CUDA_VISIBLE_DEVICES)", index,
+                count);
+        return false;
+    }
+    if (result == cudaSuccess)
+        result = cudaSetDevice(index);
+    if (result == cudaSuccess)
+        result = cudaGetDeviceProperties(&properties, index);
+    if (result != cudaSuccess) {
+        mm_fail(err, MM_FAILED, "no usable GPU: %s", cudaGetErrorString(result));
+        return false;
+    }
+    if (properties.major < 8) {
+        mm_fail(err, MM_FAILED, "GPU %d is %s, of compute capability %d.%d: 8.0 is needed", index,
+                properties.name, properties.major, properties.minor);
+        return false;
+    }
+    snprintf(name, bytes, "cuda %s", properties.name);
+    return true;
+}
+
+struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
+    char name[sizeof cuda_context(nullptr)->name];
+    cublasLtHandle_t lt;
+    if (!device_name(index, name, sizeof name, err))
+        return nullptr;
+    if (cublasLtCreate(&lt) != CUBLAS_STATUS_SUCCESS) {
+        mm_fail(err, MM_FAILED, "cuBLASLt does not start on %s", name);
+        return nullptr;
+    }
+    struct mm_device *dev = static_cast<struct mm_device *>(mm_calloc(1, sizeof *dev));
+    struct cuda_context *context =
+        static_cast<struct cuda_context *>(mm_calloc(1, sizeof *context));
+    MM_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
+    context->lt = lt;
+    context->workspace_bytes = WORKSPACE_BYTES;
+    context->workspace = take(WORKSPACE_BYTES);
+    memcpy(context->name, name, sizeof name);
+    fill_table(&context->table, context->name);
+    dev->ops = &context->table;
+    dev->context = context;
+    return dev;
+}

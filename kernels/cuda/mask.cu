@@ -1,0 +1,226 @@
+/* mask.cu - lines 13 to 15 of Algorithm 1: sums by tensor, scales, and the unlearning step.
+ *
+ * The tensors' bounds are on the device, so blocks take chunks of the whole vector and find the
+ * tensors in them. The part of tensor t in chunk c is number c + t: that grows from each part to
+ * the next, and so names it. */
+#include "kernels/cuda/vector.h"
+
+struct parts {
+    const size_t *offsets;
+    size_t tensors_n, n;
+};
+
+struct part {
+    size_t tensor, low, high; /* low >= high: nothing there */
+};
+
+/* The first tensor that reaches beyond element `at`; tensors_n: none does. */
+__device__ static inline size_t tensor_at(const struct parts &p, size_t at) {
+    size_t low = 0, high = p.tensors_n;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (p.offsets[middle + 1] > at)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* Tensor t's part of this block's chunk. */
+__device__ static inline struct part part_of(const struct parts &p, size_t t) {
+    size_t first = blockIdx.x * CHUNK, last = first + CHUNK < p.n ? first + CHUNK : p.n;
+    size_t low = p.offsets[t], high = p.offsets[t + 1];
+    return {t, low > first ? low : first, high < last ? high : last};
+}
+
+/* For each part of this block's chunk. */
+#define FOR_PARTS(part, p)                                                                         \
+    for (size_t t_ = tensor_at(p, blockIdx.x * CHUNK);                                             \
+         t_ < (p).tensors_n && (p).offsets[t_] < (blockIdx.x + 1) * CHUNK; t_++)                   \
+        if (struct part part = part_of(p, t_); part.low < part.high)
+
+__device__ static inline int sign(float x) {
+    return (x > 0) - (x < 0);
+}
+
+/* -- sums -------------------------------------------------------------------------------------- */
+
+template <typename S>
+__global__ static void mask_sums_kernel(struct mm_mask_sums *partial, struct parts parts,
+                                        const float *g, const S *m, bool masking, bool wide) {
+    FOR_PARTS(part, parts) {
+        double raw = 0, kept = 0, kept_n = 0;
+        for (size_t first = part.low / 4 * 4 + 4 * threadIdx.x; first < part.high;
+             first += 4 * blockDim.x) {
+            float x[4], y[4];
+            load4(x, g, first, part.low, part.high, wide);
+            load4(y, m, first, part.low, part.high, wide);
+            for (unsigned k = 0; k < 4; k++) {
+                if (first + k < part.low || first + k >= part.high)
+                    continue;
+                float v = round_to<S>(x[k]);
+                double square = static_cast<double>(v) * static_cast<double>(v);
+                bool keep = !masking || sign(v) == sign(y[k]);
+                raw += square;
+                kept += keep ? square : 0;
+                kept_n += keep;
+            }
+        }
+        raw = block_sum(raw);
+        kept = block_sum(kept);
+        kept_n = block_sum(kept_n);
+        if (threadIdx.x == 0)
+            partial[blockIdx.x + part.tensor] = {raw, kept, kept_n};
+    }
+}
+
+/* A block a tensor: its chunks' sums. */
+__global__ static void add_parts_kernel(struct mm_mask_sums *sums,
+                                        const struct mm_mask_sums *partial, struct parts parts) {
+    size_t t = blockIdx.x, low = parts.offsets[t], high = parts.offsets[t + 1];
+    struct mm_mask_sums total = {};
+    for (size_t c = low / CHUNK + threadIdx.x; low < high && c <= (high - 1) / CHUNK;
+         c += blockDim.x) {
+        total.raw += partial[c + t].raw;
+        total.kept += partial[c + t].kept;
+        total.kept_n += partial[c + t].kept_n;
+    }
+    total.raw = block_sum(total.raw);
+    total.kept = block_sum(total.kept);
+    total.kept_n = block_sum(total.kept_n);
+    if (threadIdx.x == 0)
+        sums[t] = total;
+}
+
+template <typename S>
+static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
+                      struct mm_vector m, struct parts parts, bool masking) {
+    unsigned chunks = blocks_for(g.n, CHUNK), tensors = blocks_for(parts.tensors_n, 1);
+    bool wide = aligned4(g.data, MM_F32) && aligned4(m.data, m.dtype);
+    size_t bytes = (chunks + parts.tensors_n) * sizeof(struct mm_mask_sums);
+    struct mm_mask_sums *partial = static_cast<struct mm_mask_sums *>(cuda_scratch(dev, bytes));
+    if (chunks)
+        MM_LAUNCH(mask_sums_kernel<S>, chunks, BLOCK, 0, dev, partial, parts,
+                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), masking,
+                  wide);
+    if (tensors)
+        MM_LAUNCH(add_parts_kernel, tensors, BLOCK, 0, dev, sums, partial, parts);
+}
+
+void cuda_mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
+                    struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking) {
+    struct parts parts = {offsets, tensors_n, g.n};
+    MM_BY_DTYPE(m.dtype, mask_sums, dev, sums, g, m, parts, masking);
+}
+
+/* -- scales ------------------------------------------------------------------------------------ */
+
+/* The norm of all tensors together. In bfloat16 the study code's sum(norm**2)**0.5 rounds each
+ * tensor's norm, its square, every partial sum and the root. */
+template <typename S>
+__device__ static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n, bool kept) {
+    double total = 0;
+    for (size_t t = 0; t < tensors_n; t++) {
+        double square = kept ? sums[t].kept : sums[t].raw;
+        if (sizeof(S) == 2) {
+            float norm = round_to<S>(static_cast<float>(sqrt(square)));
+            total = round_to<S>(static_cast<float>(total) + round_to<S>(norm * norm));
+        } else
+            total += square;
+    }
+    return sizeof(S) == 2 ? round_to<S>(sqrtf(static_cast<float>(total))) : sqrt(total);
+}
+
+/* factor / norm; PyTorch divides a number by a bfloat16 tensor as reciprocal, then product. */
+template <typename S> __device__ static double divide(double factor, double norm) {
+    if (sizeof(S) == 4)
+        return factor / norm;
+    return round_to<S>(round_to<S>(1.0f / static_cast<float>(norm)) * static_cast<float>(factor));
+}
+
+template <typename S>
+__global__ static void unlearn_scale_kernel(double *scale, const struct mm_mask_sums *sums,
+                                            size_t tensors_n, enum mm_normalization normalization,
+                                            bool study, double n_w,
+                                            struct mm_loop_scalars *scalars) {
+    double kept_n = 0, factor = study ? sqrt(n_w) : 1.0;
+    double raw_norm = global_norm<S>(sums, tensors_n, false), common = raw_norm;
+    uint32_t *stop = &scalars->stop;
+    if (normalization == MM_NORM_GLOBAL_POST_MASK)
+        common = global_norm<S>(sums, tensors_n, true);
+    guard_value(raw_norm, false, MM_STOP_UNLEARNING_GRADIENT, stop);
+    if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
+        guard_value(common, true, MM_STOP_ZERO_NORM, stop);
+    for (size_t t = 0; t < tensors_n; t++) {
+        kept_n += sums[t].kept_n;
+        if (normalization == MM_NORM_NONE)
+            scale[t] = 1.0;
+        else if (normalization == MM_NORM_PER_PARAMETER) {
+            double norm = global_norm<S>(&sums[t], 1, true);
+            guard_value(norm, true, MM_STOP_ZERO_NORM, stop);
+            scale[t] = divide<S>(1.0, norm);
+        } else
+            scale[t] = divide<S>(factor, common);
+    }
+    scalars->grad_norm = raw_norm;
+    scalars->mask_fraction = kept_n / n_w;
+}
+
+void cuda_unlearn_scale(struct mm_device *dev, double *scale, const struct mm_mask_sums *sums,
+                        size_t tensors_n, enum mm_normalization normalization, bool study,
+                        double n_w, enum mm_dtype state_dtype, struct mm_loop_scalars *scalars) {
+    if (state_dtype == MM_BF16)
+        MM_LAUNCH(unlearn_scale_kernel<bf16>, 1, 1, 0, dev, scale, sums, tensors_n, normalization,
+                  study, n_w, scalars);
+    else
+        MM_LAUNCH(unlearn_scale_kernel<float>, 1, 1, 0, dev, scale, sums, tensors_n, normalization,
+                  study, n_w, scalars);
+}
+
+/* -- step -------------------------------------------------------------------------------------- */
+
+template <typename S>
+__global__ static void unlearn_step_kernel(S *b, const float *g, const S *m, struct parts parts,
+                                           const double *scale, double rate, bool masking,
+                                           const uint32_t *stop, bool wide) {
+    if (*stop)
+        return;
+    FOR_PARTS(part, parts) {
+        double by = scale[part.tensor];
+        float s = sizeof(S) == 2 ? static_cast<float>(by) : 1.0f;
+        float step = static_cast<float>(sizeof(S) == 2 ? rate : rate * by);
+        for (size_t first = part.low / 4 * 4 + 4 * threadIdx.x; first < part.high;
+             first += 4 * blockDim.x) {
+            float x[4], y[4], z[4];
+            load4(x, g, first, part.low, part.high, wide);
+            load4(y, m, first, part.low, part.high, wide);
+            load4(z, b, first, part.low, part.high, wide);
+            for (unsigned k = 0; k < 4; k++) {
+                float v = round_to<S>(x[k]);
+                bool keep = !masking || sign(v) == sign(y[k]);
+                z[k] -= keep ? round_to<S>(round_to<S>(v * s) * step) : 0.0f;
+            }
+            store4(b, z, first, part.low, part.high, wide);
+        }
+    }
+}
+
+template <typename S>
+static void unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
+                         struct mm_vector m, struct parts parts, const double *scale, double rate,
+                         bool masking, const uint32_t *stop) {
+    unsigned chunks = blocks_for(b.n, CHUNK);
+    bool wide = aligned4(b.data, b.dtype) && aligned4(g.data, MM_F32) && aligned4(m.data, m.dtype);
+    if (chunks && parts.tensors_n)
+        MM_LAUNCH(unlearn_step_kernel<S>, chunks, BLOCK, 0, dev, static_cast<S *>(b.data),
+                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), parts, scale,
+                  rate, masking, stop, wide);
+}
+
+void cuda_unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
+                       struct mm_vector m, const size_t *offsets, size_t tensors_n,
+                       const double *scale, double rate, bool masking, const uint32_t *stop) {
+    struct parts parts = {offsets, tensors_n, b.n};
+    MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, m, parts, scale, rate, masking, stop);
+}

@@ -1,0 +1,21 @@
+/* vector.h - what the files of Algorithm 1's vector operations share. */
+#ifndef MM_CUDA_VECTOR_H
+#define MM_CUDA_VECTOR_H
+
+#include "kernels/cuda/block.h"
+
+/* Elements a block sums up; the blocks' sums are added in an order of their own. */
+#define CHUNK ((size_t)16384)
+
+/* x as a state of type S stores it: PyTorch's bfloat16 operations round so (METHOD.md 1.3). */
+template <typename S> __device__ static inline float round_to(float x) {
+    return to_float(from_float<S>(x));
+}
+
+__device__ static inline void guard_value(double value, bool zero_too, enum mm_stop code,
+                                          uint32_t *stop) {
+    if (*stop == MM_STOP_NONE && (!isfinite(value) || (zero_too && value == 0)))
+        *stop = code;
+}
+
+#endif
