@@ -8,8 +8,8 @@
  * duty and are checked by MM_CHECK where that is cheap.
  *   - Memory is the backend's (mm_device.alloc) and borrowed; inputs and outputs don't overlap.
  *   - "=" overwrites, "+=" accumulates.
- *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in
- * order.
+ *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in order.
+ *     Matrix products are the exception: their order is the library's, the same for the same number.
  *   - n tokens are rows: n = B·T, row b·T + t holds token t of sequence b.
  * Letters: B sequences, T tokens a sequence, C width, V vocabulary. */
 #ifndef MM_OPS_H
@@ -84,7 +84,7 @@ struct mm_ops {
     /* Frees the device and its context. */
     void (*close)(struct mm_device *dev);
 
-    /* -- memory -------------------------------------------------------------------------------- */
+    /* -- memory ------------------------------------------------------------------------------------ */
     void *(*alloc)(struct mm_device *dev,
                    size_t bytes); /* 64-byte aligned, zeroed; freed by free */
     void (*free)(struct mm_device *dev, void *block);
@@ -213,8 +213,9 @@ struct mm_device {
 
 /* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
 struct mm_device *mm_device_create_cpu(void);
-/* GPU `index` of those visible to this process; NULL, and the text says what is missing, where there
- * is no driver, no such GPU, or no CUDA in this build. The caller frees with mm_device_free. Local. */
+/* GPU `index` of those visible to this process; NULL, and the text says what is missing, where
+ * there is no driver, no such GPU, or no CUDA in this build. The caller frees with mm_device_free.
+ * Local. */
 struct mm_device *mm_device_create_cuda(int index, struct mm_error *err);
 /* GPUs visible to this process; 0 without a driver or without CUDA. */
 int mm_cuda_device_count(void);

@@ -137,8 +137,7 @@ void mm_job_close(struct mm_job *job) {
     *job = (struct mm_job){0};
 }
 
-/* -- run folder
- * ------------------------------------------------------------------------------------ */
+/* -- run folder -------------------------------------------------------------------------------- */
 
 static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                     struct mm_error *err) {
@@ -173,8 +172,7 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
     return mm_comm_agree(job->comm, status, err);
 }
 
-/* -- evaluation and result
- * -------------------------------------------------------------------------- */
+/* -- evaluation and result --------------------------------------------------------------------- */
 
 static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_t passes,
                                        const struct mm_evaluation *e, struct mm_error *err) {

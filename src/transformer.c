@@ -162,8 +162,7 @@ void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratc
          acts->stats_final);
 }
 
-/* -- backward
- * -------------------------------------------------------------------------------------- */
+/* -- backward ---------------------------------------------------------------------------------- */
 
 struct backward {
     const struct mm_model *m;

@@ -60,8 +60,7 @@ void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error
     destroy(&ph);
 }
 
-/* -- checkpoints
- * ----------------------------------------------------------------------------------- */
+/* -- checkpoints ------------------------------------------------------------------------------- */
 
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
@@ -83,10 +82,18 @@ static void bind_state(struct phase *ph) {
     }
 }
 
+/* With the digits that give the same double back: cJSON settles for 15 that come close. */
+static cJSON *exact_number(double value) {
+    char *text = isfinite(value) ? mm_format("%.17g", value) : mm_strdup("null");
+    cJSON *number = cJSON_CreateRaw(text);
+    mm_free(text);
+    return number;
+}
+
 static void add_losses(cJSON *to, const char *key, const struct mm_evaluation *e) {
     cJSON *pair = cJSON_AddArrayToObject(to, key);
-    cJSON_AddItemToArray(pair, cJSON_CreateNumber(e->forget_loss));
-    cJSON_AddItemToArray(pair, cJSON_CreateNumber(e->retain_loss));
+    cJSON_AddItemToArray(pair, exact_number(e->forget_loss));
+    cJSON_AddItemToArray(pair, exact_number(e->retain_loss));
 }
 
 static void get_losses(const cJSON *from, const char *key, struct mm_evaluation *e) {
@@ -154,8 +161,7 @@ static enum mm_status load(struct phase *ph, const char *folder,
     return MM_OK;
 }
 
-/* -- loops
- * ----------------------------------------------------------------------------------------- */
+/* -- loops ------------------------------------------------------------------------------------- */
 
 static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars *s,
                                  struct mm_error *err) {
@@ -248,8 +254,7 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
     return status;
 }
 
-/* -- export
- * ---------------------------------------------------------------------------------------- */
+/* -- export ------------------------------------------------------------------------------------ */
 
 /* Rank 0 writes; the working weights hold the gathered b. */
 static enum mm_status export(const struct phase *ph, struct mm_error *err) {

@@ -2,7 +2,7 @@
 # kernels' own source on the host through cuda_shim.h, in several orders of threads.
 file(GLOB OPERATION_TESTS CONFIGURE_DEPENDS test_ops*.c)
 
-# add_operation_test(KIND LIBRARIES...): programs <test>_KIND
+# add_operation_tests(KIND LIBRARIES...): the programs <test>_KIND
 function(add_operation_tests kind)
   foreach(source ${OPERATION_TESTS})
     get_filename_component(name ${source} NAME_WE)

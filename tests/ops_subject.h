@@ -75,7 +75,7 @@ static inline void subjects_open_cpu(void) {
 }
 #endif
 
-/* The programs of the CUDA backend, on a GPU or on the host shim, are compiled with MM_TEST_CUDA. */
+/* Programs compiled with MM_TEST_CUDA test the CUDA backend, on a GPU or on the host shim. */
 static inline void subjects_open_cuda(void) {
     struct mm_error err;
     struct mm_device *dev = mm_device_create_cuda(0, &err);

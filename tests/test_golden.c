@@ -60,8 +60,7 @@ static void close_case(struct fixture *f) {
     mm_arena_free(f->arena);
 }
 
-/* -- logits, losses, gradients of all parameters
- * --------------------------------------------------- */
+/* -- logits, losses, gradients of all parameters ----------------------------------------------- */
 
 static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, size_t T) {
     size_t n = B * T, V = f->model->arch.vocab;
@@ -128,8 +127,7 @@ static void check_reference(const char *name) {
     close_case(&f);
 }
 
-/* -- unlearning runs
- * ------------------------------------------------------------------------------- */
+/* -- unlearning runs --------------------------------------------------------------------------- */
 
 /* The config a trace's `overrides` attribute describes. */
 static void read_config(struct mm_config *config, hid_t group, size_t micro_batch) {
@@ -295,8 +293,7 @@ static void check_runs(const char *name) {
     close_case(&f);
 }
 
-/* -- bfloat16 state, bit by bit
- * --------------------------------------------------------------------- */
+/* -- bfloat16 state, bit by bit ---------------------------------------------------------------- */
 
 /* g (=) own rows of loop t's stored gradient. */
 static void load_gradient(hid_t group, const char *kind, size_t t, const struct mm_shard *shard,
@@ -425,8 +422,7 @@ static void check_pretraining(const char *name) {
     close_case(&f);
 }
 
-/* -- the table
- * ------------------------------------------------------------------------------------- */
+/* -- the table --------------------------------------------------------------------------------- */
 
 static void reference_llama(void **state) {
     (void)state;

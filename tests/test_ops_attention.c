@@ -126,8 +126,8 @@ static void check_elements(struct attention_case *c, const struct box *dqkv, siz
         c->b = i / (c->T * c->cols);
         double want = central(attention_objective, c, &c->qkv[i], 1e-5);
         double room = (16 + 4 * c->most) * 0x1p-24 * most + 1e-9;
-        if (dqkv->mat.dtype == MM_BF16)
-            room += 0x1p-7 * most;
+        if (dqkv->mat.dtype == MM_BF16) /* `out` comes rounded: sharp scores multiply that */
+            room += 0x1p-7 * most * (1 + c->most / 16);
         if (!(fabs(got[i] - want) <= room))
             fail_msg("%s: dqkv[%zu, %zu] is %.9g, should be %.9g within %.2g",
                      dqkv->on->dev->ops->name, i / c->cols, i % c->cols, got[i], want, room);

@@ -266,8 +266,7 @@ void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struc
     }
 }
 
-/* -- relearning and pretraining
- * -------------------------------------------------------------------- */
+/* -- relearning and pretraining ---------------------------------------------------------------- */
 
 static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
                              float rate) {

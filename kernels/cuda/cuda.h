@@ -81,8 +81,7 @@ template <> __device__ inline bf16 from_float<bf16>(float x) {
             function<float>(__VA_ARGS__);                                                          \
     } while (0)
 
-/* -- the operations, see kernels/ops.h; each in the file named after its group
- * --------------------- */
+/* -- the operations, see kernels/ops.h; each in the file named after its group ----------------- */
 #define CUDA_OPS(op)                                                                               \
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
