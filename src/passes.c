@@ -93,6 +93,7 @@ void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_o
                         struct mm_vector g, double *loss, double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_mat none = {0};
+    MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
     zero_scalar(p, loss);
     if (cross_entropy)
         zero_scalar(p, cross_entropy);
@@ -135,6 +136,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const uint32_t *tokens,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss) {
     MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
+    MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     zero_scalar(p, loss);
     zero_scalar(p, second_loss);
     mm_shard_zero_grads(p->shard);

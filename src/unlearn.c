@@ -244,8 +244,11 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, c
 static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
-    if (ph->done == 0)
+    bool resumed = ph->saved != SIZE_MAX;
+    if (!resumed)
         status = mm_job_evaluate(job, "start", 0, &job->at_start, err);
+    if (status == MM_OK && !resumed && ph->loops == 0)
+        status = save(ph, err);
     struct mm_progress progress =
         mm_progress_start(mm_comm_rank(job->comm), "unlearn", "loop", ph->done, ph->loops);
     while (status == MM_OK && ph->done < ph->loops)
