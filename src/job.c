@@ -156,11 +156,11 @@ static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep
     char *path = mm_format("%s/config.yaml", dir), *text = mm_config_yaml(job->config);
     enum mm_status status = mm_folder_make(dir, err);
     if (status == MM_OK)
+        status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
+    if (status == MM_OK)
         status = mm_file_write(path, text, strlen(text), err);
     mm_free(path);
     mm_free(text);
-    if (status == MM_OK)
-        status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
     return status == MM_OK ? MM_OK : MM_BAD_INPUT;
 }
 

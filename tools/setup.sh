@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(gcc make cmake pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-dev
+packages=(gcc g++ make cmake pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-dev
     libopenblas-openmp-dev libcjson-dev libcmocka-dev libxxhash-dev python3 python3-venv)
 missing=()
 for package in "${packages[@]}"; do
