@@ -36,8 +36,7 @@ static const char usage[] =
     "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal after a\n"
     "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything "
     "else.\n"
-    "\n"
-    "Config keys (YAML), with defaults:\n\n";
+    "\n";
 
 struct command_line {
     const char *command, *subject;
@@ -50,12 +49,12 @@ static enum mm_status parse(struct command_line *line, int argc, char **argv,
                             struct mm_error *err) {
     static const char *const commands[] = {"run", "resume", "eval", "pretrain", "plan", "inspect"};
     size_t n = sizeof commands / sizeof *commands, known = 0;
-    *line = (struct command_line){.command = argc > 1 ? argv[1] : ""};
+    *line = (struct command_line){.command = argc > 1 ? argv[1] : "nothing"};
     while (known < n && strcmp(commands[known], line->command) != 0)
         known++;
     if (known == n)
         return mm_fail(err, MM_BAD_INPUT,
-                       "'%s' is no command: run, resume, eval, pretrain, plan or "
+                       "%s is no command: run, resume, eval, pretrain, plan or "
                        "inspect; see mudman-mpi --help",
                        line->command);
     if (argc < 3)

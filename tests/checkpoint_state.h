@@ -6,7 +6,8 @@
 
 #include <string.h>
 
-#include "io/checkpoint.h"
+#include "io/checkpoint_format.h"
+#include "io/files.h"
 
 static const struct {
     const char *name;
@@ -106,6 +107,32 @@ static inline bool info_equal(const struct mm_checkpoint_info *a,
            a->forget_cursor == b->forget_cursor && a->metrics_bytes == b->metrics_bytes &&
            strcmp(a->weights_hash, b->weights_hash) == 0 && strcmp(a->config, b->config) == 0 &&
            strcmp(a->extra, b->extra) == 0;
+}
+
+/* For calls that fill a `struct mm_error err` in scope. */
+#define assert_ok(call)                                                                            \
+    do {                                                                                           \
+        if ((call) != MM_OK)                                                                       \
+            fail_msg("%s", err.text);                                                              \
+    } while (0)
+
+/* A checkpoint of three parts in run_dir/checkpoints/7; returns the folder, the caller's. */
+static inline char *write_three_parts(const char *run_dir) {
+    struct mm_error err;
+    char *folder = mm_format("%s/checkpoints/7", run_dir), hashes[3][33];
+    struct mm_checkpoint_info info = info_make(7);
+    assert_ok(mm_folder_make(folder, &err));
+    for (int r = 3; r-- > 0;) {
+        struct mm_state own = state_make(7, MM_F32, true, 3, r);
+        struct mm_checkpoint_job job = {folder, &own, &info, r, 3, hashes};
+        assert_ok(mm_checkpoint_part_write(&job, hashes[r], &err));
+        if (r == 0)
+            assert_ok(mm_checkpoint_whole_write(&job, &err));
+        state_free(&own);
+    }
+    mm_checkpoint_info_free(&info);
+    assert_ok(mm_checkpoint_verify(folder, NULL, &err));
+    return folder;
 }
 
 #endif

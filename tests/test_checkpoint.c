@@ -29,11 +29,6 @@ static long live_before;
 static char run_dir[] = "/tmp/test_checkpoint.XXXXXX";
 static struct mm_error err;
 
-#define assert_ok(call)                                                                            \
-    do {                                                                                           \
-        if ((call) != MM_OK)                                                                       \
-            fail_msg("%s", err.text);                                                              \
-    } while (0)
 static bool disk_is_full;
 
 /* In place of the C library's, for the files of this program; HDF5 writes by pwrite. */

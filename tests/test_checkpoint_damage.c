@@ -29,12 +29,6 @@ static long live_before;
 static char run_dir[] = "/tmp/test_damage.XXXXXX";
 static struct mm_error err;
 
-#define assert_ok(call)                                                                            \
-    do {                                                                                           \
-        if ((call) != MM_OK)                                                                       \
-            fail_msg("%s", err.text);                                                              \
-    } while (0)
-
 /* Faults ------------------------------------------------------------------------------------ */
 
 /* The following stand in for the C library's, for the files of this program. HDF5 calls none of
@@ -107,24 +101,6 @@ static size_t found(const char *dir) {
     return loops;
 }
 
-/* One of three parts in run_dir/checkpoints/7; returns the folder. */
-static char *write_parts(void) {
-    char *folder = mm_format("%s/checkpoints/7", run_dir), hashes[3][33];
-    struct mm_checkpoint_info info = info_make(7);
-    assert_ok(mm_folder_make(folder, &err));
-    for (int r = 3; r-- > 0;) {
-        struct mm_state own = state_make(7, MM_F32, true, 3, r);
-        struct mm_checkpoint_job job = {folder, &own, &info, r, 3, hashes};
-        assert_ok(mm_checkpoint_part_write(&job, hashes[r], &err));
-        if (r == 0)
-            assert_ok(mm_checkpoint_whole_write(&job, &err));
-        state_free(&own);
-    }
-    mm_checkpoint_info_free(&info);
-    assert_ok(mm_checkpoint_verify(folder, NULL, &err));
-    return folder;
-}
-
 static const char *const files[] = {"part-00000.h5", "part-00001.h5", "part-00002.h5",
                                     MM_CHECKPOINT_WHOLE};
 
@@ -144,7 +120,7 @@ static int left_over(const char *dir) {
 
 static void every_flip_is_seen(void **state) {
     (void)state;
-    char *folder = write_parts();
+    char *folder = write_three_parts(run_dir);
     for (size_t f = 0; f < 4; f++) {
         char *path = mm_format("%s/%s", folder, files[f]);
         unsigned char byte, flipped;
@@ -170,7 +146,7 @@ static void every_flip_is_seen(void **state) {
 
 static void every_cut_is_seen(void **state) {
     (void)state;
-    char *folder = write_parts();
+    char *folder = write_three_parts(run_dir);
     for (size_t f = 0; f < 4; f++) {
         char *path = mm_format("%s/%s", folder, files[f]), *content;
         size_t bytes;
@@ -199,7 +175,7 @@ static void every_cut_is_seen(void **state) {
 
 static void rubbish_is_tolerated(void **state) {
     (void)state;
-    char *folder = write_parts();
+    char *folder = write_three_parts(run_dir);
     const char *const rubbish[] = {"part-00003.h5", "notes.txt", ".nfs0001", "part-00000.h5.tmp"};
     for (size_t i = 0; i < 4; i++) {
         char *path = mm_format("%s/%s", folder, rubbish[i]);
@@ -243,7 +219,7 @@ static void the_one_before_is_found(void **state) {
 /* Without the hashes: HDF5 itself fills what is missing with NaN, and that is seen. */
 static void missing_rows_are_nan(void **state) {
     (void)state;
-    char *folder = write_parts(), *path = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
+    char *folder = write_three_parts(run_dir), *path = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
     char *part = mm_format("%s/%s", folder, files[1]);
     struct mm_checkpoint_head head;
     float values[24 * 8];

@@ -18,30 +18,7 @@
 static char run_dir[] = "/tmp/test_inspect.XXXXXX";
 static struct mm_error err;
 
-#define assert_ok(call)                                                                            \
-    do {                                                                                           \
-        if ((call) != MM_OK)                                                                       \
-            fail_msg("%s", err.text);                                                              \
-    } while (0)
-
 static const char *const files[] = {"part-00000.h5", "part-00001.h5", "part-00002.h5"};
-
-/* A checkpoint of three parts in run_dir/checkpoints/7; returns the folder. */
-static char *write_parts(void) {
-    char *folder = mm_format("%s/checkpoints/7", run_dir), hashes[3][33];
-    struct mm_checkpoint_info info = info_make(7);
-    assert_ok(mm_folder_make(folder, &err));
-    for (int r = 3; r-- > 0;) {
-        struct mm_state own = state_make(7, MM_F32, true, 3, r);
-        struct mm_checkpoint_job job = {folder, &own, &info, r, 3, hashes};
-        assert_ok(mm_checkpoint_part_write(&job, hashes[r], &err));
-        if (r == 0)
-            assert_ok(mm_checkpoint_whole_write(&job, &err));
-        state_free(&own);
-    }
-    mm_checkpoint_info_free(&info);
-    return folder;
-}
 
 static void put(hid_t file, const char *name, int rank, const hsize_t *dims, const void *data) {
     hid_t space = H5Screate_simple(rank, dims, NULL);
@@ -93,7 +70,7 @@ static void expect_inspect(const char *path, enum mm_status status, const char *
 
 static void checkpoints(void **state) {
     (void)state;
-    char *folder = write_parts();
+    char *folder = write_three_parts(run_dir);
     char *whole = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
     char *part = mm_format("%s/%s", folder, files[1]);
     expect_inspect(folder, MM_OK, "base/a two rows [2, 9] float32  min ");
