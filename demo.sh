@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 
 tools/setup.sh
 cmake -S . -B build >/dev/null
-cmake --build build -j "$(nproc)" --target mudman-mpi | grep -v '^\[' || true
+cmake --build build -j "$(nproc)" --target mudman-mpi | { grep -vE '^\[|Built target' || true; }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 rm -rf runs/demo
