@@ -260,38 +260,42 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
 /* -- export ------------------------------------------------------------------------------------ */
 
 /* Rank 0 writes; the working weights hold the gathered b. */
-static enum mm_status export(const struct phase *ph, struct mm_error *err) {
-    const struct mm_job *job = ph->job; const struct mm_config *c = job->config;
+static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
+    const struct mm_job *job = ph->job;
+    const struct mm_config *c = job->config;
     static const enum mm_dtype dtypes[] = {MM_F32, MM_F32, MM_BF16, MM_F16};
     enum mm_dtype dtype = dtypes[c->output.save_dtype];
-    char *out = mm_format("%s/model", c->output.dir); struct mm_export_report report = {0};
+    char *out = mm_format("%s/model", c->output.dir);
+    struct mm_export_report report = {0};
     struct mm_replacement *replaced = mm_calloc(ph->shard->tensors_n, sizeof *replaced);
-    for (size_t t = 0; t < ph->shard->tensors_n;
-         t++){const struct mm_param *p = &job->model->params[ph->shard->param[t]];
-              size_t n = p->rows * p->cols; float *host = mm_calloc(n, sizeof *host);
-              job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
-              replaced[t] = (struct mm_replacement){p->name, host, n};}
-enum mm_status status = mm_folder_remove(out, err);
-if (status == MM_OK)
-    status =
-        mm_weights_export(job->weights, out, replaced, ph->shard->tensors_n,
-                          c->output.save_dtype == MM_SAVE_STORED ? NULL : &dtype, &report, err);
-if (status == MM_OK)
-    mm_log0(MM_LOG_INFO,
-            "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
-            "rounding",
-            out, report.changed, ph->shard->total,
-            report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
-if (status == MM_OK && report.overflowed)
-    mm_log0(MM_LOG_WARN,
-            "%zu weights are too large for the saved dtype and became infinite: set "
-            "output.save_dtype",
-            report.overflowed);
-for (size_t t = 0; t < ph->shard->tensors_n; t++)
-    mm_free((float *)replaced[t].data);
-mm_free(replaced);
-mm_free(out);
-return status;
+    for (size_t t = 0; t < ph->shard->tensors_n; t++) {
+        const struct mm_param *p = &job->model->params[ph->shard->param[t]];
+        size_t n = p->rows * p->cols;
+        float *host = mm_calloc(n, sizeof *host);
+        job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
+        replaced[t] = (struct mm_replacement){p->name, host, n};
+    }
+    enum mm_status status = mm_folder_remove(out, err);
+    if (status == MM_OK)
+        status =
+            mm_weights_export(job->weights, out, replaced, ph->shard->tensors_n,
+                              c->output.save_dtype == MM_SAVE_STORED ? NULL : &dtype, &report, err);
+    if (status == MM_OK)
+        mm_log0(MM_LOG_INFO,
+                "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
+                "rounding",
+                out, report.changed, ph->shard->total,
+                report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
+    if (status == MM_OK && report.overflowed)
+        mm_log0(MM_LOG_WARN,
+                "%zu weights are too large for the saved dtype and became infinite: set "
+                "output.save_dtype",
+                report.overflowed);
+    for (size_t t = 0; t < ph->shard->tensors_n; t++)
+        mm_free((float *)replaced[t].data);
+    mm_free(replaced);
+    mm_free(out);
+    return status;
 }
 
 enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
@@ -313,7 +317,7 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
         mm_shard_store(ph.shard, ph.mudman->b);
         enum mm_status saved = MM_OK;
         if (mm_comm_rank(job->comm) == 0 && job->config->output.save_model)
-            saved = export(&ph, err);
+            saved = save_model(&ph, err);
         status = mm_comm_agree(job->comm, saved, err);
     }
     destroy(&ph);
