@@ -8,8 +8,9 @@
  * duty and are checked by MM_CHECK where that is cheap.
  *   - Memory is the backend's (mm_device.alloc) and borrowed; inputs and outputs don't overlap.
  *   - "=" overwrites, "+=" accumulates.
- *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in order.
- *     Matrix products are the exception: their order is the library's, the same for the same number.
+ *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in
+ *     order. Matrix products are the exception: their order is the library's, the same for the
+ *     same number.
  *   - n tokens are rows: n = B·T, row b·T + t holds token t of sequence b.
  * Letters: B sequences, T tokens a sequence, C width, V vocabulary. */
 #ifndef MM_OPS_H
@@ -84,7 +85,7 @@ struct mm_ops {
     /* Frees the device and its context. */
     void (*close)(struct mm_device *dev);
 
-    /* -- memory ------------------------------------------------------------------------------------ */
+    /* -- memory -------------------------------------------------------------------------------- */
     void *(*alloc)(struct mm_device *dev,
                    size_t bytes); /* 64-byte aligned, zeroed; freed by free */
     void (*free)(struct mm_device *dev, void *block);
@@ -205,6 +206,15 @@ struct mm_ops {
                        struct mm_vector second, struct mm_vector g, double g_scale, double rate,
                        const double betas[2], double epsilon, double weight_decay, size_t t);
 };
+
+/* The arithmetic fields of struct mm_ops, in its order: op(name) for each. A backend declares and
+ * fills its table with it. */
+#define MM_OPERATIONS(op)                                                                          \
+    op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
+        op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
+            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
+                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
+                    op(unlearn_step) op(sgd_step) op(adamw_step)
 
 struct mm_device {
     const struct mm_ops *ops;

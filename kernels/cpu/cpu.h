@@ -98,8 +98,8 @@ static inline float fast_exp(float x) {
     return x < -87.0f ? 0.0f : p * scale;
 }
 
-/* erf(x) within 4.1e-7: a rational function of x², fitted to erf(x)/x on [0, 3.92], where erf rounds
- * to 1 beyond. */
+/* erf(x) within 4.1e-7: a rational function of x², fitted to erf(x)/x on [0, 3.92], where erf
+ * rounds to 1 beyond. */
 static inline float fast_erf(float x) {
     float c = x < -3.92f ? -3.92f : x;
     c = c > 3.92f ? 3.92f : c;
@@ -119,15 +119,9 @@ static inline float fast_erf(float x) {
     return c * p / q;
 }
 
-/* -- the operations, see ops.h; defined in the file named after the group ------------------------
+/* -- the operations, see ops.h; defined in the file named after the group -----------------------
  */
-#define CPU_OPS(op)                                                                                \
-    op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
-        op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
-            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
-                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
-                    op(unlearn_step) op(sgd_step) op(adamw_step)
 #define CPU_DECLARE(name) extern __typeof__(*((struct mm_ops *)0)->name) CPU_NAME(cpu_##name);
-CPU_OPS(CPU_DECLARE)
+MM_OPERATIONS(CPU_DECLARE)
 
 #endif

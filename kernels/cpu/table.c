@@ -76,7 +76,7 @@ static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
                                     .download = cpu_copy,
                                     .convert = cpu_convert,
                                     .close = device_free,
-                                    CPU_OPS(CPU_ROW)};
+                                    MM_OPERATIONS(CPU_ROW)};
 
 struct mm_device *CPU_NAME(mm_cpu_device)(void);
 struct mm_device *CPU_NAME(mm_cpu_device)(void) {

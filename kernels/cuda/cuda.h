@@ -82,13 +82,7 @@ template <> __device__ inline bf16 from_float<bf16>(float x) {
     } while (0)
 
 /* -- the operations, see kernels/ops.h; each in the file named after its group ----------------- */
-#define CUDA_OPS(op)                                                                               \
-    op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
-        op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
-            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
-                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
-                    op(unlearn_step) op(sgd_step) op(adamw_step)
 #define CUDA_DECLARE(name) extern __typeof__(*((struct mm_ops *)0)->name) cuda_##name;
-CUDA_OPS(CUDA_DECLARE)
+MM_OPERATIONS(CUDA_DECLARE)
 
 #endif

@@ -146,7 +146,7 @@ static void fill_table(struct mm_ops *table, const char *name) {
     table->upload = cuda_upload;
     table->download = cuda_download;
     table->convert = cuda_convert;
-    CUDA_OPS(CUDA_ROW)
+    MM_OPERATIONS(CUDA_ROW)
 }
 
 int mm_cuda_device_count(void) {
