@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # test.sh - sets up, builds with gcc and clang as errors on warnings, and runs all tests: first with
-# AddressSanitizer and UndefinedBehaviorSanitizer, then the release build. Ends with ctest's summary.
+# AddressSanitizer and UndefinedBehaviorSanitizer, then the release build, which compiles the CUDA
+# backend too where nvcc is, for one architecture. Ends with ctest's summary.
 #   ./test.sh          everything
 #   ./test.sh quick    the release build only
 set -euo pipefail
@@ -11,7 +12,9 @@ jobs=$(nproc)
 build() { # FOLDER CMAKE-ARGUMENTS...
     local folder=$1
     shift
-    cmake -S . -B "$folder" -DMUDMAN_WERROR=ON -DMUDMAN_CUDA=OFF "$@" >/dev/null
+    # Of cmake's words those that say whether the CUDA backend is compiled, and why not.
+    cmake -S . -B "$folder" -DMUDMAN_WERROR=ON -DMUDMAN_CUDA=OFF "$@" |
+        { grep -E '^-- (CUDA |NCCL|without)' || true; }
     cmake --build "$folder" -j "$jobs" | { grep -vE '^\[|Building|Linking|Built target' || true; }
 }
 run_tests() { # FOLDER CTEST-ARGUMENTS...
@@ -30,5 +33,5 @@ if [ "${1:-}" != quick ]; then
     run_tests build-sanitize -LE 'python|shim'
 fi
 echo "release"
-build build
+build build -DMUDMAN_CUDA=AUTO -DCMAKE_CUDA_ARCHITECTURES=90
 run_tests build

@@ -1,7 +1,9 @@
-# Sets MUDMAN_CUDA_FOUND, from MUDMAN_CUDA and what there is. The CUDA runtime is linked statically, so
-# that a program starts without a driver; cuBLASLt is a shared library found through the program's
-# rpath, or, where the toolkit lies elsewhere, through LD_LIBRARY_PATH: it needs no driver to load.
+# Sets MUDMAN_CUDA_FOUND and MUDMAN_NCCL_FOUND, from MUDMAN_CUDA and what there is. The CUDA runtime is
+# linked statically, so that a program starts without a driver; cuBLASLt and NCCL are shared libraries
+# found through the program's rpath, or, where they lie elsewhere, through LD_LIBRARY_PATH: they need
+# no driver to load.
 set(MUDMAN_CUDA_FOUND OFF)
+set(MUDMAN_NCCL_FOUND OFF)
 if(NOT MUDMAN_CUDA MATCHES "^(ON|OFF|AUTO)$")
   message(FATAL_ERROR "MUDMAN_CUDA is ${MUDMAN_CUDA}, not ON, OFF or AUTO")
 endif()
@@ -17,6 +19,17 @@ endif()
 if(TARGET CUDA::cublasLt)
   check_language(CUDA)
 endif()
+# In NCCL_HOME, with the toolkit, or where the system keeps its libraries.
+find_path(NCCL_INCLUDE nccl.h HINTS ENV NCCL_HOME ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+find_library(NCCL_LIBRARY nccl HINTS ENV NCCL_HOME ${CUDAToolkit_LIBRARY_DIR}
+             PATH_SUFFIXES lib lib64)
+if(NCCL_INCLUDE AND NCCL_LIBRARY)
+  set(MUDMAN_NCCL_FOUND ON)
+endif()
+if(MUDMAN_CUDA STREQUAL "AUTO" AND NOT MUDMAN_NCCL_FOUND)
+  message(STATUS "without CUDA: NCCL was not found, see NCCL_HOME")
+  return()
+endif()
 if(TARGET CUDA::cublasLt AND CMAKE_CUDA_COMPILER)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80 90)
@@ -27,6 +40,11 @@ if(TARGET CUDA::cublasLt AND CMAKE_CUDA_COMPILER)
   enable_language(CUDA)
   set(MUDMAN_CUDA_FOUND ON)
   message(STATUS "CUDA ${CUDAToolkit_VERSION}: ${CMAKE_CUDA_COMPILER}")
+  if(MUDMAN_NCCL_FOUND)
+    message(STATUS "NCCL: ${NCCL_LIBRARY}")
+  else()
+    message(STATUS "without NCCL, see NCCL_HOME: GPUs exchange through host memory")
+  endif()
 elseif(MUDMAN_CUDA STREQUAL "ON")
   message(FATAL_ERROR "MUDMAN_CUDA is ON, but nvcc or cuBLASLt was not found: see CUDAToolkit_ROOT")
 else()

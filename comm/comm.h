@@ -1,12 +1,13 @@
 /* comm.h - the ranks of a job and what they do together.
  *
  * "Collective": every rank must call, in the same order. "Local": any rank, any time. Sums are
- * taken in rank order, so that the same number of ranks always gives the same bits. Faults of MPI
- * end the job. Only comm/ sees mpi.h. */
+ * taken in rank order, so that the same number of ranks always gives the same bits; but for float32
+ * reductions over NCCL, whose order is NCCL's. Faults of MPI or NCCL end the job. Only comm/ sees
+ * mpi.h and nccl.h. */
 #ifndef MM_COMM_H
 #define MM_COMM_H
 
-#include "kernels/tensor.h"
+#include "kernels/ops.h"
 #include "src/base/base.h"
 
 struct mm_comm;
@@ -38,7 +39,8 @@ void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes)
 /* Every rank's `bytes` bytes, in rank order, to all[size·bytes] on every rank. Collective. */
 void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, void *all);
 
-/* values[i] = sum over ranks of values[i], in rank order, on every rank. Collective. */
+/* values[i] (host memory) = sum over ranks of values[i], in rank order, on every rank. Collective.
+ */
 void mm_comm_sum(struct mm_comm *comm, double *values, size_t n);
 /* value = the largest over ranks. Collective. */
 double mm_comm_max(struct mm_comm *comm, double value);
@@ -57,13 +59,66 @@ static inline struct mm_rows mm_rows_of(size_t rows, int size, int rank) {
     return (struct mm_rows){first, rows - first < c ? rows - first : c};
 }
 
-/* own (this rank's rows, float32, contiguous; =) = sum over ranks of `full`, a contiguous float32
- * matrix of size·c rows of which the ones from `rows` on are padding. With one rank own may be
- * full's own memory. Collective. */
-void mm_comm_reduce_rows(struct mm_comm *comm, struct mm_mat full, size_t rows, float *own);
+/* -- on the memory of a device -------------------------------------------------------------------
+ *
+ * Between CPUs over MPI; between GPUs over NCCL, or staged through host memory. NCCL works beside
+ * the device: a bucket is started behind all that was asked of the device before, and mm_comm_wait
+ * holds back what is asked of it later. The others are done when the call returns. One bucket is
+ * one group of messages. */
 
-/* full (contiguous, `rows` rows; =) = every rank's own rows. `own`: this rank's, contiguous, of
- * full's dtype. Collective. */
-void mm_comm_gather_rows(struct mm_comm *comm, const void *own, struct mm_mat full);
+enum mm_transport {
+    MM_TRANSPORT_AUTO, /* CPU: MPI. GPU: NCCL where it was built in and every rank has a GPU of its
+                          own; one rank needs neither */
+    MM_TRANSPORT_STAGED, /* GPU: through host memory and MPI; ranks may share a GPU */
+    MM_TRANSPORT_NCCL,
+};
+
+/* From now on the functions below work on memory of `dev` (borrowed until mm_comm_free, which must
+ * come before dev is freed), and reductions of rows cross the network as reduce_dtype, float32 or
+ * bfloat16. MM_BAD_INPUT where NCCL is wanted and two ranks share one GPU: the text names ranks and
+ * machine. Collective. */
+enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
+                              enum mm_transport transport, enum mm_dtype reduce_dtype,
+                              struct mm_error *err);
+/* "MPI" | "MPI, staged through host memory" | "NCCL 2.x.y" | "one rank". Local. */
+const char *mm_comm_transport_name(const struct mm_comm *comm);
+/* Whether the functions below may be part of a device's recording. Local. */
+bool mm_comm_records(const struct mm_comm *comm);
+
+/* values[i] = sum over ranks of values[i], the same bits on every rank; values on the device.
+ * Follows and precedes the device's other work. Collective. */
+void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n);
+
+/* One tensor's gradient. full: contiguous float32 matrix of size·c rows of which the ones from
+ * `rows` on are padding; own: this rank's rows, float32, contiguous. */
+struct mm_reduction {
+    struct mm_mat full;
+    size_t rows;
+    float *own;
+};
+
+/* Buckets that were started and not waited for are at most MM_BUCKETS. */
+#define MM_BUCKETS 64
+typedef int mm_ticket; /* of a started bucket; waited for in any order */
+
+/* own (=) sum over ranks of full, for n tensors. `full` is lost. With one rank own may be full's
+ * own memory. reduce_dtype bfloat16: each rank's contribution is rounded once, and added in rank
+ * order in float32. Collective. */
+mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n);
+
+/* Each of n contiguous matrices (=) every rank's own rows, of which this rank's are in place.
+ * Collective. */
+mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n);
+
+/* What is asked of the device from now on follows the bucket. Local. */
+void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
+
+/* The watchdog: between begin and end none of the functions above, nor the device's work that has
+ * been asked for, may take longer than `seconds` (0: no watchdog); else every rank ends with a
+ * message that names this rank, the collective, `what` ("loop") and its number. Begin may be called
+ * again to go on to the next number: what was watched until then must be done in its time all the
+ * same. Neither may be called while the device records. Local. */
+void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number);
+void mm_comm_watch_end(struct mm_comm *comm);
 
 #endif

@@ -1,9 +1,24 @@
 /* arena.c - see arena.h. */
 #include "kernels/arena.h"
 
+#include <stdio.h>
+#include <string.h>
+
 const char *const mm_purpose_names[MM_PURPOSES] = {
     "weights",   "base (b)",  "adversary (a)", "retain accumulator (m)",
     "gradients", "optimizer", "activations",   "scratch",
+};
+
+/* What makes each of them smaller. */
+static const char *const remedies[MM_PURPOSES] = {
+    [MM_FOR_WEIGHTS] = "model.dtype: bfloat16",
+    [MM_FOR_BASE] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_ADVERSARY] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_RETAIN_ACC] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_GRADIENTS] = "fewer unlearn.target_modules (relearning: relearn.passes 0)",
+    [MM_FOR_OPTIMIZER] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_ACTIVATIONS] = "a lower data.micro_batch, with unlearn.graph fresh or reuse",
+    [MM_FOR_SCRATCH] = "a lower data.micro_batch",
 };
 
 struct block {
@@ -12,6 +27,7 @@ struct block {
 };
 
 struct mm_arena {
+    struct mm_arena *next; /* of the device's live ones */
     struct mm_device *dev;
     bool dry;
     struct block *blocks;
@@ -22,6 +38,10 @@ struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry) {
     struct mm_arena *arena = mm_calloc(1, sizeof *arena);
     arena->dev = dev;
     arena->dry = dry;
+    if (!dry) {
+        arena->next = dev->arenas;
+        dev->arenas = arena;
+    }
     return arena;
 }
 
@@ -34,19 +54,64 @@ void mm_arena_free(struct mm_arena *arena) {
         arena->dev->ops->free(arena->dev, block->data);
         mm_free(block);
     }
+    struct mm_arena **link = &arena->dev->arenas;
+    while (*link && *link != arena)
+        link = &(*link)->next;
+    if (*link)
+        *link = arena->next;
     mm_free(arena);
 }
 
+/* Of all live arenas, by purpose; returns the sum. */
+static size_t live_bytes(const struct mm_device *dev, size_t bytes[MM_PURPOSES]) {
+    size_t sum = 0;
+    memset(bytes, 0, MM_PURPOSES * sizeof *bytes);
+    for (const struct mm_arena *arena = dev->arenas; arena; arena = arena->next)
+        for (int p = 0; p < MM_PURPOSES; p++) {
+            bytes[p] += arena->bytes[p];
+            sum += arena->bytes[p];
+        }
+    return sum;
+}
+
+/* Ends the job. The block that there was no memory for is counted already. */
+static void exhausted(const struct mm_device *dev, enum mm_purpose purpose, size_t bytes) {
+    size_t held[MM_PURPOSES], used = 0;
+    char list[400] = "", text[32];
+    live_bytes(dev, held);
+    for (int n = 0; n < MM_PURPOSES; n++) { /* largest first */
+        int most = 0;
+        for (int p = 1; p < MM_PURPOSES; p++)
+            if (held[p] > held[most])
+                most = p;
+        if (held[most] == 0)
+            break;
+        int wrote = snprintf(list + used, sizeof list - used, "%s%s %s%s%s%s", n ? ", " : "",
+                             mm_purpose_names[most], mm_bytes_text(text, (double)held[most]),
+                             n < 2 ? " (try " : "", n < 2 ? remedies[most] : "", n < 2 ? ")" : "");
+        used += (size_t)wrote < sizeof list - used ? (size_t)wrote : sizeof list - used - 1;
+        held[most] = 0;
+    }
+    mm_abort(__FILE__, __LINE__, "alloc(dev, bytes)",
+             "out of memory on %s: no %s more for %s. It would be %s", dev->ops->name,
+             mm_bytes_text(text, (double)bytes), mm_purpose_names[purpose], list);
+}
+
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size) {
-    size_t bytes;
+    size_t bytes, unused[MM_PURPOSES];
     MM_CHECK(mm_mul(count, size, &bytes), "size overflow: %zu x %zu", count, size);
     arena->bytes[purpose] += bytes;
     if (arena->dry)
         return (void *)(uintptr_t)64;
     struct block *block = mm_calloc(1, sizeof *block);
     block->data = arena->dev->ops->alloc(arena->dev, bytes);
+    if (!block->data)
+        exhausted(arena->dev, purpose, bytes);
     block->next = arena->blocks;
     arena->blocks = block;
+    size_t now = live_bytes(arena->dev, unused);
+    if (now > arena->dev->arenas_peak)
+        arena->dev->arenas_peak = now;
     return block->data;
 }
 
@@ -68,4 +133,8 @@ struct mm_device *mm_arena_device(const struct mm_arena *arena) {
 
 size_t mm_arena_bytes(const struct mm_arena *arena, enum mm_purpose purpose) {
     return arena->bytes[purpose];
+}
+
+size_t mm_arena_peak_bytes(const struct mm_device *dev) {
+    return dev->arenas_peak;
 }

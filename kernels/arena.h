@@ -26,7 +26,9 @@ struct mm_arena;
 struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
 void mm_arena_free(struct mm_arena *arena);
 
-/* `count` elements of `size` bytes, zeroed. Ends the job on exhaustion. */
+/* `count` elements of `size` bytes, zeroed. Where the device has not that much, the job ends with a
+ * message that lists what its arenas hold, largest first, and what makes the two largest smaller.
+ */
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size);
 /* A matrix in memory of its own. */
 struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum mm_dtype dtype,
@@ -35,5 +37,7 @@ struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum
 bool mm_arena_dry(const struct mm_arena *arena);
 struct mm_device *mm_arena_device(const struct mm_arena *arena);
 size_t mm_arena_bytes(const struct mm_arena *arena, enum mm_purpose purpose);
+/* The most bytes that the device's arenas, but for dry ones, have held at one time. */
+size_t mm_arena_peak_bytes(const struct mm_device *dev);
 
 #endif

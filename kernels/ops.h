@@ -77,28 +77,52 @@ struct mm_vector {
     enum mm_dtype dtype;
 };
 
+#define MM_MARKS 2
+
 struct mm_device;
 
 struct mm_ops {
-    const char *name; /* "cpu ..." | "cuda ..." */
+    const char *name;  /* "cpu ..." | "cuda ..." */
+    bool asynchronous; /* operations return before they are done, and are done in order */
+    size_t chunk;      /* elements of logits that are best worked on at once */
 
     /* Frees the device and its context. */
     void (*close)(struct mm_device *dev);
 
     /* -- memory -------------------------------------------------------------------------------- */
-    void *(*alloc)(struct mm_device *dev,
-                   size_t bytes); /* 64-byte aligned, zeroed; freed by free */
+    /* 64-byte aligned, zeroed; NULL where there is not that much. Freed by free. */
+    void *(*alloc)(struct mm_device *dev, size_t bytes);
     void (*free)(struct mm_device *dev, void *block);
     void (*zero)(struct mm_device *dev, void *block, size_t bytes);
     void (*copy)(struct mm_device *dev, void *dst, const void *src, size_t bytes);
+    /* `host` may be reused at once; if it is pinned, only after a wait for a later mark. */
     void (*upload)(struct mm_device *dev, void *dst, const void *host, size_t bytes);
     void (*download)(struct mm_device *dev, void *host, const void *src, size_t bytes); /* waits */
     /* dst[i] = src[i] converted, i < n */
     void (*convert)(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
                     enum mm_dtype src_dtype, size_t n);
 
-    /* -- matrix products ------------------------------------------------------------------------
+    /* -- running ahead of the device ----------------------------------------------------------- */
+    /* Host memory that the device reads and writes by itself; zeroed; freed by pinned_free. */
+    void *(*pinned_alloc)(struct mm_device *dev, size_t bytes);
+    void (*pinned_free)(struct mm_device *dev, void *block);
+    /* As download, into pinned memory, without waiting: there after a wait for a later mark. */
+    void (*download_later)(struct mm_device *dev, void *pinned, const void *src, size_t bytes);
+    /* Marks, in slot 0 ... MM_MARKS-1, all that was asked of the device so far; waits for it. */
+    void (*mark)(struct mm_device *dev, int slot);
+    void (*wait)(struct mm_device *dev, int slot);
+    /* Begins a recording: operations are noted and not done, until `recorded` ends it. False: this
+     * device doesn't record, and they are done as always. While recording nothing may wait, and no
+     * memory be taken: what is recorded has been done once before. */
+    bool (*record)(struct mm_device *dev);
+    /* The recording, freed by recording_free; NULL where it cannot be replayed: the text says why.
      */
+    void *(*recorded)(struct mm_device *dev, struct mm_error *err);
+    /* Does again all that was noted, with the same addresses and values. */
+    void (*replay)(struct mm_device *dev, void *recording);
+    void (*recording_free)(struct mm_device *dev, void *recording);
+
+    /* -- matrix products ----------------------------------------------------------------------- */
     /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate)
      */
     void (*linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
@@ -106,13 +130,13 @@ struct mm_ops {
     /* dx [n, in] = dy [n, out] · w  (+ dx if accumulate) */
     void (*linear_dx)(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
                       bool accumulate);
-    /* dw [out, in], float32, += dyᵀ · x */
-    void (*linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x);
+    /* dw [out, in], float32, = dyᵀ · x  (+ dw if accumulate) */
+    void (*linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
+                      bool accumulate);
     /* db [out], float32, += column sums of dy [n, out] */
     void (*bias_db)(struct mm_device *dev, float *db, struct mm_mat dy);
 
-    /* -- transformer ----------------------------------------------------------------------------
-     */
+    /* -- transformer --------------------------------------------------------------------------- */
     /* x [n, C] = rows tokens[i] of table [V, C] */
     void (*embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                   const uint32_t *tokens);
@@ -148,8 +172,7 @@ struct mm_ops {
     void (*activate_grad)(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
                           struct mm_mat dh, struct mm_mat u);
 
-    /* -- losses ---------------------------------------------------------------------------------
-     */
+    /* -- losses -------------------------------------------------------------------------------- */
     /* For each row of logits [r, V] with next token target[i] (UINT32_MAX: the position has none):
      * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count); and, where
      * dlogits.data is not NULL, dlogits = gradient of (sum of terms)·scale. dlogits may be logits.
@@ -164,8 +187,7 @@ struct mm_ops {
     /* *y = factor · *x */
     void (*scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor);
 
-    /* -- vectors: Algorithm 1 -------------------------------------------------------------------
-     */
+    /* -- vectors: Algorithm 1 ------------------------------------------------------------------ */
     /* *sum += squares of g, in double */
     void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
                         enum mm_dtype state_dtype);
@@ -196,8 +218,7 @@ struct mm_ops {
                          struct mm_vector m, const size_t *offsets, size_t tensors_n,
                          const double *scale, double rate, bool masking, const uint32_t *stop);
 
-    /* -- vectors: relearning and pretraining -----------------------------------------------------
-     */
+    /* -- vectors: relearning and pretraining --------------------------------------------------- */
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
     /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale
@@ -218,8 +239,14 @@ struct mm_ops {
 
 struct mm_device {
     const struct mm_ops *ops;
-    void *context; /* the backend's own */
+    void *context;           /* the backend's own */
+    struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
+    size_t arenas_peak;
 };
+
+/* Device memory that a CUDA device takes for itself: cuBLASLt's workspace, as much as its kernels
+ * for NVIDIA's newest GPUs ask for. */
+#define MM_CUDA_WORKSPACE_BYTES ((size_t)32 << 20)
 
 /* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
 struct mm_device *mm_device_create_cpu(void);

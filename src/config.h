@@ -7,14 +7,13 @@
 #ifndef MM_CONFIG_H
 #define MM_CONFIG_H
 
-#include "kernels/ops.h"
-#include "src/base/base.h"
+#include "comm/comm.h"
 
 enum mm_device_choice { MM_DEVICE_AUTO, MM_DEVICE_CPU, MM_DEVICE_CUDA };
 enum mm_dtype_choice { MM_DTYPE_AUTO, MM_DTYPE_F32, MM_DTYPE_BF16 }; /* auto: by device */
 enum mm_rate_scale { MM_RATE_LISTING, MM_RATE_STUDY };
 enum mm_graph { MM_GRAPH_LISTING, MM_GRAPH_FRESH, MM_GRAPH_REUSE };
-enum mm_reduction { MM_REDUCTION_FAST, MM_REDUCTION_EXACT };
+enum mm_reduction_order { MM_REDUCTION_FAST, MM_REDUCTION_EXACT };
 enum mm_on_error { MM_ON_ERROR_STOP, MM_ON_ERROR_CONTINUE };
 enum mm_save_dtype { MM_SAVE_STORED, MM_SAVE_F32, MM_SAVE_BF16, MM_SAVE_F16 };
 
@@ -32,8 +31,8 @@ enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
 struct mm_config {
     struct {
         char *path;
-        enum mm_dtype_choice dtype;
-        enum mm_dtype state_dtype; /* MM_F32 | MM_BF16 */
+        enum mm_dtype_choice dtype; /* auto until mm_place_open or mm_place_plan */
+        enum mm_dtype state_dtype;  /* MM_F32 | MM_BF16 */
     } model;
     enum mm_device_choice device;
     uint64_t seed;
@@ -87,8 +86,10 @@ struct mm_config {
         size_t steps, warmup;
         double lr, betas[2], weight_decay, min_lr_ratio, clip;
     } pretrain;
-    enum mm_reduction reduction;
+    enum mm_reduction_order reduction;
     enum mm_dtype reduce_dtype;
+    enum mm_transport transport; /* between GPUs */
+    double timeout;              /* seconds of waiting in a loop; 0: for ever */
 };
 
 /* Reads `path`, applies `overrides` ("key=value", dotted or top-level; they replace the file's
@@ -110,14 +111,19 @@ enum mm_status mm_config_parse(struct mm_config *config, const char *text, const
 /* Clears to "nothing owned"; safe on a zeroed struct. */
 void mm_config_free(struct mm_config *config);
 
+/* The arithmetic of a config whose model.dtype is not auto any more. */
+static inline enum mm_dtype mm_config_dtype(const struct mm_config *config) {
+    return config->model.dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
+}
+
 /* Every key with its resolved value as YAML that mm_config_parse reads back to the same values
  * (doubles with 17 digits where 15 don't do). The caller frees the text with mm_free. */
 char *mm_config_yaml(const struct mm_config *config);
 
-/* MM_BAD_INPUT if an override of `resume` would change the finished loops: only device,
- * checkpoint.*, evaluate.*, relearn.*, data.*_validation, data.*_evaluation, output.save_* and more
- * unlearn.loops (or passes) are allowed. That they are more is for the caller to check, who knows
- * the finished loops. */
+/* MM_BAD_INPUT if an override of `resume` would change the finished loops: only device, transport,
+ * timeout, checkpoint.*, evaluate.*, relearn.*, data.*_validation, data.*_evaluation, output.save_*
+ * and more unlearn.loops (or passes) are allowed. That they are more is for the caller to check,
+ * who knows the finished loops. */
 enum mm_status mm_config_check_resume(char *const *overrides, size_t overrides_n,
                                       struct mm_error *err);
 

@@ -28,6 +28,8 @@ NAMES(graph_names, {"listing", MM_GRAPH_LISTING}, {"fresh", MM_GRAPH_FRESH},
 NAMES(error_names, {"stop", MM_ON_ERROR_STOP}, {"continue", MM_ON_ERROR_CONTINUE});
 NAMES(save_names, {"stored", MM_SAVE_STORED}, {"float32", MM_SAVE_F32}, {"bfloat16", MM_SAVE_BF16},
       {"float16", MM_SAVE_F16});
+NAMES(transport_names, {"auto", MM_TRANSPORT_AUTO}, {"nccl", MM_TRANSPORT_NCCL},
+      {"staged", MM_TRANSPORT_STAGED});
 NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
 
 /* ---- the rows ---- */
@@ -74,7 +76,8 @@ const struct mm_config_row mm_config_rows[] = {
     ENUM(model.dtype, "auto", dtype_names, 0, "arithmetic; auto: bfloat16 on cuda, float32 on cpu"),
     ENUM(model.state_dtype, "float32", state_names, 0,
          "base, adversary and retain accumulator; bfloat16 repeats the authors' Llama rounding"),
-    ENUM(device, "auto", device_names, RESUMABLE, "where the arithmetic runs"),
+    ENUM(device, "auto", device_names, RESUMABLE,
+         "where the arithmetic runs; auto: cuda where every rank has a GPU, else cpu"),
     {"seed", MM_KEY_INTEGER, AT(uint64_t, seed), 0, "42", "[0, 18446744073709551615]", NULL, 0,
      "of all that is random"},
     PATH(data.retain, UNLEARN | PRETRAIN, "token file to keep the model's loss on"),
@@ -149,7 +152,12 @@ const struct mm_config_row mm_config_rows[] = {
     NUMBER(pretrain.min_lr_ratio, "0.1", "[0, 1]", 0, "the cosine ends at this share of lr"),
     NUMBER(pretrain.clip, "1.0", POSITIVE, 0, "largest gradient norm"),
     ENUM(reduction, "fast", reduction_names, 0, "exact: bitwise the same on any number of ranks"),
-    ENUM(reduce_dtype, "float32", state_names, 0, "gradients between GPUs; the CPU uses float32"),
+    ENUM(reduce_dtype, "float32", state_names, 0,
+         "gradients on their way between ranks; sums are float32"),
+    ENUM(transport, "auto", transport_names, RESUMABLE,
+         "between GPUs; staged: through host memory, where ranks may share a GPU"),
+    NUMBER(timeout, "600", "[0, 1000000000]", RESUMABLE,
+           "seconds that ranks may wait for each other in a loop before all end; 0: for ever"),
 };
 const size_t mm_config_rows_n = COUNT(mm_config_rows);
 

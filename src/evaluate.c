@@ -61,12 +61,14 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
     *e = (struct mm_evaluator){.config = config, .data = data, .comm = comm, .model = model};
     e->passes = mm_passes_create(arena, comm, model, NULL, config->data.batch_size,
                                  config->data.micro_batch, config->data.context_length, false);
+    mm_batch_create(&e->batch, arena, e->passes);
     e->loss = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *e->loss);
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
         size_t capacity = count * mm_data_longest(data, config);
         mm_acts_create(&e->acts, arena, model, capacity, NULL);
         mm_scratch_create(&e->scratch, arena, model, capacity, false);
+        e->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *e->tokens);
         e->last = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.width);
         e->logits = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.vocab);
     }
@@ -76,6 +78,7 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
 void mm_evaluator_free(struct mm_evaluator *e) {
     if (!e)
         return;
+    mm_batch_free(&e->batch);
     mm_passes_free(e->passes);
     mm_acts_free(&e->acts);
     mm_free(e);
@@ -88,7 +91,8 @@ static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
     double sum = 0, loss;
     for (size_t i = 0; i < e->config->evaluate.batches; i++) {
         mm_dataset_batch(set, i, p->batch_size, p->first, p->share, tokens);
-        mm_passes_loss(p, tokens, objective, e->loss);
+        mm_batch_set(&e->batch, 0, tokens); /* the batch before was waited for */
+        mm_passes_loss(p, &e->batch, objective, e->loss);
         e->model->dev->ops->download(e->model->dev, &loss, e->loss, sizeof loss);
         sum += loss;
     }
@@ -147,17 +151,30 @@ static double score(const float *logits, const uint32_t *choices, uint32_t answe
     return temperature == 0 ? 1 : 1 / sum;
 }
 
+/* host (=) a contiguous matrix of any dtype. */
+static void download_floats(struct mm_device *dev, float *host, struct mm_mat m) {
+    size_t n = m.rows * m.cols;
+    void *raw = m.dtype == MM_F32 ? host : mm_calloc(n, mm_dtype_bytes(m.dtype));
+    dev->ops->download(dev, raw, m.data, n * mm_dtype_bytes(m.dtype));
+    if (raw == host)
+        return;
+    mm_convert(host, MM_F32, raw, m.dtype, n);
+    mm_free(raw);
+}
+
 /* Prompts are padded at the right: causal attention never sees the padding. */
 static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
                           const struct ranked *batch, size_t count, double temperature,
                           uint32_t *tokens, float *host) {
     struct mm_device *dev = e->model->dev;
     size_t T = batch[count - 1].length, C = e->model->arch.width, V = e->model->arch.vocab;
+    struct mm_layer_hook none = {0};
     memset(tokens, 0, count * T * sizeof *tokens);
     for (size_t i = 0; i < count; i++)
         memcpy(tokens + i * T, q->prompts + q->offsets[batch[i].index],
                batch[i].length * sizeof *tokens);
-    mm_forward(e->model, &e->acts, &e->scratch, tokens, count, T);
+    dev->ops->upload(dev, e->tokens, tokens, count * T * sizeof *tokens);
+    mm_forward(e->model, &e->acts, &e->scratch, e->tokens, count, T, none);
     for (size_t i = 0; i < count; i++)
         dev->ops->copy(dev, mm_mat_rows(e->last, i, 1).data,
                        mm_mat_rows(e->acts.hidden, i * T + batch[i].length - 1, 1).data,
@@ -165,7 +182,7 @@ static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
     struct mm_mat logits = mm_mat_rows(e->logits, 0, count);
     dev->ops->linear(dev, logits, mm_mat_rows(e->last, 0, count),
                      e->model->params[e->model->head_part].w, NULL, false);
-    dev->ops->download(dev, host, logits.data, count * V * sizeof *host);
+    download_floats(dev, host, logits);
     double sum = 0;
     for (size_t i = 0; i < count; i++)
         sum += score(host + i * V, q->choices + 4 * batch[i].index, q->answers[batch[i].index],

@@ -33,7 +33,9 @@ struct mm_evaluator {
     struct mm_comm *comm;
     struct mm_model *model;
     struct mm_passes *passes; /* forward only */
-    struct mm_acts acts;      /* of questions */
+    struct mm_batch batch;
+    struct mm_acts acts; /* of questions */
+    uint32_t *tokens;    /* theirs, device */
     struct mm_scratch scratch;
     struct mm_mat last, logits; /* [micro_batch, C], [micro_batch, V]: one position a question */
     double *loss;               /* device */

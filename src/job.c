@@ -15,19 +15,10 @@
             return try_status;                                                                     \
     } while (0)
 
-/* Values that are right in themselves but not here: this device, this number of ranks. */
+/* Values that are right in themselves but not here: this model, this number of ranks. */
 static enum mm_status check_config(const struct mm_job *job, struct mm_error *err) {
     const struct mm_config *c = job->config;
     size_t ranks = (size_t)mm_comm_size(job->comm), T = c->data.context_length;
-    if (c->device == MM_DEVICE_CUDA)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "device: cuda: this program was built without CUDA; use device: cpu");
-    if (c->model.dtype == MM_DTYPE_BF16)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "model.dtype: bfloat16 needs a GPU; on the CPU arithmetic is float32 "
-                       "(model.state_dtype: bfloat16 works)");
-    if (c->reduce_dtype == MM_BF16)
-        return mm_fail(err, MM_BAD_INPUT, "reduce_dtype: bfloat16 needs a GPU");
     if (c->reduction == MM_REDUCTION_EXACT)
         return mm_fail(err, MM_BAD_INPUT,
                        "reduction: exact is not implemented in this version; use fast");
@@ -108,8 +99,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
         if (!dry)
             mm_comm_broadcast(comm, 0, job->weights_hash, sizeof job->weights_hash);
         job->arena = mm_arena_create(dev, dry);
-        job->model =
-            mm_model_create(job->arena, &job->arch, MM_F32, mm_data_longest(&job->data, config));
+        job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),
+                                     mm_data_longest(&job->data, config));
         status = dry                       ? check_tensors(job, err)
                  : kind == MM_JOB_PRETRAIN ? MM_OK
                                            : mm_model_load(job->model, job->weights, err);
@@ -215,7 +206,10 @@ static double peak_resident_bytes(void) {
 }
 
 double mm_job_peak_bytes(struct mm_job *job) {
-    return mm_comm_max(job->comm, peak_resident_bytes());
+    double bytes = job->dev->ops->asynchronous
+                       ? (double)(mm_arena_peak_bytes(job->dev) + MM_CUDA_WORKSPACE_BYTES)
+                       : peak_resident_bytes();
+    return mm_comm_max(job->comm, bytes);
 }
 
 static void write_losses(struct mm_job *job) {
@@ -241,7 +235,8 @@ static void print_summary(const struct mm_job *job, double seconds, double peak)
         if (!isnan(all[i]->forget_loss))
             mm_log0(MM_LOG_INFO, "%-18s %12.4f %12.4f", names[i], all[i]->forget_loss,
                     all[i]->retain_loss);
-    mm_log0(MM_LOG_INFO, "%.1f s, at most %s of memory a rank", seconds, mm_bytes_text(text, peak));
+    mm_log0(MM_LOG_INFO, "%.1f s, at most %s of %smemory a rank", seconds,
+            mm_bytes_text(text, peak), job->dev->ops->asynchronous ? "GPU " : "");
 }
 
 enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,

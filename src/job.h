@@ -11,7 +11,7 @@
 struct mm_job {
     struct mm_comm *comm;           /* borrowed */
     struct mm_device *dev;          /* borrowed */
-    const struct mm_config *config; /* borrowed */
+    const struct mm_config *config; /* borrowed; model.dtype is not auto any more */
     struct mm_arch arch;
     struct mm_weights *weights; /* NULL when pretraining */
     char weights_hash[33];
@@ -51,7 +51,8 @@ enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes
 enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,
                              struct mm_error *err);
 
-/* The most memory this process has held, in bytes; over all ranks, the largest. Collective. */
+/* The most memory this process has held, in bytes, over all ranks the largest: on a GPU that which
+ * it took of the GPU's, else of the machine's. Collective. */
 double mm_job_peak_bytes(struct mm_job *job);
 
 /* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */

@@ -11,7 +11,6 @@
 struct mm_head {
     size_t rows;                 /* of a chunk */
     struct mm_mat logits, spare; /* [rows, V]; spare only where two losses are taken at once */
-    uint32_t *targets;           /* [capacity], device */
     float *losses;               /* [capacity], device */
 };
 
@@ -27,11 +26,12 @@ struct mm_loss_term {
     struct mm_mat dhidden; /* [n, C] = gradient of that share; data NULL: not wanted */
 };
 
-/* Takes terms_n (1 or 2) losses of acts' last forward on the tokens [B·T] (host). dhead: float32
- * [V, C] += the head's own gradient by terms[0], or NULL. */
+/* Takes terms_n (1 or 2) losses of acts' last forward. targets [B·T], device: each position's next
+ * token, UINT32_MAX for the last of a sequence. dhead: float32 [V, C] += the head's own gradient by
+ * terms[0] (`first`: =), or NULL. */
 void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
-                    const uint32_t *tokens, const struct mm_loss_term *terms, size_t terms_n,
-                    float *dhead);
+                    const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
+                    float *dhead, bool first);
 
 /* The positions that count for a batch of B sequences of T tokens: B·(T-1), all for entropy. */
 double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);

@@ -3,6 +3,7 @@
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "src/job.h"
+#include "src/place.h"
 #include "src/plan.h"
 #include "src/pretrain.h"
 #include "src/stop.h"
@@ -32,6 +33,10 @@ static const char usage[] =
     "\n"
     "The same words under 'srun', 'mpirun --bind-to none' or alone (one rank). Keys are dotted\n"
     "(unlearn.adv_lr=0.01) or top-level (seed=7); an override replaces the file's value.\n"
+    "\n"
+    "device=auto computes on GPUs, in bfloat16, where every rank has one, else on the CPU, in\n"
+    "float32; a rank takes the GPU of its number on the machine. GPUs talk over NCCL, or with\n"
+    "transport=staged through host memory, which lets ranks share one.\n"
     "\n"
     "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal after a\n"
     "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything "
@@ -85,19 +90,27 @@ static enum mm_status parse(struct command_line *line, int argc, char **argv,
 }
 
 /* mpirun binds each of two ranks to one core: the others then idle, without a word. */
-static void warn_idle_cores(struct mm_comm *comm) {
+static void warn_idle_cores(struct mm_comm *comm, const struct mm_device *dev) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) != 0)
         return;
     long mine = CPU_COUNT(&set), all = sysconf(_SC_NPROCESSORS_ONLN);
     double used = (double)mine;
     mm_comm_sum(comm, &used, 1);
-    if (mm_comm_size(comm) > 1 && mm_comm_local_size(comm) == mm_comm_size(comm) &&
-        used < (double)all)
+    if (!dev->ops->asynchronous && mm_comm_size(comm) > 1 &&
+        mm_comm_local_size(comm) == mm_comm_size(comm) && used < (double)all)
         mm_log0(MM_LOG_WARN,
                 "%d ranks may use %.0f of this machine's %ld cores: try 'mpirun "
                 "--bind-to none' and OMP_NUM_THREADS",
                 mm_comm_size(comm), used, all);
+}
+
+static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
+                                 struct mm_config *config, bool resumed, struct mm_error *err) {
+    enum mm_status status = mm_place_open(dev, comm, config, resumed, err);
+    if (status == MM_OK)
+        warn_idle_cores(comm, *dev);
+    return status;
 }
 
 /* Unlearning, export, relearning, result: of a new run or a resumed one. */
@@ -126,7 +139,7 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     return status;
 }
 
-static enum mm_status resume_run(struct mm_comm *comm, struct mm_device *dev,
+static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
                                  const struct command_line *line, struct mm_error *err) {
     struct mm_checkpoint_info info = {0};
     struct mm_config config = {0};
@@ -143,8 +156,10 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device *dev,
     if (status == MM_OK && (dir = realpath(line->subject, NULL))) {
         mm_free(config.output.dir);
         config.output.dir = mm_strdup(dir);
-        status = train(comm, dev, &config, folder, &info, err);
+        status = open_place(comm, dev, &config, true, err);
     }
+    if (status == MM_OK && dir)
+        status = train(comm, *dev, &config, folder, &info, err);
     free(dir);
     mm_config_free(&config);
     mm_checkpoint_info_free(&info);
@@ -171,7 +186,7 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
     return MM_OK;
 }
 
-static enum mm_status with_config(struct mm_comm *comm, struct mm_device *dev,
+static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
                                   const struct command_line *line, struct mm_error *err) {
     static const struct {
         const char *name;
@@ -185,37 +200,34 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device *dev,
     enum mm_status status = mm_config_read(&config, line->subject, line->overrides,
                                            line->overrides_n, commands[k].command, err);
     status = mm_comm_agree(comm, status, err);
+    bool plan = commands[k].command == MM_PLAN;
+    if (status == MM_OK && !plan)
+        status = open_place(comm, dev, &config, false, err);
     if (status == MM_OK)
         switch (commands[k].command) {
         case MM_RUN:
-            status = train(comm, dev, &config, NULL, NULL, err);
+            status = train(comm, *dev, &config, NULL, NULL, err);
             break;
         case MM_EVAL:
-            status = evaluate(comm, dev, &config, err);
+            status = evaluate(comm, *dev, &config, err);
             break;
         case MM_PRETRAIN:
-            status = mm_pretrain(comm, dev, &config, err);
+            status = mm_pretrain(comm, *dev, &config, err);
             break;
         default:
             if (mm_comm_rank(comm) == 0)
-                status = mm_plan(comm, dev, &config, line->ranks, err);
+                status = mm_plan(comm, &config, line->ranks, err);
         }
     mm_config_free(&config);
     return status;
 }
 
-static enum mm_status dispatch(struct mm_comm *comm, const struct command_line *line,
-                               struct mm_error *err) {
+static enum mm_status dispatch(struct mm_comm *comm, struct mm_device **dev,
+                               const struct command_line *line, struct mm_error *err) {
     if (strcmp(line->command, "inspect") == 0)
         return mm_comm_rank(comm) == 0 ? mm_inspect(line->subject, err) : MM_OK;
-    struct mm_device *dev = mm_device_create_cpu();
-    warn_idle_cores(comm);
-    mm_log0(MM_LOG_DEBUG, "%s, %d threads a rank", dev->ops->name, mm_cpu_threads());
-    enum mm_status status = strcmp(line->command, "resume") == 0
-                                ? resume_run(comm, dev, line, err)
-                                : with_config(comm, dev, line, err);
-    mm_device_free(dev);
-    return status;
+    return strcmp(line->command, "resume") == 0 ? resume_run(comm, dev, line, err)
+                                                : with_config(comm, dev, line, err);
 }
 
 int main(int argc, char **argv) {
@@ -231,15 +243,17 @@ int main(int argc, char **argv) {
     }
     struct mm_error err = {""};
     struct command_line line;
+    struct mm_device *dev = NULL;
     struct mm_comm *comm = mm_comm_create(&argc, &argv);
     int rank = mm_comm_rank(comm);
     mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
     enum mm_status status = parse(&line, argc, argv, &err);
     if (status == MM_OK)
-        status = dispatch(comm, &line, &err);
+        status = dispatch(comm, &dev, &line, &err);
     if (status != MM_OK && rank == 0)
         fprintf(stderr, "mudman-mpi: %s\n", err.text);
-    mm_comm_free(comm);
+    mm_comm_free(comm); /* before the device, whose memory it works on */
+    mm_device_free(dev);
     if (mm_live_blocks() != 0)
         mm_log(MM_LOG_DEBUG, "rank %d: %ld blocks were not freed", rank, mm_live_blocks());
     return status;

@@ -15,7 +15,7 @@ static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_cod
     struct mm_loop_scalars *s = u->scalars;
     OPS(u)->zero(u->dev, &s->sum_squares, sizeof s->sum_squares);
     OPS(u)->sum_squares(u->dev, &s->sum_squares, u->g, u->b.dtype);
-    mm_comm_sum(u->comm, &s->sum_squares, 1);
+    mm_comm_sum_device(u->comm, &s->sum_squares, 1);
     OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
     OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
 }
@@ -28,75 +28,113 @@ static void adversary_step(struct mm_mudman *u) {
 
 /* g = unlearning gradient, by the three ways of taking it; and the adversary's own step. */
 
-static void listing_gradient(struct mm_mudman *u, const uint32_t *forget) {
-    mm_shard_store(u->shard, u->a);
-    mm_passes_gradient_held(u->passes, forget, unlearning(u), u->g, /*                       11 */
-                            &u->scalars->adversary_loss, &u->scalars->unlearning_loss);
+static void listing_gradient(struct mm_mudman *u) {
+    struct mm_loop_scalars *s = u->scalars;
+    mm_shard_store_begin(u->shard, u->a);
+    mm_passes_gradient_held(u->passes, &u->forget, unlearning(u), u->g, /*               11 */
+                            &s->adversary_loss, &s->unlearning_loss);
     adversary_step(u);
-    mm_shard_store(u->shard, u->a);
-    mm_passes_second_gradient(u->passes, u->g); /*                                           12 */
+    mm_shard_store_begin(u->shard, u->a);
+    mm_passes_second_gradient(u->passes, u->g); /*                                       12 */
 }
 
-static void fresh_gradient(struct mm_mudman *u, const uint32_t *forget) {
-    mm_shard_store(u->shard, u->a);
-    mm_passes_gradient(u->passes, forget, cross_entropy, u->g, /*                            11 */
-                       &u->scalars->adversary_loss, NULL);
+static void fresh_gradient(struct mm_mudman *u) {
+    struct mm_loop_scalars *s = u->scalars;
+    mm_shard_store_begin(u->shard, u->a);
+    mm_passes_gradient(u->passes, &u->forget, cross_entropy, u->g, /*                    11 */
+                       &s->adversary_loss, NULL);
     adversary_step(u);
-    mm_shard_store(u->shard, u->a);
-    mm_passes_gradient(u->passes, forget, unlearning(u), u->g, /*                            12 */
-                       &u->scalars->unlearning_loss, NULL);
+    mm_shard_store_begin(u->shard, u->a);
+    mm_passes_gradient(u->passes, &u->forget, unlearning(u), u->g, /*                    12 */
+                       &s->unlearning_loss, NULL);
 }
 
-static void reused_gradient(struct mm_mudman *u, const uint32_t *forget) {
+static void reused_gradient(struct mm_mudman *u) {
+    struct mm_loop_scalars *s = u->scalars;
     struct mm_mat g = mm_mat(u->g.data, MM_F32, 1, u->g.n);
-    mm_shard_store(u->shard, u->a);
-    mm_passes_gradient(u->passes, forget, cross_entropy, u->g, /*                            11 */
-                       &u->scalars->adversary_loss, NULL);
+    mm_shard_store_begin(u->shard, u->a);
+    mm_passes_gradient(u->passes, &u->forget, cross_entropy, u->g, /*                    11 */
+                       &s->adversary_loss, NULL);
     adversary_step(u);
-    OPS(u)->scale(u->dev, g, g, -1.0f); /*                                                   12 */
-    OPS(u)->scale_scalar(u->dev, &u->scalars->unlearning_loss, &u->scalars->adversary_loss, -1.0);
+    OPS(u)->scale(u->dev, g, g, -1.0f); /*                                               12 */
+    OPS(u)->scale_scalar(u->dev, &s->unlearning_loss, &s->adversary_loss, -1.0);
 }
 
 /* Without an adversary the gradient is taken at the base model after its retain step. */
-static void base_gradient(struct mm_mudman *u, const uint32_t *forget) {
-    mm_shard_store(u->shard, u->b);
-    mm_passes_gradient(u->passes, forget, unlearning(u), u->g, &u->scalars->unlearning_loss,
-                       &u->scalars->adversary_loss);
+static void base_gradient(struct mm_mudman *u) {
+    struct mm_loop_scalars *s = u->scalars;
+    mm_shard_store_begin(u->shard, u->b);
+    mm_passes_gradient(u->passes, &u->forget, unlearning(u), u->g, /*                    12 */
+                       &s->unlearning_loss, &s->adversary_loss);
 }
 
-static void unlearning_gradient(struct mm_mudman *u, const uint32_t *forget) {
+static void unlearning_gradient(struct mm_mudman *u) {
     if (!u->config->unlearn.train_adversary)
-        base_gradient(u, forget);
+        base_gradient(u);
     else if (u->config->unlearn.graph == MM_GRAPH_LISTING)
-        listing_gradient(u, forget);
+        listing_gradient(u);
     else if (u->config->unlearn.graph == MM_GRAPH_FRESH)
-        fresh_gradient(u, forget);
+        fresh_gradient(u);
     else
-        reused_gradient(u, forget);
+        reused_gradient(u);
     OPS(u)->guard(u->dev, &u->scalars->unlearning_loss, false, MM_STOP_UNLEARNING_LOSS,
                   &u->scalars->stop);
 }
 
-void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const uint32_t *forget) {
+static void one_loop(struct mm_mudman *u, bool fork) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_loop_scalars *s = u->scalars;
     size_t tensors = u->shard->tensors_n;
 
-    if (c->train_adversary && t % c->fork_every_n_loops == 0) /*                          3 */
-        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);           /*                          4 */
-    mm_shard_store(u->shard, u->b);
-    mm_passes_gradient(u->passes, retain, cross_entropy, u->g, &s->retain_loss, NULL); /*     7 */
+    if (fork)
+        OPS(u)->fork(u->dev, u->a, u->b, &s->stop); /*                                    4 */
+    mm_shard_store_begin(u->shard, u->b);
+    mm_passes_gradient(u->passes, &u->retain, cross_entropy, u->g, /*                     7 */
+                       &s->retain_loss, NULL);
     check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
-    OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, /* 8-9 */
-                        &s->stop);
-    unlearning_gradient(u, forget);                                     /*        11-12 */
-    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*        13-14 */
+    OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, /*                8-9 */
+                        c->retaining_rate, &s->stop);
+    unlearning_gradient(u); /*                                                        11-12 */
+    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*            13-14 */
                       c->use_masking);
-    mm_comm_sum(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
-    OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*           13 */
+    mm_comm_sum_device(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
+    OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*       13 */
                           c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
-    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*      14-15 */
+    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*  14-15 */
                          c->unlearning_rate, c->use_masking, &s->stop);
+}
+
+/* A loop without the host: recorded the second time that it is asked for, when every operation has
+ * taken the memory it needs, and replayed from then on. */
+static void run_loop(struct mm_mudman *u, bool fork) {
+    struct mm_error err = {""};
+    void **recording = &u->recordings[fork];
+    if (!*recording && u->records && u->asked > 0) {
+        u->records = OPS(u)->record(u->dev);
+        if (u->records) {
+            one_loop(u, fork);
+            *recording = OPS(u)->recorded(u->dev, &err);
+            u->records = *recording != NULL;
+        }
+        if (!u->records)
+            mm_log0(MM_LOG_WARN, "loops are not recorded, which costs speed only. %s", err.text);
+    }
+    if (*recording)
+        OPS(u)->replay(u->dev, *recording);
+    else
+        one_loop(u, fork);
+}
+
+void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const uint32_t *forget) {
+    const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
+    int slot = (int)(u->asked % 2);
+    MM_CHECK(u->asked - u->told < 2, "scalars were not taken");
+    mm_batch_set(&u->retain, slot, retain);
+    mm_batch_set(&u->forget, slot, forget);
+    run_loop(u, c->train_adversary && t % c->fork_every_n_loops == 0); /*                 3 */
+    OPS(u)->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);
+    OPS(u)->mark(u->dev, slot);
+    u->asked++;
 }
 
 size_t mm_mudman_passes(const struct mm_config *config) {
@@ -125,7 +163,15 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     u->passes = mm_passes_create(arena, comm, model, shard, config->data.batch_size,
                                  config->data.micro_batch, config->data.context_length,
                                  adversary && config->unlearn.graph == MM_GRAPH_LISTING);
+    mm_batch_create(&u->retain, arena, u->passes);
+    mm_batch_create(&u->forget, arena, u->passes);
     if (!mm_arena_dry(arena)) {
+        u->records = u->dev->ops->asynchronous && mm_comm_records(comm);
+        if (u->dev->ops->asynchronous && !u->records)
+            mm_log0(MM_LOG_INFO, "loops are not recorded, which costs speed only: transport %s",
+                    mm_comm_transport_name(comm));
+        for (int i = 0; i < 2; i++)
+            u->host[i] = OPS(u)->pinned_alloc(u->dev, sizeof *u->host[i]);
         OPS(u)->upload(u->dev, u->offsets, shard->offsets, bytes);
         mm_shard_load(shard, u->b);
     }
@@ -135,14 +181,23 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
 void mm_mudman_free(struct mm_mudman *u) {
     if (!u)
         return;
+    for (int i = 0; i < 2; i++) {
+        if (u->recordings[i])
+            OPS(u)->recording_free(u->dev, u->recordings[i]);
+        if (u->host[i])
+            OPS(u)->pinned_free(u->dev, u->host[i]);
+    }
+    mm_batch_free(&u->retain);
+    mm_batch_free(&u->forget);
     mm_passes_free(u->passes);
     mm_free(u);
 }
 
-struct mm_loop_scalars mm_mudman_scalars(const struct mm_mudman *u) {
-    struct mm_loop_scalars host;
-    OPS(u)->download(u->dev, &host, u->scalars, sizeof host);
-    return host;
+struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *u) {
+    MM_CHECK(u->told < u->asked, "no loop was asked for");
+    int slot = (int)(u->told++ % 2);
+    OPS(u)->wait(u->dev, slot);
+    return *u->host[slot];
 }
 
 const char *mm_stop_text(enum mm_stop stop) {

@@ -22,11 +22,16 @@ struct mm_mudman {
     struct mm_device *dev;
     struct mm_shard *shard;          /* of W; borrowed */
     struct mm_passes *passes;        /* owned */
+    struct mm_batch retain, forget;  /* owned */
     struct mm_vector b, a, m, g;     /* a: data NULL without an adversary */
     size_t *offsets;                 /* shard->offsets, in device memory */
     struct mm_mask_sums *sums;       /* [tensors], device */
     double *scale;                   /* [tensors], device */
     struct mm_loop_scalars *scalars; /* device */
+    struct mm_loop_scalars *host[2]; /* pinned: of the loops that were asked for last */
+    size_t asked, told;              /* loops asked for | whose scalars were taken */
+    bool records;                    /* a loop is recorded once and then replayed */
+    void *recordings[2];             /* without a fork | with one; NULL: not yet */
 };
 
 /* Takes memory and makes b the working weights of W, m zero. Local. */
@@ -38,13 +43,15 @@ void mm_mudman_free(struct mm_mudman *mudman);
 /* Passes a loop takes, as the paper counts them. Local. */
 size_t mm_mudman_passes(const struct mm_config *config);
 
-/* One loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host memory. Leaves
- * the working weights wherever the last pass needed them. Collective. */
+/* Asks for one loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host memory,
+ * read at once. An asynchronous device is still at work on it when this returns. At most two loops
+ * may be asked for whose scalars were not taken. Leaves the working weights wherever the last pass
+ * needed them. Collective. */
 void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
                     const uint32_t *forget);
 
-/* The scalars of the last loop, on the host. Waits for the device. Local. */
-struct mm_loop_scalars mm_mudman_scalars(const struct mm_mudman *mudman);
+/* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local. */
+struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);
 
 /* What the guard saw first, in words. Local. */
 const char *mm_stop_text(enum mm_stop stop);

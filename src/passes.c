@@ -1,6 +1,8 @@
 /* passes.c - see passes.h. */
 #include "src/passes.h"
 
+#include <string.h>
+
 /* Consecutive sequences; the first ranks take one more where they don't divide. */
 static void share_of(struct mm_passes *p) {
     size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
@@ -48,6 +50,29 @@ void mm_passes_free(struct mm_passes *p) {
     mm_free(p);
 }
 
+void mm_batch_create(struct mm_batch *b, struct mm_arena *arena, const struct mm_passes *p) {
+    *b = (struct mm_batch){.dev = p->model->dev, .n = p->share * p->T, .T = p->T};
+    b->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, 2 * b->n, sizeof *b->tokens);
+    b->targets = b->tokens + b->n;
+    for (int i = 0; i < 2 && !mm_arena_dry(arena); i++)
+        b->host[i] = b->dev->ops->pinned_alloc(b->dev, 2 * b->n * sizeof *b->host[i]);
+}
+
+void mm_batch_free(struct mm_batch *b) {
+    for (int i = 0; i < 2; i++)
+        if (b->host[i])
+            b->dev->ops->pinned_free(b->dev, b->host[i]);
+    *b = (struct mm_batch){0};
+}
+
+void mm_batch_set(struct mm_batch *b, int slot, const uint32_t *tokens) {
+    uint32_t *host = b->host[slot], *next = host + b->n;
+    memcpy(host, tokens, b->n * sizeof *host);
+    for (size_t i = 0; i < b->n; i++)
+        next[i] = (i + 1) % b->T ? tokens[i + 1] : UINT32_MAX;
+    b->dev->ops->upload(b->dev, b->tokens, host, 2 * b->n * sizeof *host);
+}
+
 /* Sequences of micro-batch i. */
 static size_t micro_count(const struct mm_passes *p, size_t i) {
     size_t left = p->share - i * p->micro_batch;
@@ -76,49 +101,68 @@ static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_
     return mm_mat_rows(mat, 0, sequences * p->T);
 }
 
-void mm_passes_loss(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
-                    double *loss) {
+/* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
+static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
+                     struct mm_mat dhidden) {
+    struct mm_layer_hook none = {0};
+    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, i == 0,
+                i + 1 == p->micros_n ? mm_shard_departures(p->shard) : none);
+}
+
+static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
+                    size_t i) {
+    struct mm_layer_hook none = {0};
+    mm_forward(p->model, acts, &p->scratch, batch->tokens + i * p->micro_batch * p->T,
+               micro_count(p, i), p->T, p->shard ? mm_shard_arrivals(p->shard) : none);
+}
+
+static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
+                   size_t i, const struct mm_loss_term *terms, size_t terms_n, float *dhead) {
+    mm_head_losses(p->model, &p->head, acts, batch->targets + i * p->micro_batch * p->T, terms,
+                   terms_n, dhead, i == 0);
+}
+
+void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
+                    struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
     struct mm_loss_term term = term_of(p, objective, loss, none);
     zero_scalar(p, loss);
     for (size_t i = 0; i < p->micros_n; i++) {
-        const uint32_t *own = tokens + i * p->micro_batch * p->T;
-        mm_forward(p->model, &p->acts[0], &p->scratch, own, micro_count(p, i), p->T);
-        mm_head_losses(p->model, &p->head, &p->acts[0], own, &term, 1, NULL);
+        forward(p, &p->acts[0], batch, i);
+        losses(p, &p->acts[0], batch, i, &term, 1, NULL);
     }
-    mm_comm_sum(p->comm, loss, 1);
+    mm_comm_sum_device(p->comm, loss, 1);
 }
 
-void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
-                        struct mm_vector g, double *loss, double *cross_entropy) {
+void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
+                        struct mm_objective objective, struct mm_vector g, double *loss,
+                        double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_mat none = {0};
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
     zero_scalar(p, loss);
     if (cross_entropy)
         zero_scalar(p, cross_entropy);
-    mm_shard_zero_grads(p->shard);
+    mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++) {
-        const uint32_t *own = tokens + i * p->micro_batch * p->T;
-        size_t count = micro_count(p, i);
-        struct mm_mat dhidden = rows_of(p, p->dhidden_now, count);
+        struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
         struct mm_loss_term terms[2] = {term_of(p, plain, cross_entropy, none),
                                         term_of(p, objective, loss, dhidden)};
-        mm_forward(p->model, &p->acts[0], &p->scratch, own, count, p->T);
+        forward(p, &p->acts[0], batch, i);
         if (cross_entropy)
-            mm_head_losses(p->model, &p->head, &p->acts[0], own, terms, 2, NULL);
+            losses(p, &p->acts[0], batch, i, terms, 2, NULL);
         else
-            mm_head_losses(p->model, &p->head, &p->acts[0], own, &terms[1], 1, head_grad(p));
-        mm_backward(p->model, &p->acts[0], &p->scratch, dhidden, p->shard->grads);
+            losses(p, &p->acts[0], batch, i, &terms[1], 1, head_grad(p));
+        backward(p, i, &p->acts[0], dhidden);
     }
-    mm_shard_reduce(p->shard, g);
-    mm_comm_sum(p->comm, loss, 1);
+    mm_shard_reduce_end(p->shard);
+    mm_comm_sum_device(p->comm, loss, 1);
     if (cross_entropy)
-        mm_comm_sum(p->comm, cross_entropy, 1);
+        mm_comm_sum_device(p->comm, cross_entropy, 1);
 }
 
 /* The negative of cross-entropy has the negated gradient at the head: no second product there. */
-static void held_losses(struct mm_passes *p, size_t i, const uint32_t *tokens,
+static void held_losses(struct mm_passes *p, const struct mm_batch *batch, size_t i,
                         struct mm_objective second, struct mm_mat dhidden, double *loss,
                         double *second_loss) {
     struct mm_device *dev = p->model->dev;
@@ -127,39 +171,37 @@ static void held_losses(struct mm_passes *p, size_t i, const uint32_t *tokens,
     struct mm_loss_term terms[2] = {term_of(p, first, loss, dhidden),
                                     term_of(p, second, second_loss, held)};
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
-    mm_head_losses(p->model, &p->head, &p->acts[i], tokens, terms, negated ? 1 : 2, NULL);
+    losses(p, &p->acts[i], batch, i, terms, negated ? 1 : 2, NULL);
     if (negated)
         dev->ops->scale(dev, held, dhidden, -1.0f);
 }
 
-void mm_passes_gradient_held(struct mm_passes *p, const uint32_t *tokens,
+void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss) {
     MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     zero_scalar(p, loss);
     zero_scalar(p, second_loss);
-    mm_shard_zero_grads(p->shard);
+    mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++) {
-        const uint32_t *own = tokens + i * p->micro_batch * p->T;
-        size_t count = micro_count(p, i);
-        struct mm_mat dhidden = rows_of(p, p->dhidden_now, count);
-        mm_forward(p->model, &p->acts[i], &p->scratch, own, count, p->T);
-        held_losses(p, i, own, second, dhidden, loss, second_loss);
-        mm_backward(p->model, &p->acts[i], &p->scratch, dhidden, p->shard->grads);
+        struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
+        forward(p, &p->acts[i], batch, i);
+        held_losses(p, batch, i, second, dhidden, loss, second_loss);
+        backward(p, i, &p->acts[i], dhidden);
     }
-    mm_shard_reduce(p->shard, g);
-    mm_comm_sum(p->comm, loss, 1);
+    mm_shard_reduce_end(p->shard);
+    mm_comm_sum_device(p->comm, loss, 1);
     if (second.fn == MM_LOSS_NEG_CROSS_ENTROPY)
         p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else
-        mm_comm_sum(p->comm, second_loss, 1);
+        mm_comm_sum_device(p->comm, second_loss, 1);
 }
 
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
-    mm_shard_zero_grads(p->shard);
+    mm_shard_store_end(p->shard);
+    mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++)
-        mm_backward(p->model, &p->acts[i], &p->scratch,
-                    rows_of(p, p->dhidden[i], micro_count(p, i)), p->shard->grads);
-    mm_shard_reduce(p->shard, g);
+        backward(p, i, &p->acts[i], rows_of(p, p->dhidden[i], micro_count(p, i)));
+    mm_shard_reduce_end(p->shard);
 }

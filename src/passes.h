@@ -31,25 +31,44 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold);
 void mm_passes_free(struct mm_passes *passes);
 
+/* This rank's sequences of a batch and each position's next token (UINT32_MAX: the last of a
+ * sequence has none), in device memory; pinned copies of two batches, so that the host can prepare
+ * one while the device works on the other. */
+struct mm_batch {
+    struct mm_device *dev;
+    size_t n, T;                /* tokens; of a sequence */
+    uint32_t *tokens, *targets; /* [n], device, one block */
+    uint32_t *host[2];          /* [2n] */
+};
+
+/* Local. The caller frees with mm_batch_free. */
+void mm_batch_create(struct mm_batch *batch, struct mm_arena *arena,
+                     const struct mm_passes *passes);
+void mm_batch_free(struct mm_batch *batch);
+/* Sends tokens [n] (any host memory) by way of host[slot], whose last use the device must be done
+ * with. Local. */
+void mm_batch_set(struct mm_batch *batch, int slot, const uint32_t *tokens);
+
 /* A loss as the method asks for it. */
 struct mm_objective {
     enum mm_loss_fn fn;
     double clip_at;
 };
 
-/* `tokens` below: this rank's `share` sequences of the batch, [share, T], host memory. `loss`:
- * device, (=). g: reduced gradient, (=). All at the working weights as they are. */
+/* `loss`: device, (=). g: reduced gradient, (=). All at the working weights as they are, or as they
+ * will be when mm_shard_store_begin has ended. */
 
 /* Forward only. */
-void mm_passes_loss(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
-                    double *loss);
+void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
+                    struct mm_objective objective, double *loss);
 /* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL.
  */
-void mm_passes_gradient(struct mm_passes *p, const uint32_t *tokens, struct mm_objective objective,
-                        struct mm_vector g, double *loss, double *cross_entropy);
+void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
+                        struct mm_objective objective, struct mm_vector g, double *loss,
+                        double *cross_entropy);
 /* Forward and backward of cross-entropy, everything held for mm_passes_second_gradient of `second`,
  * whose loss is taken from the same logits. */
-void mm_passes_gradient_held(struct mm_passes *p, const uint32_t *tokens,
+void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss);
 /* The second backward through the held graph: old activations and logits, the working weights of

@@ -3,6 +3,7 @@
 
 #include "src/job.h"
 #include "src/mudman.h"
+#include "src/place.h"
 
 #include <stdio.h>
 
@@ -25,8 +26,24 @@ static size_t data_bytes(const struct mm_data *d) {
     return bytes;
 }
 
-static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3]) {
-    size_t sums[3] = {0}, data[3] = {data_bytes(&job->data), 0, 0};
+static void print_peak(const struct mm_job *job, const struct mm_arena *unlearning, bool cuda,
+                       size_t peak) {
+    char text[3][32];
+    size_t state = mm_arena_bytes(unlearning, MM_FOR_BASE) +
+                   mm_arena_bytes(unlearning, MM_FOR_ADVERSARY) +
+                   mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC);
+    mm_bytes_text(text[0], (double)peak);
+    if (cuda)
+        printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
+               "for themselves\nhost memory: token files %s, checkpoints %s\n",
+               text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
+               mm_bytes_text(text[2], (double)state));
+    else
+        printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
+}
+
+static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3], bool cuda) {
+    size_t sums[3] = {0}, fixed[3] = {cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&job->data)};
     printf("%-24s %12s %12s %12s\n", "bytes a rank", "always", "unlearning", "relearning");
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
         size_t row[3];
@@ -35,31 +52,29 @@ static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3
         if (row[0] + row[1] + row[2])
             print_row(mm_purpose_names[purpose], row);
     }
-    print_row("token files", data);
-    sums[0] += data[0];
+    print_row(cuda ? "device workspace" : "token files", fixed);
+    sums[0] += fixed[0];
     print_row("sum", sums);
-    char text[32];
-    size_t peak = sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]);
-    printf("peak: %s a rank, beside the program's own memory and its libraries'\n",
-           mm_bytes_text(text, (double)peak));
+    print_peak(job, arenas[1], cuda, sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]));
 }
 
-static void print_head(const struct mm_job *job, size_t loops) {
+static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
     const struct mm_config *c = job->config;
     size_t each = mm_mudman_passes(c);
     printf("model: %s, %zu parameters in %zu tensors\n", c->model.path, job->model->elements,
            job->model->params_n);
+    printf("arithmetic: %s on %s; state: %s\n", mm_dtype_name(mm_config_dtype(c)),
+           cuda ? "a GPU a rank" : "the CPU", mm_dtype_name(c->model.state_dtype));
     printf("ranks: %d; batch %zu x %zu tokens, %zu sequences at once\n", mm_comm_size(job->comm),
            c->data.batch_size, c->data.context_length, job->evaluator->passes->micro_batch);
     printf("unlearning: %zu loops of %zu passes; relearning: %zu passes\n", loops, each,
            c->relearn.passes);
 }
 
-enum mm_status mm_plan(struct mm_comm *comm, struct mm_device *dev, const struct mm_config *config,
-                       int ranks, struct mm_error *err) {
+static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
+                              const struct mm_config *config, bool cuda, struct mm_error *err) {
     struct mm_job job;
     size_t loops;
-    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm));
     enum mm_status status = mm_job_loops(config, &loops, err);
     if (status == MM_OK)
         status = mm_job_open(&job, comm, dev, config, MM_JOB_PLAN, err);
@@ -75,11 +90,25 @@ enum mm_status mm_plan(struct mm_comm *comm, struct mm_device *dev, const struct
         mm_unlearn_plan(&job, arenas[1], err);
         if (config->relearn.passes)
             mm_relearn_plan(&job, arenas[2]);
-        print_head(&job, loops);
-        print_plan(&job, arenas);
+        print_head(&job, loops, cuda);
+        print_plan(&job, arenas, cuda);
     }
     mm_arena_free(arenas[1]);
     mm_arena_free(arenas[2]);
     mm_job_close(&job);
+    return status;
+}
+
+/* The CPU's device stands for the GPU: dry arenas ask nothing of it. */
+enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
+                       struct mm_error *err) {
+    bool cuda;
+    enum mm_status status = mm_place_plan(config, &cuda, err);
+    if (status != MM_OK)
+        return status;
+    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm));
+    struct mm_device *dev = mm_device_create_cpu();
+    status = plan_on(comm, dev, config, cuda, err);
+    mm_device_free(dev);
     return status;
 }

@@ -6,8 +6,9 @@
 #include "src/config.h"
 
 /* For a job of `ranks` ranks (0: as many as there are now), on rank 0, which has the largest share.
- * Takes no memory of the device and trains nothing. Local: one rank calls. */
-enum mm_status mm_plan(struct mm_comm *comm, struct mm_device *dev, const struct mm_config *config,
-                       int ranks, struct mm_error *err);
+ * Counts what mm_place_plan says, settling config->model.dtype; takes no memory of a GPU and trains
+ * nothing. Local: one rank calls. */
+enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
+                       struct mm_error *err);
 
 #endif

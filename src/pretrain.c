@@ -2,6 +2,7 @@
 #include "src/pretrain.h"
 
 #include "io/files.h"
+#include "src/collect.h"
 #include "src/job.h"
 #include "src/progress.h"
 
@@ -47,35 +48,47 @@ static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
     return status;
 }
 
-/* output.dir/model: config.json and float32 weights. Rank 0. */
-static enum mm_status save(const struct mm_job *job, struct mm_error *err) {
-    const struct mm_model *m = job->model;
+/* output.dir/model: config.json and float32 weights. */
+static enum mm_status write(const struct mm_job *job, const struct mm_named_tensor *tensors,
+                            size_t tensors_n, struct mm_error *err) {
     char *folder = mm_format("%s/model", job->config->output.dir);
     char *path = mm_format("%s/config.json", folder), *json = NULL;
     size_t bytes = 0;
-    struct mm_named_tensor *tensors = mm_calloc(m->params_n, sizeof *tensors);
-    for (size_t i = 0; i < m->params_n; i++) {
-        const struct mm_param *p = &m->params[i];
-        float *host = mm_calloc(p->rows * p->cols, sizeof *host);
-        job->dev->ops->download(job->dev, host, p->w.data, p->rows * p->cols * sizeof *host);
-        tensors[i] = (struct mm_named_tensor){p->name, p->rows, p->vector ? 0 : p->cols, host};
-    }
     enum mm_status status = mm_folder_make(folder, err);
     if (status == MM_OK)
-        status = mm_weights_write(folder, tensors, m->params_n, err);
+        status = mm_weights_write(folder, tensors, tensors_n, err);
     if (status == MM_OK)
         status = mm_file_read(job->config->pretrain.config, &json, &bytes, err);
     if (status == MM_OK)
         status = mm_file_write(path, json, bytes, err);
     if (status == MM_OK)
         mm_log0(MM_LOG_INFO, "saved %s", folder);
-    for (size_t i = 0; i < m->params_n; i++)
-        mm_free((float *)tensors[i].data);
-    mm_free(tensors);
     mm_free(json);
     mm_free(path);
     mm_free(folder);
     return status;
+}
+
+/* The float32 masters of all ranks, written by rank 0. Collective. */
+static enum mm_status save(const struct pretraining *pt, struct mm_error *err) {
+    const struct mm_shard *s = pt->training->shard;
+    bool writes = mm_comm_rank(pt->job->comm) == 0;
+    enum mm_status status = MM_OK;
+    struct mm_named_tensor *tensors = mm_calloc(s->tensors_n, sizeof *tensors);
+    for (size_t t = 0; t < s->tensors_n; t++) {
+        const struct mm_param *p = &s->model->params[s->param[t]];
+        float *whole = mm_collect(s, pt->training->p, t);
+        tensors[t] = (struct mm_named_tensor){p->name, p->rows, p->vector ? 0 : p->cols,
+                                              writes ? whole : NULL};
+        if (!writes)
+            mm_free(whole);
+    }
+    if (writes)
+        status = write(pt->job, tensors, s->tensors_n, err);
+    for (size_t t = 0; t < s->tensors_n; t++)
+        mm_free((float *)tensors[t].data);
+    mm_free(tensors);
+    return mm_comm_agree(pt->job->comm, status, err);
 }
 
 enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
@@ -96,7 +109,7 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
         status = all_steps(&pt, err);
     }
     if (status == MM_OK)
-        status = mm_comm_agree(comm, mm_comm_rank(comm) == 0 ? save(&job, err) : MM_OK, err);
+        status = save(&pt, err);
     mm_free(pt.tokens);
     mm_training_free(pt.training);
     mm_arena_free(arena);

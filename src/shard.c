@@ -5,6 +5,76 @@ static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
     return &s->model->params[s->param[t]];
 }
 
+/* -- what is sent at once ---------------------------------------------------------------------- */
+
+#define MOST_BUCKETS 8 /* each costs the latency of a collective */
+
+size_t mm_bucket_bytes = (size_t)32 << 20;
+
+/* Matrices of layers, and the head: a backward's first micro-batch overwrites their gradients. */
+static void find_overwritten(struct mm_shard *s) {
+    const struct mm_model *m = s->model;
+    bool *product = mm_calloc(m->params_n, sizeof *product);
+    for (size_t l = 0; l < m->arch.layers; l++) {
+        const struct mm_layer *layer = &m->layers[l];
+        const struct mm_linear *const linears[] = {&layer->qkv, &layer->o, &layer->up,
+                                                   &layer->down};
+        for (size_t i = 0; i < 4; i++)
+            for (size_t k = 0; k < linears[i]->parts_n; k++)
+                product[linears[i]->part[k]] = true;
+    }
+    product[m->head_part] = true;
+    for (size_t t = 0; t < s->tensors_n; t++)
+        s->overwritten[t] = product[s->param[t]];
+    mm_free(product);
+}
+
+/* The table's order, but for the tensors of no layer, which come first. */
+static void find_order(struct mm_shard *s) {
+    size_t n = 0;
+    for (int within = 0; within < 2; within++)
+        for (size_t t = 0; t < s->tensors_n; t++)
+            if ((param_of(s, t)->layer != MM_NO_LAYER) == within)
+                s->order[n++] = t;
+}
+
+static void find_buckets(struct mm_shard *s) {
+    size_t enough = s->grads_n * sizeof(float) / MOST_BUCKETS, bytes = 0;
+    enough = enough < mm_bucket_bytes ? mm_bucket_bytes : enough;
+    for (size_t i = 0; i < s->tensors_n; i++) {
+        const struct mm_param *p = param_of(s, s->order[i]);
+        struct mm_bucket *last = s->buckets_n ? &s->buckets[s->buckets_n - 1] : NULL;
+        bool new_layer = i == 0 || p->layer != param_of(s, s->order[i - 1])->layer;
+        if (!last || (new_layer && (bytes >= enough || last->layer == MM_NO_LAYER))) {
+            last = &s->buckets[s->buckets_n++];
+            *last = (struct mm_bucket){.first = i, .layer = p->layer};
+            bytes = 0;
+        }
+        last->n++;
+        bytes += p->rows * p->cols * sizeof(float);
+    }
+}
+
+static void create_buckets(struct mm_shard *s) {
+    int size = mm_comm_size(s->comm);
+    s->overwritten = mm_calloc(s->tensors_n, sizeof *s->overwritten);
+    s->order = mm_calloc(s->tensors_n, sizeof *s->order);
+    s->reductions = mm_calloc(s->tensors_n, sizeof *s->reductions);
+    s->gathers = mm_calloc(s->tensors_n, sizeof *s->gathers);
+    s->buckets = mm_calloc(s->tensors_n, sizeof *s->buckets);
+    find_overwritten(s);
+    find_order(s);
+    find_buckets(s);
+    for (size_t i = 0; i < s->tensors_n; i++) {
+        const struct mm_param *p = param_of(s, s->order[i]);
+        size_t padded = mm_rows_block(p->rows, size) * (size_t)size;
+        s->gathers[i] = p->w;
+        s->reductions[i] = (struct mm_reduction){
+            .full = mm_mat(s->grads[s->param[s->order[i]]], MM_F32, padded, p->cols),
+            .rows = p->rows};
+    }
+}
+
 struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
                                  struct mm_model *model, const bool *wanted) {
     struct mm_shard *s = mm_calloc(1, sizeof *s);
@@ -15,7 +85,6 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
     s->offsets = mm_calloc(model->params_n + 1, sizeof *s->offsets);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
     int size = mm_comm_size(comm), rank = mm_comm_rank(comm);
-    size_t most = 0;
     for (size_t p = 0; p < model->params_n; p++) {
         if (!wanted[p])
             continue;
@@ -25,17 +94,16 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
         s->rows[t] = mm_rows_of(param->rows, size, rank);
         size_t own = s->rows[t].count * param->cols;
         s->offsets[t + 1] = s->n += own;
-        most = own > most ? own : most;
         s->total += (double)param->rows * (double)param->cols;
         s->grads_n += mm_rows_block(param->rows, size) * (size_t)size * param->cols;
     }
     s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
-    s->staging = mm_arena_take(arena, MM_FOR_SCRATCH, most, mm_dtype_bytes(model->dtype));
     size_t used = 0;
     for (size_t t = 0; t < s->tensors_n; t++) {
         s->grads[s->param[t]] = s->grads_block + used;
         used += mm_rows_block(param_of(s, t)->rows, size) * (size_t)size * param_of(s, t)->cols;
     }
+    create_buckets(s);
     return s;
 }
 
@@ -46,6 +114,11 @@ void mm_shard_free(struct mm_shard *s) {
     mm_free(s->rows);
     mm_free(s->offsets);
     mm_free(s->grads);
+    mm_free(s->overwritten);
+    mm_free(s->order);
+    mm_free(s->reductions);
+    mm_free(s->gathers);
+    mm_free(s->buckets);
     mm_free(s);
 }
 
@@ -67,39 +140,101 @@ static void *part_of(const struct mm_shard *s, struct mm_vector v, size_t t) {
     return (char *)v.data + s->offsets[t] * mm_dtype_bytes(v.dtype);
 }
 
+/* This rank's rows of the working weights. */
+static struct mm_mat own_rows(const struct mm_shard *s, size_t t) {
+    return mm_mat_rows(param_of(s, t)->w, s->rows[t].first, s->rows[t].count);
+}
+
 void mm_shard_load(const struct mm_shard *s, struct mm_vector v) {
     struct mm_device *dev = s->model->dev;
     for (size_t t = 0; t < s->tensors_n; t++) {
-        struct mm_mat own = mm_mat_rows(param_of(s, t)->w, s->rows[t].first, s->rows[t].count);
+        struct mm_mat own = own_rows(s, t);
         if (own.rows)
             dev->ops->convert(dev, part_of(s, v, t), v.dtype, own.data, own.dtype,
                               own.rows * own.cols);
     }
 }
 
-void mm_shard_store(const struct mm_shard *s, struct mm_vector v) {
+/* -- gathering weights ------------------------------------------------------------------------- */
+
+static void wait(struct mm_shard *s, struct mm_bucket *bucket) {
+    if (bucket->started)
+        mm_comm_wait(s->comm, bucket->ticket);
+    bucket->started = false;
+}
+
+static void wait_for_all(struct mm_shard *s) {
+    for (size_t i = 0; i < s->buckets_n; i++)
+        wait(s, &s->buckets[i]);
+}
+
+void mm_shard_store_begin(struct mm_shard *s, struct mm_vector v) {
     struct mm_device *dev = s->model->dev;
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        struct mm_mat full = param_of(s, t)->w;
-        const void *own = part_of(s, v, t);
-        if (v.dtype != full.dtype) {
-            dev->ops->convert(dev, s->staging, full.dtype, own, v.dtype,
-                              s->rows[t].count * full.cols);
-            own = s->staging;
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        struct mm_bucket *bucket = &s->buckets[i];
+        for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
+            struct mm_mat own = own_rows(s, s->order[k]);
+            if (own.rows)
+                dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
+                                  own.rows * own.cols);
         }
-        mm_comm_gather_rows(s->comm, own, full);
+        bucket->ticket = mm_comm_gather_rows(s->comm, s->gathers + bucket->first, bucket->n);
+        bucket->started = true;
     }
 }
 
-void mm_shard_zero_grads(const struct mm_shard *s) {
+void mm_shard_store_end(struct mm_shard *s) {
+    wait_for_all(s);
+}
+
+void mm_shard_store(struct mm_shard *s, struct mm_vector v) {
+    mm_shard_store_begin(s, v);
+    mm_shard_store_end(s);
+}
+
+static void arrive(void *self, int layer) {
+    struct mm_shard *s = self;
+    for (size_t i = 0; i < s->buckets_n; i++)
+        if (s->buckets[i].layer == layer)
+            wait(s, &s->buckets[i]);
+}
+
+struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
+    return (struct mm_layer_hook){.call = arrive, .self = s};
+}
+
+/* -- reducing gradients ------------------------------------------------------------------------ */
+
+void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
     struct mm_device *dev = s->model->dev;
-    dev->ops->zero(dev, s->grads_block, s->grads_n * sizeof(float));
+    for (size_t i = 0; i < s->tensors_n; i++) {
+        size_t t = s->order[i];
+        const struct mm_param *p = param_of(s, t);
+        s->reductions[i].own = part_of(s, g, t);
+        if (!s->overwritten[t])
+            dev->ops->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
+    }
 }
 
-void mm_shard_reduce(const struct mm_shard *s, struct mm_vector g) {
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        const struct mm_param *p = param_of(s, t);
-        struct mm_mat full = mm_mat(s->grads[s->param[t]], MM_F32, p->rows, p->cols);
-        mm_comm_reduce_rows(s->comm, full, p->rows, (float *)g.data + s->offsets[t]);
-    }
+static void send(struct mm_shard *s, struct mm_bucket *bucket) {
+    bucket->ticket = mm_comm_reduce_rows(s->comm, s->reductions + bucket->first, bucket->n);
+    bucket->started = true;
+}
+
+static void depart(void *self, int layer) {
+    struct mm_shard *s = self;
+    for (size_t i = 0; i < s->buckets_n; i++)
+        if (s->buckets[i].layer == layer)
+            send(s, &s->buckets[i]);
+}
+
+struct mm_layer_hook mm_shard_departures(struct mm_shard *s) {
+    return (struct mm_layer_hook){.call = depart, .self = s};
+}
+
+void mm_shard_reduce_end(struct mm_shard *s) {
+    for (size_t i = 0; i < s->buckets_n; i++)
+        if (!s->buckets[i].started)
+            send(s, &s->buckets[i]);
+    wait_for_all(s);
 }

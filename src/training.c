@@ -22,6 +22,7 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
     }
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
     t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
+    mm_batch_create(&t->batch, arena, t->passes);
     if (!mm_arena_dry(arena))
         mm_shard_load(t->shard, t->p);
     return t;
@@ -30,6 +31,7 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
 void mm_training_free(struct mm_training *t) {
     if (!t)
         return;
+    mm_batch_free(&t->batch);
     mm_passes_free(t->passes);
     mm_shard_free(t->shard);
     mm_free(t);
@@ -39,10 +41,11 @@ void mm_training_free(struct mm_training *t) {
 static void gradient(struct mm_training *t, const uint32_t *tokens, double result[2]) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
-    mm_passes_gradient(t->passes, tokens, objective, t->g, &t->scalars[0], NULL);
+    mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
+    mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
     dev->ops->zero(dev, &t->scalars[1], sizeof *t->scalars);
     dev->ops->sum_squares(dev, &t->scalars[1], t->g, MM_F32);
-    mm_comm_sum(t->comm, &t->scalars[1], 1);
+    mm_comm_sum_device(t->comm, &t->scalars[1], 1);
     dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
 }
 

@@ -13,6 +13,7 @@ struct mm_training {
     struct mm_model *model;
     struct mm_shard *shard; /* every tensor; owned */
     struct mm_passes *passes;
+    struct mm_batch batch;
     struct mm_vector p, g;          /* masters, reduced gradient */
     struct mm_vector first, second; /* AdamW's moments; data NULL for SGD */
     double *scalars;                /* device: loss, sum of squares */

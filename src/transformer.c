@@ -61,7 +61,6 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
     acts->x_final = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
     acts->stats_final = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * capacity, sizeof(float));
     acts->hidden = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
-    acts->tokens = mm_arena_take(arena, MM_FOR_ACTIVATIONS, capacity, sizeof *acts->tokens);
 }
 
 void mm_acts_free(struct mm_acts *acts) {
@@ -145,16 +144,23 @@ static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_lay
     return m->arch.parallel ? x_in : x_mid;
 }
 
+static void call(struct mm_layer_hook hook, int layer) {
+    if (hook.call)
+        hook.call(hook.self, layer);
+}
+
 void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
-                const uint32_t *tokens, size_t B, size_t T) {
+                const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer) {
     size_t n = B * T;
     MM_CHECK(n <= acts->capacity && n <= s->capacity && T <= m->context, "%zu x %zu tokens", B, T);
+    acts->tokens = tokens;
     acts->B = B;
     acts->T = T;
-    m->dev->ops->upload(m->dev, acts->tokens, tokens, n * sizeof *tokens);
     struct mm_mat x = head_rows(kept_of(acts, 0)->x_in, n), delta = {0};
-    m->dev->ops->embed(m->dev, x, m->params[m->embed_part].w, acts->tokens);
+    call(before_layer, MM_NO_LAYER);
+    m->dev->ops->embed(m->dev, x, m->params[m->embed_part].w, tokens);
     for (size_t l = 0; l < m->arch.layers; l++) {
+        call(before_layer, (int)l);
         x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, x, delta, B, T);
         delta = head_rows(s->delta, n);
     }
@@ -169,6 +175,7 @@ struct backward {
     const struct mm_acts *acts;
     struct mm_scratch *s;
     float *const *grads;
+    bool first;
     size_t n;
 };
 
@@ -193,7 +200,7 @@ static void linear_grads(const struct backward *b, const struct mm_linear *linea
         struct mm_mat part = mm_mat_cols(dy, first, rows);
         float *dw = b->grads[linear->part[i]];
         if (dw)
-            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x);
+            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, !b->first);
         if (linear->bias && b->grads[linear->bias_part[i]])
             ops->bias_db(b->m->dev, b->grads[linear->bias_part[i]], part);
         first += rows;
@@ -262,13 +269,17 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
 }
 
 void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
-                 struct mm_mat dhidden, float *const *grads) {
-    struct backward b = {.m = m, .acts = acts, .s = s, .grads = grads, .n = acts->B * acts->T};
+                 struct mm_mat dhidden, float *const *grads, bool first,
+                 struct mm_layer_hook after_layer) {
+    struct backward b = {
+        .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
     struct mm_mat dx = head_rows(s->dx, b.n);
     m->dev->ops->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
-    for (size_t l = m->arch.layers; l-- > acts->lowest;)
+    for (size_t l = m->arch.layers; l-- > acts->lowest;) {
         backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
+        call(after_layer, (int)l);
+    }
     if (grads[m->embed_part])
         m->dev->ops->embed_grad(m->dev,
                                 mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width),

@@ -30,9 +30,9 @@ struct mm_acts {
     struct mm_kept_layer *kept;
     struct mm_mat x_final; /* [n, C] before the final norm */
     float *stats_final;
-    struct mm_mat hidden; /* [n, C] what the head reads */
-    uint32_t *tokens;     /* [n], device */
-    size_t B, T;          /* of the last forward */
+    struct mm_mat hidden;   /* [n, C] what the head reads */
+    const uint32_t *tokens; /* [n], device; borrowed, of the last forward, as B and T */
+    size_t B, T;
 };
 
 /* Buffers that no pass keeps, shared by all micro-batches of a model. */
@@ -52,13 +52,25 @@ void mm_acts_free(struct mm_acts *acts); /* the struct's own tables; memory is t
 void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
                        const struct mm_model *model, size_t capacity, bool backward);
 
-/* acts->hidden (=) from tokens [B·T] in host memory; B·T <= capacity, T <= model->context. */
+/* What the caller does between the layers of a pass, so that communication runs beside it: called
+ * before the forward reads the weights of layer l, or after the backward has formed its gradients.
+ * Before the embedding it is called with MM_NO_LAYER. call NULL: nothing. */
+#define MM_NO_LAYER (-1)
+struct mm_layer_hook {
+    void (*call)(void *self, int layer);
+    void *self;
+};
+
+/* acts->hidden (=) from tokens [B·T] in device memory, which stay as they are until the backward;
+ * B·T <= capacity, T <= model->context. */
 void mm_forward(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
-                const uint32_t *tokens, size_t B, size_t T);
+                const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer);
 
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
- * been wanted. dhidden [n, C]: gradient with respect to acts->hidden, left as it is. */
+ * been wanted. `first`: the matrices of layers are overwritten (=), whatever they held. dhidden
+ * [n, C]: gradient with respect to acts->hidden, left as it is. */
 void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
-                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads);
+                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads, bool first,
+                 struct mm_layer_hook after_layer);
 
 #endif

@@ -2,6 +2,7 @@
  * export. */
 #include "io/checkpoint.h"
 #include "io/files.h"
+#include "src/collect.h"
 #include "src/job.h"
 #include "src/mudman.h"
 #include "src/progress.h"
@@ -17,9 +18,10 @@ struct phase {
     struct mm_shard *shard;
     struct mm_mudman *mudman;
     struct mm_state state; /* names and host addresses of b, a, m for checkpoints */
+    void *host[3];         /* b, a (or NULL), m there: themselves on the CPU, else copies */
     uint32_t *retain, *forget;
     size_t loops, each; /* of the whole run; passes of a loop */
-    size_t done;        /* loops completed */
+    size_t asked, done; /* loops asked for | completed */
     size_t saved;       /* loops in the newest checkpoint; SIZE_MAX: none */
 };
 
@@ -45,6 +47,8 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
 }
 
 static void destroy(struct phase *ph) {
+    for (int i = 0; i < 3 && ph->job->dev->ops->asynchronous; i++)
+        mm_free(ph->host[i]);
     mm_free(ph->state.tensors);
     mm_free(ph->retain);
     mm_free(ph->forget);
@@ -62,10 +66,35 @@ void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error
 
 /* -- checkpoints ------------------------------------------------------------------------------- */
 
+/* Host memory for b, a, m, taken once, so that a checkpoint does not fail for want of it. */
+static void take_host(struct phase *ph) {
+    const struct mm_vector vectors[3] = {ph->mudman->b, ph->mudman->a, ph->mudman->m};
+    for (int i = 0; i < 3; i++) {
+        const struct mm_vector *v = &vectors[i];
+        ph->host[i] = v->data && ph->job->dev->ops->asynchronous
+                          ? mm_calloc(v->n, mm_dtype_bytes(v->dtype))
+                          : v->data;
+    }
+}
+
+/* From the device's vectors to their copies, or back. */
+static void copy_state(const struct phase *ph, bool to_host) {
+    struct mm_device *dev = ph->job->dev;
+    const struct mm_vector vectors[3] = {ph->mudman->b, ph->mudman->a, ph->mudman->m};
+    for (int i = 0; i < 3 && dev->ops->asynchronous; i++) {
+        size_t bytes = vectors[i].n * mm_dtype_bytes(vectors[i].dtype);
+        if (ph->host[i] && to_host)
+            dev->ops->download(dev, ph->host[i], vectors[i].data, bytes);
+        else if (ph->host[i])
+            dev->ops->upload(dev, vectors[i].data, ph->host[i], bytes);
+    }
+}
+
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
     const struct mm_shard *s = ph->shard;
     size_t bytes = mm_dtype_bytes(u->b.dtype);
+    take_host(ph);
     ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = s->tensors_n};
     ph->state.tensors = mm_calloc(s->tensors_n, sizeof *ph->state.tensors);
     for (size_t t = 0; t < s->tensors_n; t++) {
@@ -75,9 +104,9 @@ static void bind_state(struct phase *ph) {
             .name = p->name,
             .rows = p->rows,
             .cols = p->cols,
-            .base = (char *)u->b.data + at,
-            .adversary = u->a.data ? (char *)u->a.data + at : NULL,
-            .retain_acc = (char *)u->m.data + at,
+            .base = (char *)ph->host[0] + at,
+            .adversary = ph->host[1] ? (char *)ph->host[1] + at : NULL,
+            .retain_acc = (char *)ph->host[2] + at,
         };
     }
 }
@@ -126,6 +155,7 @@ static enum mm_status save(struct phase *ph, struct mm_error *err) {
         memcpy(info.weights_hash, ph->job->weights_hash, sizeof info.weights_hash);
         info.config = mm_config_yaml(c);
         info.extra = extra_text(ph->job);
+        copy_state(ph, true);
         status = mm_checkpoint_write(ph->job->comm, c->output.dir, c->checkpoint.keep, &ph->state,
                                      &info, err);
         mm_checkpoint_info_free(&info);
@@ -152,6 +182,7 @@ static enum mm_status load(struct phase *ph, const char *folder,
     enum mm_status status = mm_checkpoint_read(job->comm, folder, &ph->state, err);
     if (status != MM_OK)
         return status;
+    copy_state(ph, false);
     cJSON *extra = cJSON_Parse(info->extra);
     get_losses(extra, "start", &job->at_start);
     get_losses(extra, "unlearn", &job->after_unlearning);
@@ -200,34 +231,46 @@ static bool crosses(size_t before, size_t after, size_t every) {
     return after / every > before / every;
 }
 
+static bool evaluation_due(const struct phase *ph, size_t done) {
+    return done == ph->loops ||
+           crosses((done - 1) * ph->each, done * ph->each, ph->job->config->evaluate.every_passes);
+}
+
+static bool checkpoint_due(const struct phase *ph, size_t done) {
+    return done == ph->loops || crosses(done - 1, done, ph->job->config->checkpoint.every_loops);
+}
+
 /* After a loop: evaluation and checkpoint where due, and the answer to a signal. */
-static enum mm_status after_loop(struct phase *ph, char **reason, struct mm_error *err) {
-    const struct mm_config *c = ph->job->config;
-    bool last = ph->done == ph->loops, stop = mm_comm_any(ph->job->comm, mm_stop_asked());
+static enum mm_status after_loop(struct phase *ph, bool stop, char **reason, struct mm_error *err) {
     enum mm_status status = MM_OK;
-    if (last || crosses((ph->done - 1) * ph->each, ph->done * ph->each, c->evaluate.every_passes))
+    if (evaluation_due(ph, ph->done))
         status = evaluate(ph, reason, err);
-    if (status == MM_OK &&
-        (last || stop || crosses(ph->done - 1, ph->done, c->checkpoint.every_loops)))
+    if (status == MM_OK && (stop || checkpoint_due(ph, ph->done)))
         status = save(ph, err);
-    if (status == MM_OK && stop && !last)
+    if (status == MM_OK && stop && ph->done < ph->loops)
         status = mm_fail(err, MM_STOPPED,
                          "stopped by a signal after loop %zu of %zu: resume with "
                          "'mudman-mpi resume %s'",
-                         ph->done, ph->loops, c->output.dir);
+                         ph->done, ph->loops, ph->job->config->output.dir);
     return status;
 }
 
-static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, char **reason,
+static void ask_loop(struct phase *ph) {
+    struct mm_job *job = ph->job;
+    const struct mm_passes *p = ph->mudman->passes;
+    size_t t = ph->asked++;
+    mm_dataset_batch(&job->data.retain, t, p->batch_size, p->first, p->share, ph->retain);
+    mm_dataset_batch(&job->data.forget, t, p->batch_size, p->first, p->share, ph->forget);
+    mm_comm_watch_begin(job->comm, job->config->timeout, "loop", t);
+    mm_mudman_loop(ph->mudman, t, ph->retain, ph->forget);
+}
+
+/* Waits for the first loop not done yet; its line, and whether it ends the run. */
+static enum mm_status end_loop(struct phase *ph, struct mm_progress *progress, char **reason,
                                struct mm_error *err) {
-    struct mm_mudman *u = ph->mudman;
-    const struct mm_passes *p = u->passes;
-    mm_dataset_batch(&ph->job->data.retain, ph->done, p->batch_size, p->first, p->share,
-                     ph->retain);
-    mm_dataset_batch(&ph->job->data.forget, ph->done, p->batch_size, p->first, p->share,
-                     ph->forget);
-    mm_mudman_loop(u, ph->done, ph->retain, ph->forget);
-    struct mm_loop_scalars s = mm_mudman_scalars(u);
+    struct mm_loop_scalars s = mm_mudman_scalars(ph->mudman);
+    if (ph->asked == ph->done + 1)
+        mm_comm_watch_end(ph->job->comm);
     enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
     if (status != MM_OK)
         return status;
@@ -238,7 +281,26 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, c
     ph->done++;
     mm_progress_step(progress, ph->done, "retain %.4f forget %.4f kept %.0f %%", s.retain_loss,
                      s.adversary_loss, 100 * s.mask_fraction);
-    return after_loop(ph, reason, err);
+    return MM_OK;
+}
+
+/* One loop to its end. An asynchronous device is given the next one before, so that it never waits
+ * for the host, unless something is due in between. A loop after one that the guard stopped writes
+ * nothing, and its scalars are not asked for. */
+static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, bool *stop,
+                               char **reason, struct mm_error *err) {
+    size_t ahead = ph->job->dev->ops->asynchronous ? 2 : 1;
+    while (ph->asked < ph->loops && ph->asked < ph->done + ahead &&
+           (ph->asked == ph->done ||
+            !(*stop || evaluation_due(ph, ph->asked) || checkpoint_due(ph, ph->asked))))
+        ask_loop(ph);
+    enum mm_status status = end_loop(ph, progress, reason, err);
+    *stop = *stop || mm_comm_any(ph->job->comm, mm_stop_asked());
+    bool idle = ph->asked == ph->done;
+    if (status == MM_OK && idle &&
+        (*stop || evaluation_due(ph, ph->done) || checkpoint_due(ph, ph->done)))
+        status = after_loop(ph, *stop, reason, err);
+    return status;
 }
 
 static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
@@ -251,30 +313,25 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
         status = save(ph, err);
     struct mm_progress progress =
         mm_progress_start(mm_comm_rank(job->comm), "unlearn", "loop", ph->done, ph->loops);
+    bool stop = false;
+    ph->asked = ph->done;
     while (status == MM_OK && ph->done < ph->loops)
-        status = one_loop(ph, &progress, reason, err);
+        status = one_loop(ph, &progress, &stop, reason, err);
+    mm_comm_watch_end(job->comm);
     mm_progress_end(&progress);
     return status;
 }
 
 /* -- export ------------------------------------------------------------------------------------ */
 
-/* Rank 0 writes; the working weights hold the gathered b. */
-static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
+static enum mm_status write_model(const struct phase *ph, const struct mm_replacement *replaced,
+                                  struct mm_error *err) {
     const struct mm_job *job = ph->job;
     const struct mm_config *c = job->config;
     static const enum mm_dtype dtypes[] = {MM_F32, MM_F32, MM_BF16, MM_F16};
     enum mm_dtype dtype = dtypes[c->output.save_dtype];
     char *out = mm_format("%s/model", c->output.dir);
     struct mm_export_report report = {0};
-    struct mm_replacement *replaced = mm_calloc(ph->shard->tensors_n, sizeof *replaced);
-    for (size_t t = 0; t < ph->shard->tensors_n; t++) {
-        const struct mm_param *p = &job->model->params[ph->shard->param[t]];
-        size_t n = p->rows * p->cols;
-        float *host = mm_calloc(n, sizeof *host);
-        job->dev->ops->download(job->dev, host, p->w.data, n * sizeof *host);
-        replaced[t] = (struct mm_replacement){p->name, host, n};
-    }
     enum mm_status status = mm_folder_remove(out, err);
     if (status == MM_OK)
         status =
@@ -291,11 +348,30 @@ static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
                 "%zu weights are too large for the saved dtype and became infinite: set "
                 "output.save_dtype",
                 report.overflowed);
-    for (size_t t = 0; t < ph->shard->tensors_n; t++)
-        mm_free((float *)replaced[t].data);
-    mm_free(replaced);
     mm_free(out);
     return status;
+}
+
+/* b of all ranks, not the working weights, which are it rounded to the model's dtype. A tensor at a
+ * time: only rank 0, which writes, ever holds more than one. Collective. */
+static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
+    const struct mm_shard *s = ph->shard;
+    bool writes = mm_comm_rank(ph->job->comm) == 0;
+    enum mm_status status = MM_OK;
+    struct mm_replacement *replaced = mm_calloc(s->tensors_n, sizeof *replaced);
+    for (size_t t = 0; t < s->tensors_n; t++) {
+        const struct mm_param *p = &s->model->params[s->param[t]];
+        float *whole = mm_collect(s, ph->mudman->b, t);
+        replaced[t] = (struct mm_replacement){p->name, writes ? whole : NULL, p->rows * p->cols};
+        if (!writes)
+            mm_free(whole);
+    }
+    if (writes)
+        status = write_model(ph, replaced, err);
+    for (size_t t = 0; t < s->tensors_n; t++)
+        mm_free((float *)replaced[t].data);
+    mm_free(replaced);
+    return mm_comm_agree(ph->job->comm, status, err);
 }
 
 enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
@@ -314,11 +390,9 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
     if (status == MM_OK)
         status = all_loops(&ph, reason, err);
     if (status == MM_OK) {
-        mm_shard_store(ph.shard, ph.mudman->b);
-        enum mm_status saved = MM_OK;
-        if (mm_comm_rank(job->comm) == 0 && job->config->output.save_model)
-            saved = save_model(&ph, err);
-        status = mm_comm_agree(job->comm, saved, err);
+        mm_shard_store(ph.shard, ph.mudman->b); /* for relearning */
+        if (job->config->output.save_model)
+            status = save_model(&ph, err);
     }
     destroy(&ph);
     return status;

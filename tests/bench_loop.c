@@ -1,91 +1,58 @@
 /* bench_loop.c - times one MUDMAN loop or one relearning step on random weights in a model's shape.
  *
- *   bench_loop --shape demo|pythia-14m|smollm-135m --what loop|relearn --threads N --repeats K
+ *   bench_loop [--shape demo|pythia-14m|smollm-135m|llama-1b] [--what loop|relearn]
+ *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
+ *              [--graph listing|fresh|reuse] [--batch SEQUENCES] [--context TOKENS]
+ *              [--threads N] [--repeats K]
  *
- * Prints one line; under mpirun the ranks share the batch. tests/bench_peer.py puts PyTorch beside
- * it. */
+ * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
+ * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
+ * of 989 TFLOP/s a rank, what an H100 or H200 does at most in bfloat16. Peak memory is the GPU's,
+ * or the process's on a CPU. tests/bench_peer.py puts PyTorch beside it. */
+#include "bench_shapes.h"
 #include "src/mudman.h"
 #include "src/training.h"
 
 #include <omp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/resource.h>
 
-struct shape {
-    const char *name;
-    struct mm_arch arch;
-    char *target;
-    size_t batch, context;
+#define PEAK_FLOPS 989e12
+
+struct options {
+    const char *shape, *what, *device, *dtype, *state, *graph, *batch, *context, *threads, *repeats;
 };
 
-static struct mm_heads fused_heads(size_t heads, size_t kv, size_t d) {
-    return (struct mm_heads){.heads = heads,
-                             .kv_heads = kv,
-                             .head_dim = d,
-                             .rotary_dim = d,
-                             .q_step = d,
-                             .k_first = heads * d,
-                             .k_step = d,
-                             .v_first = (heads + kv) * d,
-                             .v_step = d};
-}
-
-static struct mm_arch llama(size_t layers, size_t width, size_t mlp, size_t vocab, size_t heads,
-                            size_t kv) {
-    return (struct mm_arch){.family = MM_LLAMA,
-                            .layers = layers,
-                            .width = width,
-                            .mlp = mlp,
-                            .vocab = vocab,
-                            .heads = fused_heads(heads, kv, width / heads),
-                            .norm = MM_RMS_NORM,
-                            .epsilon = 1e-5f,
-                            .activation = MM_SWIGLU,
-                            .tied = true,
-                            .rope_theta = 1e4,
-                            .initializer_range = 0.02};
-}
-
-static struct mm_arch pythia_14m(void) {
-    size_t d = 32;
-    return (struct mm_arch){.family = MM_NEOX,
-                            .layers = 6,
-                            .width = 128,
-                            .mlp = 512,
-                            .vocab = 50304,
-                            .heads = {.heads = 4,
-                                      .kv_heads = 4,
-                                      .head_dim = d,
-                                      .rotary_dim = 8,
-                                      .q_step = 3 * d,
-                                      .k_first = d,
-                                      .k_step = 3 * d,
-                                      .v_first = 2 * d,
-                                      .v_step = 3 * d},
-                            .norm = MM_LAYER_NORM,
-                            .epsilon = 1e-5f,
-                            .activation = MM_GELU,
-                            .parallel = true,
-                            .qkv_bias = true,
-                            .o_bias = true,
-                            .mlp_bias = true,
-                            .rope_theta = 1e4,
-                            .initializer_range = 0.02};
-}
-
-static struct shape find_shape(const char *name) {
-    const struct shape shapes[] = {
-        {"demo", llama(3, 64, 192, 256, 4, 2), "gate_proj", 8, 96},
-        {"pythia-14m", pythia_14m(), "dense_h_to_4h", 4, 100},
-        {"smollm-135m", llama(30, 576, 1536, 49152, 9, 3), "gate_proj", 4, 100},
+static struct options read_options(int argc, char **argv) {
+    struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing", "", "", "1", "5"};
+    const struct {
+        const char *name, **value;
+    } all[] = {
+        {"--shape", &o.shape},     {"--what", &o.what},       {"--device", &o.device},
+        {"--dtype", &o.dtype},     {"--state", &o.state},     {"--graph", &o.graph},
+        {"--batch", &o.batch},     {"--context", &o.context}, {"--threads", &o.threads},
+        {"--repeats", &o.repeats},
     };
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        if (strcmp(shapes[i].name, name) == 0)
-            return shapes[i];
-    fprintf(stderr, "no shape '%s'\n", name);
-    exit(2);
+    for (int i = 1; i < argc; i += 2) {
+        size_t k = 0;
+        while (k < sizeof all / sizeof *all && strcmp(argv[i], all[k].name) != 0)
+            k++;
+        if (k == sizeof all / sizeof *all || i + 1 == argc) {
+            fprintf(stderr, "no option '%s', or no value\n", argv[i]);
+            exit(2);
+        }
+        *all[k].value = argv[i + 1];
+    }
+    return o;
+}
+
+static enum mm_dtype dtype_of(const char *name) {
+    return strcmp(name, "bfloat16") == 0 ? MM_BF16 : MM_F32;
+}
+
+static enum mm_graph graph_of(const char *name) {
+    return strcmp(name, "fresh") == 0   ? MM_GRAPH_FRESH
+           : strcmp(name, "reuse") == 0 ? MM_GRAPH_REUSE
+                                        : MM_GRAPH_LISTING;
 }
 
 static uint32_t *random_tokens(const struct shape *s, unsigned seed) {
@@ -102,12 +69,28 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static struct mm_config config_of(const struct shape *s) {
+/* FLOPs of a loop: forwards on every weight; backwards through every layer down to the lowest
+ * target, which is in the MLP of layer 0, and the targets' own gradients. */
+static double loop_flops(const struct shape *s, enum mm_graph graph) {
+    const struct mm_arch *a = &s->arch;
+    double C = (double)a->width, M = (double)a->mlp, L = (double)a->layers;
+    double qkv = (double)((a->heads.heads + 2 * a->heads.kv_heads) * a->heads.head_dim) * C;
+    double o = (double)(a->heads.heads * a->heads.head_dim) * C;
+    double layer = qkv + o + (a->activation == MM_SWIGLU ? 3 : 2) * M * C;
+    double head = (double)a->vocab * C;
+    double forward = 2 * (head + L * layer);
+    double backward = 2 * (head + (L - 1) * layer + M * C) + 2 * L * M * C;
+    double forwards = graph == MM_GRAPH_FRESH ? 3 : 2, backwards = graph == MM_GRAPH_REUSE ? 2 : 3;
+    return (forwards * forward + backwards * backward) * (double)(s->batch * s->context);
+}
+
+static struct mm_config config_of(const struct shape *s, const struct options *o) {
     struct mm_config c = {0};
-    c.model.state_dtype = MM_F32;
+    c.model.state_dtype = dtype_of(o->state);
     c.data.batch_size = c.data.micro_batch = s->batch;
     c.data.context_length = s->context;
     c.unlearn.loss_fn = MM_LOSS_NEG_CROSS_ENTROPY;
+    c.unlearn.graph = graph_of(o->graph);
     c.unlearn.unlearning_rate = 1e-2;
     c.unlearn.retaining_rate = c.unlearn.adv_lr = 1e-3;
     c.unlearn.retain_momentum = 0.9;
@@ -117,23 +100,44 @@ static struct mm_config config_of(const struct shape *s) {
     return c;
 }
 
-/* times[repeats + 1]: the first is the warm-up. */
-static void time_loops(const struct shape *s, struct mm_arena *arena, struct mm_comm *comm,
-                       struct mm_model *model, double *times, int repeats) {
+/* What is timed: state of a loop or of a relearning step. */
+struct subject {
+    const struct shape *shape;
+    struct mm_arena *arena;
+    struct mm_comm *comm;
+    struct mm_model *model;
+    int warm_up, repeats;
+    double *times; /* [repeats] */
+};
+
+/* From one loop's result to the next one's, the next being asked for ahead as a run does it. */
+static void time_loops(const struct subject *b, const struct options *o) {
     struct mm_error err;
-    struct mm_config config = config_of(s);
-    bool *wanted = mm_calloc(model->params_n, 1);
-    char *target = s->target;
-    MM_CHECK(mm_model_choose(model, &target, 1, wanted, &err) == MM_OK, "%s", err.text);
-    struct mm_shard *shard = mm_shard_create(arena, comm, model, wanted);
-    struct mm_mudman *u = mm_mudman_create(arena, &config, comm, model, shard);
-    uint32_t *retain = random_tokens(s, 1), *forget = random_tokens(s, 2);
-    size_t first = u->passes->first * s->context;
-    for (int i = 0; i <= repeats; i++) {
-        double start = mm_now();
-        mm_mudman_loop(u, (size_t)i, retain + first, forget + first);
-        times[i] = mm_now() - start;
+    struct mm_config config = config_of(b->shape, o);
+    bool *wanted = mm_calloc(b->model->params_n, 1);
+    char *target = b->shape->target;
+    MM_CHECK(mm_model_choose(b->model, &target, 1, wanted, &err) == MM_OK, "%s", err.text);
+    struct mm_shard *shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
+    struct mm_mudman *u = mm_mudman_create(b->arena, &config, b->comm, b->model, shard);
+    uint32_t *retain = random_tokens(b->shape, 1), *forget = random_tokens(b->shape, 2);
+    size_t first = u->passes->first * b->shape->context;
+    bool ahead = b->model->dev->ops->asynchronous;
+    double last = mm_now();
+    for (int i = -b->warm_up; i < b->repeats; i++) {
+        size_t t = (size_t)(i + b->warm_up);
+        if (!ahead || t == 0)
+            mm_mudman_loop(u, t, retain + first, forget + first);
+        if (ahead)
+            mm_mudman_loop(u, t + 1, retain + first, forget + first);
+        struct mm_loop_scalars scalars = mm_mudman_scalars(u);
+        MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+        double now = mm_now();
+        if (i >= 0)
+            b->times[i] = now - last;
+        last = now;
     }
+    if (ahead)
+        (void)mm_mudman_scalars(u);
     mm_free(retain);
     mm_free(forget);
     mm_free(wanted);
@@ -141,55 +145,86 @@ static void time_loops(const struct shape *s, struct mm_arena *arena, struct mm_
     mm_shard_free(shard);
 }
 
-static void time_relearning(const struct shape *s, struct mm_arena *arena, struct mm_comm *comm,
-                            struct mm_model *model, double *times, int repeats) {
-    struct mm_training *t =
-        mm_training_create(arena, comm, model, s->batch, s->batch, s->context, MM_F32, false);
+static void time_relearning(const struct subject *b, const struct options *o) {
+    const struct shape *s = b->shape;
+    struct mm_training *t = mm_training_create(b->arena, b->comm, b->model, s->batch, s->batch,
+                                               s->context, dtype_of(o->state), false);
     uint32_t *tokens = random_tokens(s, 1);
-    for (int i = 0; i <= repeats; i++) {
+    for (int i = -b->warm_up; i < b->repeats; i++) {
         double start = mm_now();
         mm_training_sgd(t, tokens + t->passes->first * s->context, 1e-3);
-        times[i] = mm_now() - start;
+        if (i >= 0)
+            b->times[i] = mm_now() - start;
     }
     mm_free(tokens);
     mm_training_free(t);
 }
 
-int main(int argc, char **argv) {
-    const char *name = "demo", *what = "loop";
-    int threads = 1, repeats = 5;
-    struct mm_comm *comm = mm_comm_create(&argc, &argv);
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--shape") == 0)
-            name = argv[i + 1];
-        else if (strcmp(argv[i], "--what") == 0)
-            what = argv[i + 1];
-        else if (strcmp(argv[i], "--threads") == 0)
-            threads = atoi(argv[i + 1]);
-        else if (strcmp(argv[i], "--repeats") == 0)
-            repeats = atoi(argv[i + 1]);
-    }
-    omp_set_num_threads(threads);
-    struct shape s = find_shape(name);
-    struct mm_device *dev = mm_device_create_cpu();
-    struct mm_arena *arena = mm_arena_create(dev, false);
-    struct mm_model *model = mm_model_create(arena, &s.arch, MM_F32, s.context);
-    double *times = mm_calloc((size_t)repeats + 1, sizeof *times);
-    bool loop = strcmp(what, "loop") == 0;
-    mm_model_randomize(model, 1);
-    (loop ? time_loops : time_relearning)(&s, arena, comm, model, times, repeats);
-    qsort(times + 1, (size_t)repeats, sizeof *times, ascending);
-    double seconds = times[1 + repeats / 2];
+static size_t peak_bytes(const struct mm_device *dev) {
     struct rusage usage;
+    if (dev->ops->asynchronous)
+        return mm_arena_peak_bytes(dev) + MM_CUDA_WORKSPACE_BYTES;
     getrusage(RUSAGE_SELF, &usage);
+    return (size_t)usage.ru_maxrss * 1024;
+}
+
+static void print_result(const struct subject *b, const struct options *o) {
+    bool loop = strcmp(o->what, "loop") == 0;
+    int ranks = mm_comm_size(b->comm);
+    qsort(b->times, (size_t)b->repeats, sizeof *b->times, ascending);
+    double seconds = b->times[b->repeats / 2];
+    size_t tokens = b->shape->batch * b->shape->context * (loop ? 2 : 1);
+    printf("shape=%s what=%s device=%s dtype=%s state=%s graph=%s batch=%zu context=%zu threads=%s "
+           "ranks=%d ms=%.3f tokens_per_s=%.1f peak_bytes=%zu",
+           o->shape, o->what, o->device, o->dtype, o->state, o->graph, b->shape->batch,
+           b->shape->context, o->threads, ranks, 1e3 * seconds, (double)tokens / seconds,
+           peak_bytes(b->model->dev));
+    if (loop)
+        printf(" mfu=%.4f",
+               loop_flops(b->shape, graph_of(o->graph)) / seconds / ranks / PEAK_FLOPS);
+    printf("\n");
+}
+
+/* Ends the program where there is no such device. */
+static struct mm_device *open_device(struct mm_comm *comm, const char *name) {
+    struct mm_error err = {""};
+    bool cuda = strcmp(name, "cuda") == 0;
+    int count = mm_cuda_device_count();
+    struct mm_device *dev =
+        cuda ? mm_device_create_cuda(count ? mm_comm_local_rank(comm) % count : 0, &err)
+             : mm_device_create_cpu();
+    if (!dev || mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, MM_F32, &err) != MM_OK) {
+        fprintf(stderr, "%s\n", err.text);
+        exit(77);
+    }
+    return dev;
+}
+
+int main(int argc, char **argv) {
+    struct mm_comm *comm = mm_comm_create(&argc, &argv);
+    struct options o = read_options(argc, argv);
+    struct shape s = find_shape(o.shape);
+    s.batch = *o.batch ? (size_t)atoi(o.batch) : s.batch;
+    s.context = *o.context ? (size_t)atoi(o.context) : s.context;
+    omp_set_num_threads(atoi(o.threads));
+    struct mm_device *dev = open_device(comm, o.device);
+    struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
+    /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
+    b.warm_up = dev->ops->asynchronous ? 3 : 1;
+    b.arena = mm_arena_create(dev, false);
+    b.model = mm_model_create(b.arena, &s.arch, dtype_of(o.dtype), s.context);
+    b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);
+    mm_model_randomize(b.model, 1);
+    if (strcmp(o.what, "loop") == 0)
+        time_loops(&b, &o);
+    else
+        time_relearning(&b, &o);
     if (mm_comm_rank(comm) == 0)
-        printf("shape=%s what=%s threads=%d ranks=%d ms=%.3f tokens_per_s=%.1f peak_bytes=%ld\n",
-               name, what, threads, mm_comm_size(comm), 1e3 * seconds,
-               (double)(s.batch * s.context * (loop ? 2 : 1)) / seconds, usage.ru_maxrss * 1024);
-    mm_free(times);
-    mm_model_free(model);
-    mm_arena_free(arena);
+        print_result(&b, &o);
+    mm_free(b.times);
+    mm_model_free(b.model);
+    mm_arena_free(b.arena);
+    mm_comm_free(comm); /* before the device that it works on */
     mm_device_free(dev);
-    mm_comm_free(comm);
     return 0;
 }

@@ -1,31 +1,39 @@
 #!/usr/bin/env python3
-"""Times one MUDMAN loop and one relearning step against PyTorch, on this machine's CPU, in float32.
+"""Times one MUDMAN loop (and, on a CPU, one relearning step) against PyTorch, on this machine.
 
     bench_peer.py [--binary build/tests/bench_loop] [--threads 1] [--shapes demo pythia-14m smollm-135m]
                   [--rounds 3] [--repeats 5]
+    bench_peer.py --device cuda [--binary build/tests/bench_loop] [--repeats 20] [--seconds 240]
 
 The peer is the paper's Listing 1 on a Hugging Face model: gradients of the intervened weights only, one retained
 graph for the adversary's and the unlearning backward pass (loss neg_cross_entropy). It runs with eager and with
 fused (sdpa) attention, and the faster one counts. Weights and tokens are random. Needs torch and transformers
 (tests/golden/requirements.txt).
 
-Every measurement is a fresh process, so that its peak memory is its own, and the programs take turns, in
+On a CPU, in float32: every measurement is a fresh process, so that its peak memory is its own, and the programs take turns, in
 alternating order, so that a busy moment does not fall on one of them. A process times `repeats` runs after a
 warm-up and prints their median; the table shows the smallest over the rounds, as other programs only add time.
 With as many threads as idle cores or fewer the numbers mean something. With more they do not: OpenMP threads that
 wait for one without a core made PyTorch 7 to 65 times slower. The last line says how busy the machine was.
 The peer's peak memory includes the libraries that importing PyTorch loads, several hundred MiB.
 
-Our binary is called as   bench_loop --shape NAME --what loop|relearn --threads N --repeats K
-and prints               shape=<name> what=<what> threads=<n> ms=<median> tokens_per_s=<...> peak_bytes=<...>
+On a GPU, in bfloat16, the peer's weights and vectors too, as the authors have it: our programs first, one process a
+measurement; then one process for all of the peer's, eager and then with torch.compile, the GPU being waited for once in
+every 5 loops. `--seconds` bounds the whole: what it leaves no time for is shown as "-". Peak memory is what each
+program took of the GPU's by its own count, without the CUDA context.
+
+Our binary prints `key=value` words, ms and peak_bytes among them: see tests/bench_loop.c.
 """
+
 import argparse
+import gc
 import os
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 
 # torch is imported in the workers only: a child starts with its parent's peak memory on its account.
@@ -78,19 +86,28 @@ SHAPES = {
         },
     ),
     "smollm-135m": Shape("llama", "gate_proj", 4, 100, llama(576, 30, 9, 3, 1536, 49152)),
+    "llama-1b": Shape("llama", "gate_proj", 16, 100, llama(2048, 16, 32, 8, 8192, 128256)),
 }
+CPU_SHAPES = ("demo", "pythia-14m", "smollm-135m")
+# (shape, sequences of 100 tokens), the most wanted first.
+GPU_CASES = (("llama-1b", 16), ("smollm-135m", 16), ("pythia-14m", 16), ("llama-1b", 1), ("llama-1b", 64))
+# What our program is measured with on a GPU: graph mode, dtype of b, a and m.
+GPU_VARIANTS = (("listing", "float32"), ("reuse", "float32"), ("listing", "bfloat16"))
+LOOPS_AT_ONCE = 5
 
 
 # The worker: PyTorch.
 
 
-def build_model(shape: Shape, attention: str):
+def build_model(shape: Shape, attention: str, device: str = "cpu"):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape.family, use_cache=False, **shape.config)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
 
 
 def cross_entropy(logits, tokens):
@@ -102,10 +119,12 @@ def cross_entropy(logits, tokens):
 class Listing1:
     """The paper's Listing 1, its lines in order; fork_every_n_loops is beyond the timed loops."""
 
-    def __init__(self, model, target: str):
+    def __init__(self, model, target: str, compiled: bool = False):
         import torch
 
         self.model = model
+        self.forward = torch.compile(model) if compiled else model
+        self.cross_entropy = torch.compile(cross_entropy) if compiled else cross_entropy
         self.params = [p for name, p in model.named_parameters() if f"{target}.weight" in name]
         model.requires_grad_(False)
         for p in self.params:
@@ -123,7 +142,7 @@ class Listing1:
         self.model.zero_grad()
         for p in self.params:
             p.data = p.base_data
-        cross_entropy(self.model(tokens).logits, tokens).backward()
+        self.cross_entropy(self.forward(tokens).logits, tokens).backward()
         for p in self.params:
             p.retain_acc *= RETAIN_MOMENTUM
             p.retain_acc += p.grad * (1 - RETAIN_MOMENTUM)
@@ -133,15 +152,15 @@ class Listing1:
         self.model.zero_grad()
         for p in self.params:
             p.data = p.adv_data
-        logits = self.model(tokens).logits
-        cross_entropy(logits, tokens).backward(retain_graph=True)
+        logits = self.forward(tokens).logits
+        self.cross_entropy(logits, tokens).backward(retain_graph=True)
         for p in self.params:
             p.adv_data -= RATES["adversary"] * p.grad
         return logits
 
     def unlearn(self, logits, tokens) -> None:
         self.model.zero_grad()
-        (-cross_entropy(logits, tokens)).backward()
+        (-self.cross_entropy(logits, tokens)).backward()
         norm = sum(p.grad.norm() ** 2 for p in self.params) ** 0.5
         for p in self.params:
             p.grad *= p.retain_acc.sign() == p.grad.sign()
@@ -170,6 +189,48 @@ def median_ms(step, repeats: int) -> float:
         step()
         times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
+
+
+def gpu_ms(step, repeats: int) -> float:
+    import torch
+
+    def loops() -> None:
+        for _ in range(LOOPS_AT_ONCE):
+            step()
+        torch.cuda.synchronize()
+
+    return median_ms(loops, max(3, repeats // LOOPS_AT_ONCE)) / LOOPS_AT_ONCE
+
+
+def gpu_case(name: str, batch: int, attention: str, compiled: bool, repeats: int) -> str:
+    import torch
+
+    shape = SHAPES[name]
+    torch.cuda.reset_peak_memory_stats()
+    listing = Listing1(build_model(shape, attention, "cuda"), shape.target, compiled)
+    tokens = torch.randint(shape.config["vocab_size"], (2, batch, shape.context), device="cuda")
+    ms = gpu_ms(lambda: listing.step(*tokens), repeats)
+    return f"ms={ms:.4f} peak_bytes={torch.cuda.max_memory_allocated()}"
+
+
+def work_gpu(args: argparse.Namespace) -> None:
+    """All of the peer's measurements, a line each; one that fails says why, and the next one follows."""
+    import torch
+    from torch._functorch import config as functorch
+
+    functorch.donated_buffer = False  # Listing 1 goes back through one graph twice
+    peers = [(attention, False) for attention in ATTENTIONS] + [("sdpa", True)]
+    cases = [(*case, *peer) for some in (peers[:-1], peers[-1:]) for case in GPU_CASES for peer in some]
+    for name, batch, attention, compiled in cases:
+        try:
+            result = gpu_case(name, batch, attention, compiled, args.repeats)
+        except Exception as error:  # out of memory, or the compiler's: the table says "-" there
+            print(f"{name} x{batch} {attention} compiled={compiled}: {error}".splitlines()[0], file=sys.stderr)
+            continue
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
+        print(f"shape={name} batch={batch} attention={attention} compiled={compiled} {result}", flush=True)
 
 
 def work(args: argparse.Namespace) -> None:
@@ -275,6 +336,87 @@ def row(name: str, what: str, samples: dict[str, Samples]) -> str:
     return " ".join(cells) + f"  {winner} ({other} {samples[other].best:.2f} ms)"
 
 
+# The parent on a GPU.
+
+
+def words_of(line: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+def run(command: list[str], args: argparse.Namespace, stderr=subprocess.PIPE) -> subprocess.CompletedProcess:
+    left = max(1, args.end - time.time())
+    return subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=left)
+
+
+def ours_on_gpu(args: argparse.Namespace) -> dict[tuple, dict[str, str]]:
+    """By (shape, batch, graph, dtype of the state); without those that failed or had no time left."""
+    results = {}
+    for name, batch in GPU_CASES:
+        for graph, state in GPU_VARIANTS:
+            options = {"shape": name, "batch": batch, "graph": graph, "state": state, "repeats": args.repeats}
+            options |= {"device": "cuda", "dtype": "bfloat16"}
+            command = [str(args.binary), *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+            try:
+                done = run(command, args)
+            except subprocess.TimeoutExpired:
+                return results
+            if done.returncode == 0:
+                results[name, batch, graph, state] = words_of(done.stdout)
+            else:
+                print(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()[-300:]}", file=sys.stderr)
+    return results
+
+
+def peer_on_gpu(args: argparse.Namespace) -> dict[tuple, dict[str, str]]:
+    """By (shape, batch, compiled); the faster attention; what was done when time was up."""
+    command = [sys.executable, __file__, "--worker", "--device", "cuda", "--repeats", str(args.repeats)]
+    try:
+        output = run(command, args, stderr=None).stdout
+    except subprocess.TimeoutExpired as late:
+        output = (late.stdout or b"").decode()
+    results = {}
+    for words in map(words_of, output.splitlines()):
+        key = words["shape"], int(words["batch"]), words["compiled"] == "True"
+        if key not in results or float(words["ms"]) < float(results[key]["ms"]):
+            results[key] = words
+    return results
+
+
+GPU_HEADER = (
+    f"{'shape':12} {'tokens':>6} {'listing':>8} {'reuse':>8} {'eager':>8} {'compiled':>8} {'eager/l.':>8} "
+    f"{'comp./l.':>8} {'MFU %':>6} {'MiB f32':>8} {'MiB bf16':>8} {'eager MiB':>9} {'comp. MiB':>9}"
+)
+
+
+def gpu_row(name: str, batch: int, ours: dict, peer: dict) -> str:
+    listing, reuse, half = (ours.get((name, batch, *variant), {}) for variant in GPU_VARIANTS)
+    eager, compiled = (peer.get((name, batch, compiled), {}) for compiled in (False, True))
+
+    def number(words: dict[str, str], key: str, factor: float = 1) -> float:
+        return factor * float(words[key]) if key in words else float("nan")
+
+    def cell(value: float, width: int, digits: int) -> str:
+        return f"{'-':>{width}}" if isnan(value) else f"{value:{width}.{digits}f}"
+
+    ms = [number(words, "ms") for words in (listing, reuse, eager, compiled)]
+    cells = [f"{name:12} {batch * SHAPES[name].context:6}", *(cell(value, 8, 2) for value in ms)]
+    cells += [cell(value / ms[0], 8, 2) for value in ms[2:]] + [cell(number(listing, "mfu", 100), 6, 1)]
+    peaks = ((listing, 8), (half, 8), (eager, 9), (compiled, 9))
+    cells += [cell(number(words, "peak_bytes", 2**-20), width, 0) for words, width in peaks]
+    return " ".join(cells)
+
+
+def compare_on_gpu(args: argparse.Namespace) -> bool:
+    """Prints the table; whether nothing of it is missing."""
+    ours = ours_on_gpu(args) if args.binary.exists() else {}
+    peer = peer_on_gpu(args)
+    print("ms a loop, bfloat16; MiB f32, bf16: ours with b, a and m so; l.: ours, graph listing")
+    print(GPU_HEADER)
+    for name, batch in GPU_CASES:
+        print(gpu_row(name, batch, ours, peer))
+    return len(ours) == len(GPU_CASES) * len(GPU_VARIANTS) and len(peer) == 2 * len(GPU_CASES)
+
+
 def machine_load(args: argparse.Namespace) -> str:
     free = len(os.sched_getaffinity(0)) - max(args.busy)
     mean, most = statistics.mean(args.busy), max(args.busy)
@@ -287,9 +429,11 @@ def parse() -> argparse.Namespace:
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--binary", type=Path, default=root / "build/tests/bench_loop")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", nargs="+", default=list(CPU_SHAPES), choices=list(SHAPES), help="on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs; 20 are better on a GPU")
+    parser.add_argument("--seconds", type=float, default=240, help="for the whole, on a GPU")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--what", choices=WHATS, help=argparse.SUPPRESS)
     parser.add_argument("--attention", choices=ATTENTIONS, help=argparse.SUPPRESS)
@@ -298,9 +442,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    args.end = time.time() + args.seconds
     if args.worker:
-        work(args)
+        (work if args.device == "cpu" else work_gpu)(args)
         return
+    if args.device == "cuda":
+        sys.exit(0 if compare_on_gpu(args) else 1)
     args.busy = []
     programs = list(ATTENTIONS)
     if args.binary.exists():

@@ -14,7 +14,25 @@ function(add_operation_tests kind)
   endforeach()
 endfunction()
 
+# add_golden_test(KIND LIBRARIES...): the program test_golden_KIND
+function(add_golden_test kind)
+  add_executable(test_golden_${kind} test_golden.c)
+  target_include_directories(test_golden_${kind} PRIVATE ${HDF5_C_INCLUDE_DIRS})
+  target_compile_definitions(test_golden_${kind} PRIVATE MM_TEST_CUDA
+                             TEST_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
+  target_link_libraries(test_golden_${kind} PRIVATE ${ARGN} ${HDF5_C_LIBRARIES} PkgConfig::CMOCKA m)
+  set_target_properties(test_golden_${kind} PROPERTIES
+                        RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+endfunction()
+
+set(TWO_RANKS ${MPIEXEC_EXECUTABLE} -n 2 --bind-to none)
+
 if(MUDMAN_CUDA_FOUND)
+  add_golden_test(cuda mm_method)
+  add_test(NAME gpu_golden COMMAND test_golden_cuda)
+  add_test(NAME gpu_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_cuda>)
+  set_tests_properties(gpu_golden gpu_golden_2_ranks PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300
+                       LABELS gpu RESOURCE_LOCK gpu ENVIRONMENT "${TEST_ENVIRONMENT}")
   add_operation_tests(cuda mm_kernels)
   foreach(source ${OPERATION_TESTS})
     get_filename_component(name ${source} NAME_WE)
@@ -33,18 +51,27 @@ if(NOT CMAKE_CXX_COMPILER)
 endif()
 enable_language(CXX)
 
-# All kernels but matrix.cu, which is cuBLASLt's. mm_shim comes before mm_kernels, so that its CUDA
-# backend is the one that is linked.
+# All kernels but matrix.cu, which is cuBLASLt's. Objects: so that they, and no archive's, are what
+# the rest of the program finds.
 file(GLOB SHIM_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 list(REMOVE_ITEM SHIM_KERNELS ${CMAKE_SOURCE_DIR}/kernels/cuda/matrix.cu)
 set_source_files_properties(${SHIM_KERNELS} PROPERTIES LANGUAGE CXX)
-file(GLOB SHIM_SOURCES CONFIGURE_DEPENDS cuda_shim*.cc)
-add_library(mm_shim STATIC ${SHIM_KERNELS} ${SHIM_SOURCES})
+set(SHIM_SOURCES cuda_shim.cc cuda_shim_runtime.cc cuda_shim_matrix.cc)
+add_library(mm_shim OBJECT ${SHIM_KERNELS} ${SHIM_SOURCES})
 set_target_properties(mm_shim PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
 target_compile_definitions(mm_shim PRIVATE MM_CUDA_SHIM)
 target_compile_options(mm_shim PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/cuda_shim.h
                        -Wno-unknown-pragmas)
 target_link_libraries(mm_shim PUBLIC mm_base)
+# comm/nccl.cu with MPI in place of NCCL.
+set_source_files_properties(${CMAKE_SOURCE_DIR}/comm/nccl.cu PROPERTIES LANGUAGE CXX)
+add_library(mm_shim_nccl OBJECT ${CMAKE_SOURCE_DIR}/comm/nccl.cu cuda_shim_nccl.cc)
+set_target_properties(mm_shim_nccl PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
+target_include_directories(mm_shim_nccl SYSTEM PRIVATE ${MPI_C_INCLUDE_DIRS})
+target_compile_definitions(mm_shim_nccl PRIVATE MM_CUDA_SHIM)
+target_compile_options(mm_shim_nccl PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/cuda_shim_nccl.h
+                       -Wno-unknown-pragmas)
+set(SHIM_LIBRARIES mm_shim_nccl mm_shim mm_method MPI::MPI_C)
 
 add_operation_tests(shim mm_shim mm_kernels)
 foreach(source ${OPERATION_TESTS})
@@ -57,3 +84,17 @@ foreach(source ${OPERATION_TESTS})
                          ENVIRONMENT "${TEST_ENVIRONMENT};MM_SHIM_ORDER=${order}")
   endforeach()
 endforeach()
+
+add_golden_test(shim ${SHIM_LIBRARIES})
+add_test(NAME shim_golden COMMAND test_golden_shim)
+add_test(NAME shim_golden_random COMMAND test_golden_shim)
+add_test(NAME shim_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_shim>)
+set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 300
+                     LABELS shim ENVIRONMENT "${TEST_ENVIRONMENT}")
+set_property(TEST shim_golden_random APPEND PROPERTY ENVIRONMENT MM_SHIM_ORDER=random:1)
+
+# The whole program on the host: what the tests of devices run where there is no GPU.
+add_executable(mudman-mpi-shim ${CMAKE_SOURCE_DIR}/src/main.c)
+target_link_libraries(mudman-mpi-shim PRIVATE ${SHIM_LIBRARIES})
+set_target_properties(mudman-mpi-shim PROPERTIES
+                      RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})

@@ -93,8 +93,8 @@ static std::vector<unsigned> warps, lanes; /* in the order of their turns */
 static std::vector<char *> stacks;         /* not in use; what has just been used is last */
 static fiber *now;
 static context scheduler;
-static void (*thread_body)(void *);
-static void *thread_argument, *shared_memory;
+static const std::function<void()> *thread_body;
+static void *shared_memory;
 
 #if defined(__SANITIZE_ADDRESS__)
 static const void *scheduler_stack;
@@ -145,7 +145,7 @@ static void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(NULL, &scheduler_stack, &scheduler_stack_bytes);
 #endif
-    thread_body(thread_argument);
+    (*thread_body)();
     now->state = LEFT;
     leave();
     abort();
@@ -334,27 +334,31 @@ static void run_block(size_t threads, size_t shared_bytes) {
     while (pass_barrier());
 }
 
-void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *),
-                 void *argument) {
+static void run_grid(dim3 grid, dim3 block, size_t shared_bytes,
+                     const std::function<void()> &thread) {
     static std::vector<unsigned> blocks;
-    size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
-    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
-        !threads || threads > 1024 || shared_bytes > 227 * 1024)
-        shim_fault("a GPU takes no grid of %u x %u x %u blocks of %zu threads, %zu bytes", grid.x,
-                   grid.y, grid.z, threads, shared_bytes);
     gridDim = grid;
     blockDim = block;
-    thread_body = thread;
-    thread_argument = argument;
+    thread_body = &thread;
     /* Of its exact size, so that AddressSanitizer sees its end. */
     if (shared_bytes && posix_memalign(&shared_memory, 128, shared_bytes) != 0)
         shim_fault("no memory");
     put_in_order(blocks, static_cast<size_t>(grid.x) * grid.y * grid.z);
     for (unsigned i : blocks) {
         blockIdx = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
-        run_block(threads, shared_bytes);
+        run_block(static_cast<size_t>(block.x) * block.y * block.z, shared_bytes);
     }
     if (shared_bytes)
         free(shared_memory);
     shared_memory = NULL;
+}
+
+void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                 std::function<void()> thread) {
+    size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 ||
+        !threads || threads > 1024 || shared_bytes > 227 * 1024)
+        shim_fault("a GPU takes no grid of %u x %u x %u blocks of %zu threads, %zu bytes", grid.x,
+                   grid.y, grid.z, threads, shared_bytes);
+    shim_enqueue(stream, [=] { run_grid(grid, block, shared_bytes, thread); });
 }

@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <functional>
+
 #define __global__
 #define __device__
 #define __host__
@@ -55,23 +57,27 @@ extern dim3 blockDim, gridDim;
 
 /* -- launches and barriers, cuda_shim.cc ------------------------------------------------------- */
 
-void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, void (*thread)(void *),
-                 void *argument);
+typedef struct shim_stream *cudaStream_t;
+
+/* Done when somebody waits for the stream; while it is captured, at each launch of its graph. */
+void shim_enqueue(cudaStream_t stream, std::function<void()> work);
+void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                 std::function<void()> thread);
 void *
 shim_shared(void); /* the block's dynamic shared memory; its contents are no numbers at first */
 [[noreturn]] void shim_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-template <typename Body>
-static inline void shim_run(dim3 grid, dim3 block, size_t shared_bytes, Body body) {
-    shim_launch(
-        grid, block, shared_bytes, [](void *b) { (*static_cast<Body *>(b))(); }, &body);
+/* Arguments are copied now: what they are taken from may change before the kernel runs. */
+template <typename Kernel, typename... Arguments>
+static inline void shim_run(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                            Kernel kernel, Arguments... arguments) {
+    shim_launch(grid, block, shared_bytes, stream, [=] { kernel(arguments...); });
 }
 
 #define MM_LAUNCH(kernel, grid, block, shared_bytes, dev, ...)                                     \
-    do {                                                                                           \
-        (void)(dev);                                                                               \
-        shim_run(dim3(grid), dim3(block), (shared_bytes), [&] { kernel(__VA_ARGS__); });           \
-    } while (0)
+    shim_run(                                                                                      \
+        dim3(grid), dim3(block), (shared_bytes), cuda_context(dev)->stream,                        \
+        [=](auto... arguments) { kernel(arguments...); }, __VA_ARGS__)
 #define MM_SHARED(type, name) type *name = static_cast<type *>(shim_shared())
 
 /* Where a thread waits, for the messages; a caller's place, through default arguments. */
@@ -168,34 +174,82 @@ static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
     return {bits};
 }
 
-/* -- the runtime: one device, whose memory is the host's --------------------------------------- */
+/* -- the runtime ------------------------------------------------------------------------------
+ *
+ * One device. Its streams are lazy: work is only noted, and done when the host waits for it; so
+ * that a missing wait shows. Its memory is the host's, but not the host's to touch: outside the
+ * device's work that is a segmentation fault (not with AddressSanitizer, which has its own checks).
+ * What CUDA forbids during a capture ends the program with a message. One host thread; another may
+ * ask for cudaEventQuery. */
 
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation = 2 };
+enum cudaError_t {
+    cudaSuccess,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorNotReady = 600,
+};
 enum cudaMemcpyKind {
     cudaMemcpyHostToDevice = 1,
     cudaMemcpyDeviceToHost,
     cudaMemcpyDeviceToDevice
 };
-typedef void *cudaStream_t;
-#define cudaStreamNonBlocking 1u
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal,
+    cudaStreamCaptureModeThreadLocal,
+    cudaStreamCaptureModeRelaxed
+};
+typedef struct shim_event *cudaEvent_t;
+typedef struct shim_graph *cudaGraph_t, *cudaGraphExec_t;
+#define cudaStreamNonBlocking  1u
+#define cudaHostAllocDefault   0u
+#define cudaHostAllocPortable  1u
+#define cudaHostAllocMapped    2u
+#define cudaEventDefault       0u
+#define cudaEventBlockingSync  1u
+#define cudaEventDisableTiming 2u
 struct cudaDeviceProp {
     char name[256];
     int major, minor;
 };
 
-cudaError_t cudaMalloc(void **block, size_t bytes); /* its contents are no numbers */
-cudaError_t cudaFree(void *block);
-cudaError_t cudaMemGetInfo(size_t *available, size_t *all);
-cudaError_t cudaMemsetAsync(void *block, int value, size_t bytes, cudaStream_t stream);
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t stream);
+cudaError_t cudaGetLastError(void);
+const char *cudaGetErrorString(cudaError_t result);
+
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index);
+cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int index);
+cudaError_t cudaDeviceSynchronize(void);
+
+cudaError_t cudaMalloc(void **block, size_t bytes); /* its contents are no numbers */
+cudaError_t cudaFree(void *block);                  /* waits, as the next one */
+cudaError_t cudaFreeHost(void *block);
+cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned flags);
+cudaError_t cudaHostGetDevicePointer(void **on_device, void *block, unsigned flags);
+cudaError_t cudaMemGetInfo(size_t *available, size_t *all);
+cudaError_t cudaMemsetAsync(void *block, int value, size_t bytes, cudaStream_t stream);
+/* Of memory that cudaHostAlloc didn't give: `host` is read at once, or written and waited for. */
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
-const char *cudaGetErrorString(cudaError_t result);
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *runnable, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t runnable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t runnable);
 
 /* The matrix products' library isn't there: cuda_shim_matrix.cc has the operations themselves. */
 typedef void *cublasLtHandle_t;

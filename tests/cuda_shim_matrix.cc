@@ -23,9 +23,6 @@ static void product(struct mm_mat c, struct mm_mat a, bool a_turned, struct mm_m
     size_t k = a_turned ? a.rows : a.cols;
     struct mm_mat row = mm_mat(const_cast<void *>(bias), c.dtype, 1, c.cols);
     std::vector<double> left(c.rows * k), right(c.cols * k);
-    MM_CHECK((a_turned ? a.cols : a.rows) == c.rows && (b_turned ? b.cols : b.rows) == k &&
-                 (b_turned ? b.rows : b.cols) == c.cols,
-             "shapes don't match");
     for (size_t i = 0; i < c.rows * k; i++)
         left[i] = a_turned ? get(a, i % k, i / k) : get(a, i / k, i % k);
     for (size_t i = 0; i < c.cols * k; i++)
@@ -39,16 +36,27 @@ static void product(struct mm_mat c, struct mm_mat a, bool a_turned, struct mm_m
         }
 }
 
-void cuda_linear(struct mm_device *, struct mm_mat y, struct mm_mat x, struct mm_mat w,
+static void multiply(struct mm_device *dev, struct mm_mat c, struct mm_mat a, bool a_turned,
+                     struct mm_mat b, bool b_turned, const void *bias, bool accumulate) {
+    MM_CHECK((a_turned ? a.cols : a.rows) == c.rows &&
+                 (b_turned ? b.cols : b.rows) == (a_turned ? a.rows : a.cols) &&
+                 (b_turned ? b.rows : b.cols) == c.cols,
+             "shapes don't match");
+    shim_enqueue(cuda_context(dev)->stream,
+                 [=] { product(c, a, a_turned, b, b_turned, bias, accumulate); });
+}
+
+void cuda_linear(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
                  const void *bias, bool accumulate) {
-    product(y, x, false, w, true, bias, accumulate);
+    multiply(dev, y, x, false, w, true, bias, accumulate);
 }
 
-void cuda_linear_dx(struct mm_device *, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
+void cuda_linear_dx(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
                     bool accumulate) {
-    product(dx, dy, false, w, false, NULL, accumulate);
+    multiply(dev, dx, dy, false, w, false, NULL, accumulate);
 }
 
-void cuda_linear_dw(struct mm_device *, struct mm_mat dw, struct mm_mat dy, struct mm_mat x) {
-    product(dw, dy, true, x, false, NULL, true);
+void cuda_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
+                    bool accumulate) {
+    multiply(dev, dw, dy, true, x, false, NULL, accumulate);
 }

@@ -15,9 +15,19 @@ struct fixture {
     const char *name;
     struct mm_arena *arena;
     struct mm_model *model;
-    uint32_t *tokens;
+    uint32_t *tokens, *targets; /* [B·T], host; each position's next token */
     size_t B, T;
 };
+
+static const struct mm_layer_hook no_hook;
+
+/* For mm_free. */
+static inline uint32_t *next_tokens(const uint32_t *tokens, size_t n, size_t T) {
+    uint32_t *next = mm_calloc(n, sizeof *next);
+    for (size_t i = 0; i < n; i++)
+        next[i] = (i + 1) % T ? tokens[i + 1] : UINT32_MAX;
+    return next;
+}
 
 static inline struct fixture open_case(struct mm_device *dev, const char *name) {
     struct mm_error err = {""};
@@ -36,6 +46,7 @@ static inline struct fixture open_case(struct mm_device *dev, const char *name) 
     mm_weights_free(weights);
     hid_t reference = H5Fopen(file, H5F_ACC_RDONLY, H5P_DEFAULT);
     f.tokens = trace_tokens(reference, "tokens", &f.B, &f.T);
+    f.targets = next_tokens(f.tokens, f.B * f.T, f.T);
     H5Fclose(reference);
     mm_free(folder);
     mm_free(config);
@@ -45,6 +56,7 @@ static inline struct fixture open_case(struct mm_device *dev, const char *name) 
 
 static inline void close_case(struct fixture *f) {
     mm_free(f->tokens);
+    mm_free(f->targets);
     mm_model_free(f->model);
     mm_arena_free(f->arena);
 }

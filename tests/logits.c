@@ -29,7 +29,8 @@ int main(int argc, char **argv) {
     struct mm_scratch scratch;
     mm_acts_create(&acts, arena, model, rows * T, NULL);
     mm_scratch_create(&scratch, arena, model, rows * T, false);
-    mm_forward(model, &acts, &scratch, set.tokens, rows, T);
+    struct mm_layer_hook none = {0};
+    mm_forward(model, &acts, &scratch, set.tokens, rows, T, none);
     struct mm_mat logits = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, rows * T, arch.vocab);
     dev->ops->linear(dev, logits, acts.hidden, model->params[model->head_part].w, NULL, false);
     FILE *out = fopen(argv[5], "wb");

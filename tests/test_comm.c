@@ -1,5 +1,5 @@
-/* test_comm.c - what ranks do together, on any number of them. Sums are of integers, so that they
- * are exact, or of numbers that come out differently in any other order.
+/* test_comm.c - what ranks do together in host memory, on any number of them. Sums are of integers,
+ * so that they are exact, or of numbers that come out differently in any other order.
  *
  * A rank that failed alone would leave the others waiting: checks only note the first mistake, and
  * settle() ends every test on all ranks alike. */
@@ -228,91 +228,20 @@ static void sum_of_doubles(void **state) {
     settle();
 }
 
-/* Element (row, col) of rank `who`'s whole gradient; float32 adds 4 of them exactly. */
-static float part_of(int who, size_t row, size_t col, bool order) {
-    if (order)
-        return (float)awkward(who, row * 5 + col, 0x1p25);
-    return (float)((int)(row * 1009 + col * 31) % 4096 - 2048 + who * 100000);
-}
-
-static float sum_of_parts(size_t row, size_t col, bool order) {
-    float sum = part_of(0, row, col, order);
-    for (int r = 1; r < size; r++)
-        sum += part_of(r, row, col, order);
-    return sum;
-}
-
-/* Padding rows are not a number; they must not show. */
-static void check_reduce_rows(size_t rows, size_t cols, bool order) {
-    size_t block = mm_rows_block(rows, size), whole = block * (size_t)size * cols;
-    struct mm_rows mine = mm_rows_of(rows, size, rank);
-    float *full = mm_calloc(whole + 1, sizeof *full);
-    float *own = mm_calloc(mine.count * cols + 1, sizeof *own);
-    for (size_t i = 0; i < whole; i++)
-        full[i] = i / cols < rows ? part_of(rank, i / cols, i % cols, order) : NAN;
-    for (size_t i = 0; i <= mine.count * cols; i++)
-        own[i] = -7.25f;
-    mm_comm_reduce_rows(comm, mm_mat(full, MM_F32, rows, cols), rows, own);
-    for (size_t i = 0; i < mine.count * cols; i++) {
-        float want = sum_of_parts(mine.first + i / cols, i % cols, order);
-        NOTE(own[i] == want, "[%zu, %zu]: row %zu is %g, not %g%s", rows, cols,
-             mine.first + i / cols, (double)own[i], (double)want, order ? ", by its order" : "");
-    }
-    NOTE(own[mine.count * cols] == -7.25f, "[%zu, %zu]: written behind the own rows", rows, cols);
-    for (size_t i = 0; i < rows * cols; i++)
-        NOTE(full[i] == part_of(rank, i / cols, i % cols, order), "[%zu, %zu]: input changed", rows,
-             cols);
-    mm_free(full);
-    mm_free(own);
-}
-
-/* The order of sizes makes the inbox grow and be used for less. */
-static void reduce_rows(void **state) {
+/* What is watched and does end in its time goes on. */
+static void watched(void **state) {
     (void)state;
-    static const size_t rows[] = {1, 33, 2, 3, 4, 5, 7, 64, 6, 9}, cols[] = {1, 3, 17, 256};
-    for (size_t i = 0; i < 10; i++)
-        for (size_t j = 0; j < 4; j++) {
-            check_reduce_rows(rows[i], cols[j], false);
-            check_reduce_rows(rows[i], cols[j], true);
-        }
-    settle();
-}
-
-/* Bits of element i of the whole, the same on every rank that owns it. */
-static uint32_t bits_at(size_t i) {
-    return (uint32_t)(i * 2654435761u + 12345);
-}
-
-static void check_gather_rows(size_t rows, size_t cols, enum mm_dtype dtype) {
-    struct mm_rows mine = mm_rows_of(rows, size, rank);
-    size_t bytes = mm_dtype_bytes(dtype), first = mine.first * cols, own_n = mine.count * cols;
-    unsigned char *own = mm_calloc(own_n + 1, bytes), *full = mm_calloc(rows * cols + 1, bytes);
-    for (size_t i = 0; i < own_n; i++) {
-        uint32_t bits = bits_at(first + i);
-        memcpy(own + i * bytes, &bits, bytes);
+    for (size_t k = 0; k < 3; k++) {
+        double value = rank;
+        mm_comm_watch_begin(comm, 60, "turn", k);
+        mm_comm_barrier(comm);
+        mm_comm_sum(comm, &value, 1);
+        NOTE(value == size * (size - 1) / 2.0, "watched sum %g", value);
     }
-    memset(full, 0x5a, (rows * cols + 1) * bytes);
-    mm_comm_gather_rows(comm, own, mm_mat(full, dtype, rows, cols));
-    for (size_t i = 0; i < rows * cols; i++) {
-        uint32_t bits = bits_at(i);
-        NOTE(memcmp(full + i * bytes, &bits, bytes) == 0, "%s [%zu, %zu]: element %zu",
-             mm_dtype_name(dtype), rows, cols, i);
-    }
-    for (size_t i = 0; i < bytes; i++)
-        NOTE(full[rows * cols * bytes + i] == 0x5a, "%s [%zu, %zu]: written behind",
-             mm_dtype_name(dtype), rows, cols);
-    mm_free(own);
-    mm_free(full);
-}
-
-static void gather_rows(void **state) {
-    (void)state;
-    static const size_t rows[] = {1, 2, 3, 4, 5, 6, 7, 9, 33, 64}, cols[] = {1, 3, 17, 256};
-    for (size_t i = 0; i < 10; i++)
-        for (size_t j = 0; j < 4; j++) {
-            check_gather_rows(rows[i], cols[j], MM_F32);
-            check_gather_rows(rows[i], cols[j], MM_BF16);
-        }
+    mm_comm_watch_end(comm);
+    mm_comm_watch_begin(comm, 0, "turn", 3);
+    mm_comm_barrier(comm);
+    mm_comm_watch_end(comm);
     settle();
 }
 
@@ -326,18 +255,10 @@ static void pretend(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(places),
-        cmocka_unit_test(row_blocks),
-        cmocka_unit_test(any),
-        cmocka_unit_test(largest),
-        cmocka_unit_test(agree),
-        cmocka_unit_test(barrier),
-        cmocka_unit_test(broadcast),
-        cmocka_unit_test(gather_all),
-        cmocka_unit_test(sum_of_doubles),
-        cmocka_unit_test(reduce_rows),
-        cmocka_unit_test(gather_rows),
-        cmocka_unit_test(pretend),
+        cmocka_unit_test(places),    cmocka_unit_test(row_blocks), cmocka_unit_test(any),
+        cmocka_unit_test(largest),   cmocka_unit_test(agree),      cmocka_unit_test(barrier),
+        cmocka_unit_test(broadcast), cmocka_unit_test(gather_all), cmocka_unit_test(sum_of_doubles),
+        cmocka_unit_test(watched),   cmocka_unit_test(pretend),
     };
     alarm(120); /* ranks that wait for each other forever are a failure too */
     comm = mm_comm_create(&argc, &argv);

@@ -166,6 +166,7 @@ static void test_name_and_path_mistakes(void **state) {
         {"unlearn.unlearning_loss_fn: cross_entropy",
          "expected neg_cross_entropy | neg_entropy | correct_logit_minus_avg, got cross_entropy"},
         {"reduce_dtype: float16", "expected float32 | bfloat16, got float16"},
+        {"transport: mpi", "transport: expected auto | nccl | staged, got mpi"},
         {"pretrain.config: ''", "pretrain.config: expected a path, got \"\""},
         {"pretrain.config: [a]", "pretrain.config: expected a path, got a list"},
         {"pretrain.config: \"a\\nb\"", "pretrain.config: a line break or control character"},

@@ -16,7 +16,7 @@ struct norm_case {
 
 static double norm_objective(const void *of) {
     const struct norm_case *c = of;
-    double sum = 0, y[512], stats[2];
+    double sum = 0, y[8448], stats[2];
     for (size_t i = c->first; i < c->first + c->count; i++) {
         ref_norm_row(c->kind, c->epsilon, c->x + i * c->C, c->weight, c->bias, c->C, y, stats);
         for (size_t j = 0; j < c->C; j++)
@@ -143,17 +143,31 @@ static void check_norm_grad(struct norm_case *c, enum mm_dtype dtype, size_t pad
 
 static void norms(void **state) {
     (void)state;
-    static const size_t rows[] = {1, 7, 33, 100}, cols[] = {1, 2, 7, 16, 33, 100};
+    static const size_t rows[] = {1, 7, 33, 100}, cols[] = {1, 2, 7, 16, 33, 100, 264};
     FOR_DTYPES(dtype)
     for (int kind = MM_RMS_NORM; kind <= MM_LAYER_NORM; kind++)
         for (size_t i = 0; i < 4; i++)
-            for (size_t j = 0; j < 6; j++) {
+            for (size_t j = 0; j < 7; j++) {
                 size_t pad = (i + j) % 2 ? 5 : 0;
                 struct norm_case c = norm_make(dtype, (enum mm_norm_kind)kind, rows[i], cols[j]);
                 check_norm(&c, dtype, pad);
                 check_norm_grad(&c, dtype, pad);
                 pool_drop();
             }
+}
+
+/* Rows of more elements than a block has threads for at once. */
+static void wide_norms(void **state) {
+    (void)state;
+    FOR_DTYPES(dtype)
+    for (int kind = MM_RMS_NORM; kind <= MM_LAYER_NORM; kind++)
+        for (size_t cols = 8208; cols <= 8209; cols++) {
+            struct norm_case c = norm_make(dtype, (enum mm_norm_kind)kind, 1, cols);
+            check_norm(&c, dtype, 0);
+            if (kind == MM_LAYER_NORM && cols % 8 == 0) /* central differences take seconds */
+                check_norm_grad(&c, dtype, 0);
+            pool_drop();
+        }
 }
 
 /* The guard sees only losses and gradients: a NaN anywhere in a row must spoil the row. */
@@ -379,9 +393,36 @@ static void activations_pass_nan_on(void **state) {
     }
 }
 
+/* More tokens than a block has threads; whole numbers, so that sums are exact. */
+static void embed_grad_of_many(void **state) {
+    (void)state;
+    const size_t n = 700, V = 40, C = 16;
+    FOR_DTYPES(dtype) {
+        struct rng r = {n};
+        uint32_t *tokens = pool_keep(NULL, mm_calloc(n, sizeof *tokens));
+        double *dx = numbers(n * C), *want = numbers(V * C);
+        for (size_t i = 0; i < n; i++) {
+            tokens[i] = (uint32_t)(rng_next(&r) % (V - 1)); /* the last one doesn't occur */
+            for (size_t j = 0; j < C; j++) {
+                dx[i * C + j] = (double)(rng_next(&r) % 200) - 100;
+                want[tokens[i] * C + j] += dx[i * C + j];
+            }
+        }
+        FOR_SUBJECTS(s, dtype) {
+            uint32_t *on = device_put(s, tokens, n * sizeof *tokens);
+            struct box bdx = box_make(s, dtype, n, C, 0, dx);
+            struct box bdt = box_make(s, MM_F32, V, C, 0, numbers(V * C));
+            s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat, on);
+            expect_exact(&bdt, "embed_grad of many", want);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(embed_grad_of_many, test_end),
         cmocka_unit_test_teardown(norms, test_end),
+        cmocka_unit_test_teardown(wide_norms, test_end),
         cmocka_unit_test_teardown(norms_pass_nan_on, test_end),
         cmocka_unit_test_teardown(rotation, test_end),
         cmocka_unit_test_teardown(activations, test_end),

@@ -82,7 +82,8 @@ static struct loss_case loss_make(enum mm_dtype dtype, enum mm_loss_fn fn, doubl
                                             : (uint32_t)(rng_next(&r) % V);
         c.losses[c.row] = ref_loss(fn, clip_at, z, c.targets[c.row], V);
         loss_slopes(&c, c.d + c.row * V);
-        for (size_t j = 0; j < V && c.row < 7; j++) { /* sure to 1e-8: too coarse for a small p */
+        for (size_t j = 0; V <= 1000 && j < V && c.row < 7;
+             j++) { /* sure to 1e-8: too coarse for a small p */
             double difference = central(loss_objective, &c, &z[j], 1e-5);
             assert_true(fabs(difference - c.d[c.row * V + j]) < 1e-8);
         }
@@ -132,6 +133,18 @@ static void values_and_gradients(void **state) {
                 run_loss(&c, dtype, (i + j) % 2 ? 5 : 0);
                 pool_drop();
             }
+}
+
+/* More columns than a block has under way at once. */
+static void large_vocabulary(void **state) {
+    (void)state;
+    FOR_DTYPES(dtype)
+    for (int fn = 0; fn < LOSSES; fn++)
+        for (size_t pad = 0; pad <= 5; pad += 5) {
+            struct loss_case c = loss_make(dtype, (enum mm_loss_fn)fn, -1000, 7, 33000);
+            run_loss(&c, dtype, pad);
+            pool_drop();
+        }
 }
 
 /* Values above, below and exactly at the clip; there the gradient still flows (METHOD.md 1.5). */
@@ -254,6 +267,7 @@ static void rows_are_separate(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(values_and_gradients, test_end),
+        cmocka_unit_test_teardown(large_vocabulary, test_end),
         cmocka_unit_test_teardown(clip, test_end),
         cmocka_unit_test_teardown(no_target, test_end),
         cmocka_unit_test_teardown(losses_pass_nan_on, test_end),

@@ -188,7 +188,7 @@ static void run_products(const struct subject *s, size_t n, size_t C, struct res
     struct box y = random_box(s, &r, s->dtype, n, 64), dw = random_box(s, &r, MM_F32, 64, C);
     struct box bias = random_box(s, &r, s->dtype, 1, 64);
     ops->linear(s->dev, y.mat, x.mat, w.mat, bias.mat.data, false);
-    ops->linear_dw(s->dev, dw.mat, y.mat, x.mat);
+    ops->linear_dw(s->dev, dw.mat, y.mat, x.mat, true);
     ops->linear_dx(s->dev, x.mat, y.mat, w.mat, true);
     keep(out, "linear", &y);
     keep(out, "linear_dw", &dw);

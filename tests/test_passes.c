@@ -13,6 +13,7 @@ struct setup {
     struct mm_arena *arena;
     struct mm_shard *shard;
     struct mm_passes *passes;
+    struct mm_batch batch;
     struct mm_vector g;
     double *loss; /* [2] */
 };
@@ -28,11 +29,14 @@ static struct setup setup_create(const struct fixture *f, bool matrices_only, si
     s.passes = mm_passes_create(s.arena, comm, f->model, s.shard, f->B, micro, f->T, hold);
     s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
     s.loss = mm_arena_take(s.arena, MM_FOR_SCRATCH, 2, sizeof *s.loss);
+    mm_batch_create(&s.batch, s.arena, s.passes);
+    mm_batch_set(&s.batch, 0, f->tokens);
     mm_free(wanted);
     return s;
 }
 
 static void setup_free(struct setup *s) {
+    mm_batch_free(&s->batch);
     mm_passes_free(s->passes);
     mm_shard_free(s->shard);
     mm_arena_free(s->arena);
@@ -49,13 +53,13 @@ static void check_micro_batches(const char *name) {
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
         struct setup whole = setup_create(&f, false, f.B, false);
-        mm_passes_gradient(whole.passes, f.tokens, objective, whole.g, whole.loss, NULL);
+        mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
         for (size_t micro = 1; micro < f.B; micro++) {
             struct setup s = setup_create(&f, false, micro, false);
             assert_int_equal(s.passes->micros_n, (f.B + micro - 1) / micro);
             memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
             s.loss[0] = 99;
-            mm_passes_gradient(s.passes, f.tokens, objective, s.g, s.loss, NULL);
+            mm_passes_gradient(s.passes, &s.batch, objective, s.g, s.loss, NULL);
             trace_near(name, "loss by micro-batches", micro, s.loss[0], whole.loss[0], 1e-6);
             for (size_t t = 0; t < s.shard->tensors_n; t++) {
                 size_t at = s.shard->offsets[t], n = s.shard->offsets[t + 1] - at;
@@ -64,7 +68,7 @@ static void check_micro_batches(const char *name) {
                     expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 1e-5);
             }
             s.loss[0] = s.loss[1] = 99;
-            mm_passes_loss(s.passes, f.tokens, objective, s.loss);
+            mm_passes_loss(s.passes, &s.batch, objective, s.loss);
             trace_near(name, "loss alone", micro, s.loss[0], whole.loss[0], 1e-6);
             setup_free(&s);
         }
@@ -91,13 +95,13 @@ static void check_held(const char *name, size_t micro) {
         struct mm_objective second = {.fn = (enum mm_loss_fn)fn, .clip_at = -0.5};
         struct setup own = setup_create(&f, true, micro, false);
         struct setup held = setup_create(&f, true, micro, true);
-        mm_passes_gradient_held(held.passes, f.tokens, second, held.g, &held.loss[0],
+        mm_passes_gradient_held(held.passes, &held.batch, second, held.g, &held.loss[0],
                                 &held.loss[1]);
         float *first = copy_of(held.g);
-        mm_passes_gradient(own.passes, f.tokens, plain, own.g, &own.loss[0], NULL);
+        mm_passes_gradient(own.passes, &own.batch, plain, own.g, &own.loss[0], NULL);
         assert_memory_equal(first, own.g.data, own.g.n * sizeof *first);
         assert_true(held.loss[0] == own.loss[0]);
-        mm_passes_gradient(own.passes, f.tokens, second, own.g, &own.loss[0], &own.loss[1]);
+        mm_passes_gradient(own.passes, &own.batch, second, own.g, &own.loss[0], &own.loss[1]);
         trace_near(name, "second loss", 0, held.loss[1], own.loss[0], 1e-7);
         trace_near(name, "cross-entropy beside it", 0, own.loss[1], held.loss[0], 1e-7);
         for (int again = 0; again < 2; again++) {
@@ -191,7 +195,7 @@ static void check_trap(struct fixture *f, struct setup *s, size_t moved) {
     double most = 0, change = 0;
     move_weights(&f->model->params[moved], 1);
     mm_passes_second_gradient(s->passes, s->g);
-    mm_passes_gradient(own.passes, f->tokens, second, own.g, own.loss, NULL);
+    mm_passes_gradient(own.passes, &own.batch, second, own.g, own.loss, NULL);
     move_weights(&f->model->params[moved], -1);
     for (size_t i = 0; i < own.g.n; i++) {
         double fresh = (double)((float *)own.g.data)[i];
@@ -209,7 +213,7 @@ static void check_changed_weights(const char *name) {
     for (size_t k = 0; k < 2; k++) {
         struct mm_objective second = {.fn = fns[k]};
         struct setup s = setup_create(&f, true, k ? 3 : 4, true);
-        mm_passes_gradient_held(s.passes, f.tokens, second, s.g, &s.loss[0], &s.loss[1]);
+        mm_passes_gradient_held(s.passes, &s.batch, second, s.g, &s.loss[0], &s.loss[1]);
         mm_passes_second_gradient(s.passes, s.g);
         float *still = copy_of(s.g);
         for (size_t t = 0; t < s.shard->tensors_n; t++)
@@ -234,11 +238,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(held_graph),
         cmocka_unit_test(changed_weights),
     };
+    struct mm_error err = {""};
     comm = mm_comm_create(&argc, &argv);
     dev = mm_device_create_cpu();
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    mm_device_free(dev);
+    int failed = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, MM_F32, &err) != MM_OK;
+    failed = failed || cmocka_run_group_tests(tests, NULL, NULL);
     mm_comm_free(comm);
+    mm_device_free(dev);
     if (mm_live_blocks() != 0)
         fprintf(stderr, "%ld blocks were not freed\n", mm_live_blocks());
     return failed || mm_live_blocks() != 0;

@@ -42,9 +42,9 @@ void CPU_NAME(cpu_linear_dx)(struct mm_device *dev, struct mm_mat dx, struct mm_
 }
 
 void CPU_NAME(cpu_linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy,
-                             struct mm_mat x) {
+                             struct mm_mat x, bool accumulate) {
     (void)dev;
-    gemm(CblasTrans, CblasNoTrans, dy, x, dw, true);
+    gemm(CblasTrans, CblasNoTrans, dy, x, dw, accumulate);
 }
 
 void CPU_NAME(cpu_bias_db)(struct mm_device *dev, float *db, struct mm_mat dy) {

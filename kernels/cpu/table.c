@@ -15,8 +15,14 @@ static void *cpu_alloc(struct mm_device *dev, size_t bytes) {
     size_t rounded = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
     MM_CHECK(rounded > bytes, "size overflow");
     void *block = aligned_alloc(ALIGNMENT, rounded);
+    return block ? memset(block, 0, rounded) : NULL;
+}
+
+/* For what no arena counts. */
+static void *must_alloc(struct mm_device *dev, size_t bytes) {
+    void *block = cpu_alloc(dev, bytes);
     MM_CHECK(block, "out of memory: %zu bytes", bytes);
-    return memset(block, 0, rounded);
+    return block;
 }
 
 static void cpu_free(struct mm_device *dev, void *block) {
@@ -46,11 +52,22 @@ static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtyp
     }
 }
 
+/* Nothing runs ahead here: what is asked for is done. */
+static void nothing_to_do(struct mm_device *dev, int slot) {
+    (void)dev;
+    (void)slot;
+}
+
+static bool records_nothing(struct mm_device *dev) {
+    (void)dev;
+    return false;
+}
+
 void *CPU_NAME(cpu_scratch)(struct mm_device *dev, size_t bytes) {
     struct cpu_context *context = dev->context;
     if (bytes > context->scratch_bytes) {
         free(context->scratch);
-        context->scratch = cpu_alloc(dev, bytes);
+        context->scratch = must_alloc(dev, bytes);
         context->scratch_bytes = bytes;
     }
     return context->scratch;
@@ -68,6 +85,7 @@ static void device_free(struct mm_device *dev) {
 #define CPU_TEXT(x)        CPU_TEXT2(x)
 
 static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
+                                    .chunk = (size_t)16 << 20, /* stays near the processor */
                                     .alloc = cpu_alloc,
                                     .free = cpu_free,
                                     .zero = cpu_zero,
@@ -75,6 +93,12 @@ static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
                                     .upload = cpu_copy,
                                     .download = cpu_copy,
                                     .convert = cpu_convert,
+                                    .pinned_alloc = must_alloc,
+                                    .pinned_free = cpu_free,
+                                    .download_later = cpu_copy,
+                                    .mark = nothing_to_do,
+                                    .wait = nothing_to_do,
+                                    .record = records_nothing,
                                     .close = device_free,
                                     MM_OPERATIONS(CPU_ROW)};
 

@@ -7,8 +7,7 @@
  * are recomputed from lse; memory is linear in the number of tokens. */
 #include "kernels/cuda/tile.h"
 
-#define LOG2_E 1.4426950408889634f
-#define LN_2   0.6931471805599453f
+#define LN_2 0.6931471805599453f
 
 /* One call, as the kernels see it. */
 template <typename Real> struct call {
@@ -25,19 +24,12 @@ template <typename Real> struct call {
 /* Warps of a block, the rows it owns, and how many of the others it takes at a time. */
 template <int D> constexpr int warps = D > 128 ? 2 : 4;
 template <int D> constexpr int owned = 16 * warps<D>;
-template <typename Real, int D> constexpr int step = D <= 64 ? 64 : sizeof(Real) == 2 ? 32 : 16;
+template <typename Real, int D>
+constexpr int step = sizeof(Real) == 4 ? (D <= 64 ? 32 : 8)
+                     : D <= 64         ? 64
+                                       : 4096 / D;
 /* Columns of dk and dv a block sums up: registers hold no more. */
 template <int D> constexpr int slice = D > 128 ? 128 : D;
-
-__device__ static inline float exp2_fast(float x) {
-#ifdef MM_CUDA_SHIM
-    return exp2f(x);
-#else
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#endif
-}
 
 /* Where a head begins within a matrix of fused rows. */
 __device__ static inline size_t q_column(const struct mm_heads &h, int head) {
@@ -50,12 +42,30 @@ __device__ static inline size_t v_column(const struct mm_heads &h, int kv) {
     return h.v_first + (size_t)kv * h.v_step;
 }
 
-/* Loads rows [first, first + rows) of a sequence's matrix. */
-template <typename Real, int D>
+/* Begins to load rows [first, first + ROWS) of a sequence's matrix. */
+template <int D, int ROWS, typename Real>
 __device__ static inline void load(const call<Real> &a, Real *tile, const Real *sequence, size_t ld,
-                                   int first, int rows) {
-    tile_load<Real, D>(tile, sequence + (size_t)first * ld, ld, rows, a.tokens - first, a.dim,
-                       a.vector, 32 * warps<D>);
+                                   int first) {
+    tile_load<Real, D, ROWS, 32 * warps<D>>(tile, sequence + (size_t)first * ld, ld,
+                                            a.tokens - first, a.dim, a.vector);
+}
+
+/* The tiles that a block walks over come in pairs, keys and values or queries and dout, into two
+ * places in turn: while one pair is worked on, the next is on its way. */
+template <typename Real, int D> constexpr int pair = 2 * step<Real, D> *tile_ld<Real, D>;
+
+/* Waits for the pair that is under way; the place of the other may be loaded into after it. */
+__device__ static inline void next_pair() {
+    copies_wait();
+    __syncthreads();
+}
+
+template <int D, typename Real>
+__device__ static inline void load_keys(const call<Real> &a, Real *place, const Real *rows, int kv,
+                                        int key) {
+    constexpr int STEP = step<Real, D>;
+    load<D, STEP>(a, place, rows + k_column(a.heads, kv), a.qkv_ld, key);
+    load<D, STEP>(a, place + pair<Real, D> / 2, rows + v_column(a.heads, kv), a.qkv_ld, key);
 }
 
 /* s becomes exp2(s·scale - maximum so far), zero right of the diagonal; the sums of before shrink.
@@ -89,24 +99,26 @@ __device__ static inline void online_softmax(float (&s)[N / 8][4], int row, int 
 
 template <typename Real, int D>
 __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>;
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, PAIR = pair<Real, D>;
     MM_SHARED(Real, shared);
-    Real *q = shared, *k = q + owned<D> * LD, *v = k + STEP * LD;
+    Real *q = shared, *pairs = q + owned<D> * LD;
     int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
     int kv = head / (heads / (int)a.heads.kv_heads);
     size_t sequence = blockIdx.x / (unsigned)heads * (size_t)a.tokens;
     const Real *rows = a.qkv + sequence * a.qkv_ld;
     /* the tiles that see most keys start first */
     int first = (int)(gridDim.y - 1 - blockIdx.y) * owned<D>;
+    int end = first + owned<D> < a.tokens ? first + owned<D> : a.tokens;
     int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
     float o[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 
-    load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first, owned<D>);
-    for (int key = 0; key < first + owned<D> && key < a.tokens; key += STEP) {
-        __syncthreads();
-        load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
-        load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
-        __syncthreads();
+    load<D, owned<D>>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first);
+    load_keys<D>(a, pairs, rows, kv, 0);
+    for (int key = 0, turn = 0; key < end; key += STEP, turn ^= 1) {
+        const Real *k = pairs + turn * PAIR, *v = k + PAIR / 2;
+        next_pair();
+        if (key + STEP < end)
+            load_keys<D>(a, pairs + (turn ^ 1) * PAIR, rows, kv, key + STEP);
         if (key > first + warp_row + 15 || first + warp_row >= a.tokens)
             continue;
         float s[STEP / 8][4], shrink[2];
@@ -117,7 +129,8 @@ __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
 #pragma unroll
             for (int e = 0; e < 4; e++)
                 o[j][e] *= shrink[e / 2];
-        product_nn<D, STEP, D>(o, s, v);
+        /* EXACT: what is small beside the values it is a mean of keeps its digits */
+        product_nn<D, STEP, D, true>(o, s, v);
     }
     float inverse[2];
     for (int i = 0; i < 2; i++) {
@@ -134,21 +147,24 @@ __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
 /* -- backward ------------------------------------------------------------------------------------
  */
 
-/* through = dout·out of every row and head, a warp each. */
-template <typename Real> __global__ static void row_dots(call<Real> a, size_t rows) {
-    size_t i = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (i >= rows)
-        return;
-    size_t head = i / a.tokens % a.heads.heads, t = i % a.tokens;
-    size_t row = i / a.tokens / a.heads.heads * a.tokens + t, col = head * a.dim;
+/* x·y of a row and head, by its four lanes. */
+template <typename Real>
+__device__ static inline float row_dot(const Real *x, const Real *y, int dim, bool vector) {
+    constexpr int N = chunk<Real>::N;
+    int lane = (int)threadIdx.x % 4;
     float sum = 0.0f;
-    for (int j = (int)threadIdx.x % 32; j < a.dim; j += 32)
-        sum +=
-            to_float(a.out[row * a.out_ld + col + j]) * to_float(a.dout[row * a.dout_ld + col + j]);
-    for (int gap = 16; gap > 0; gap /= 2)
-        sum += __shfl_xor_sync(ALL_LANES, sum, gap);
-    if (threadIdx.x % 32 == 0)
-        a.through[i] = sum;
+    if (vector)
+        for (int i = lane * N; i < dim; i += 4 * N) {
+            float a[N], b[N];
+            load_wide(a, x + i);
+            load_wide(b, y + i);
+            for (int j = 0; j < N; j++)
+                sum += a[j] * b[j];
+        }
+    else
+        for (int i = lane; i < dim; i += 4)
+            sum += to_float(x[i]) * to_float(y[i]);
+    return quad_sum(sum);
 }
 
 /* From s = scores and dp = dout·v: s becomes the weight, dp the score's gradient over scale. */
@@ -158,53 +174,77 @@ __device__ static inline void score_grad(float &s, float &dp, bool visible, floa
     dp = visible ? s * (dp - through) : 0.0f;
 }
 
+/* What backward_keys walks over: all query heads of a key-value head, and the queries of each from
+ * the first that sees the block's keys. */
+template <typename Real, int D> struct walk {
+    static constexpr int STEP = step<Real, D>;
+    const call<Real> &a;
+    size_t batch;
+    int first, first_head, steps; /* steps: of a head */
+
+    __device__ int query(int i) const {
+        return first + i % steps * STEP;
+    }
+    /* Begins to load step i: queries, dout, and by row lse and through. Zeros beyond the last token
+     * add nothing to dk and dv. */
+    __device__ void load_step(Real *place, float *lse, int i) const {
+        int head = first_head + i / steps, at = query(i), lane = (int)threadIdx.x;
+        size_t sequence = batch * a.tokens, numbers = (batch * a.heads.heads + head) * a.tokens;
+        load<D, STEP>(a, place, a.qkv + sequence * a.qkv_ld + q_column(a.heads, head), a.qkv_ld,
+                      at);
+        load<D, STEP>(a, place + pair<Real, D> / 2,
+                      a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld, at);
+        if (lane < STEP) {
+            size_t number = at + lane < a.tokens ? numbers + at + lane : 0;
+            copy_begin<4>(lse + lane, a.lse + number, at + lane < a.tokens);
+            copy_begin<4>(lse + STEP + lane, a.through + number, at + lane < a.tokens);
+        }
+    }
+};
+
 /* dk and dv of a tile of keys, blockIdx.z the slice of columns. Scores are transposed: a warp's
  * rows are keys. */
 template <typename Real, int D>
 __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, W = slice<D>;
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, W = slice<D>, PAIR = pair<Real, D>;
     MM_SHARED(Real, shared);
-    Real *k = shared, *v = k + owned<D> * LD, *q = v + owned<D> * LD, *dout = q + STEP * LD;
-    float *lse = reinterpret_cast<float *>(dout + STEP * LD), *through = lse + STEP;
+    Real *k = shared, *v = k + owned<D> * LD, *pairs = v + owned<D> * LD;
+    float *row_numbers = reinterpret_cast<float *>(pairs + 2 * PAIR);
     int kv_heads = (int)a.heads.kv_heads, kv = (int)blockIdx.x % kv_heads;
-    int heads = (int)a.heads.heads, group = heads / kv_heads;
+    int group = (int)a.heads.heads / kv_heads;
     size_t batch = blockIdx.x / (unsigned)kv_heads, sequence = batch * a.tokens;
     const Real *rows = a.qkv + sequence * a.qkv_ld;
     int first = (int)blockIdx.y * owned<D>, col = (int)blockIdx.z * W;
     int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
     float dk[W / 8][4] = {}, dv[W / 8][4] = {};
+    const walk<Real, D> walk = {a, batch, first, kv * group, (a.tokens - first + STEP - 1) / STEP};
 
-    load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, first, owned<D>);
-    load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, first, owned<D>);
-    for (int head = kv * group; head < (kv + 1) * group; head++)
-        for (int query = first; query < a.tokens; query += STEP) {
-            __syncthreads();
-            load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, query, STEP);
-            load<Real, D>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld,
-                          query, STEP);
-            size_t place = (batch * heads + head) * a.tokens + query;
-            for (int i = (int)threadIdx.x; i < STEP; i += 32 * warps<D>) {
-                bool valid = query + i < a.tokens;
-                lse[i] = valid ? a.lse[place + i] * LOG2_E : INFINITY;
-                through[i] = valid ? a.through[place + i] : 0.0f;
+    load<D, owned<D>>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, first);
+    load<D, owned<D>>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, first);
+    walk.load_step(pairs, row_numbers, 0);
+    for (int i = 0, turn = 0; i < group * walk.steps; i++, turn ^= 1) {
+        const Real *q = pairs + turn * PAIR, *dout = q + PAIR / 2;
+        const float *lse = row_numbers + turn * 2 * STEP, *through = lse + STEP;
+        int query = walk.query(i);
+        next_pair();
+        if (i + 1 < group * walk.steps)
+            walk.load_step(pairs + (turn ^ 1) * PAIR, row_numbers + (turn ^ 1) * 2 * STEP, i + 1);
+        if (query + STEP <= first + warp_row || first + warp_row >= a.tokens)
+            continue;
+        float p[STEP / 8][4], dp[STEP / 8][4];
+        product_nt<D, STEP>(p, k + warp_row * LD, q);
+        product_nt<D, STEP>(dp, v + warp_row * LD, dout);
+#pragma unroll
+        for (int j = 0; j < STEP / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int at = 8 * j + lane_col() + e % 2;
+                score_grad(p[j][e], dp[j][e], row + e / 2 * 8 <= query + at, a.scale * LOG2_E,
+                           lse[at] * LOG2_E, through[at]);
             }
-            __syncthreads();
-            if (query + STEP <= first + warp_row || first + warp_row >= a.tokens)
-                continue;
-            float p[STEP / 8][4], dp[STEP / 8][4];
-            product_nt<D, STEP>(p, k + warp_row * LD, q);
-            product_nt<D, STEP>(dp, v + warp_row * LD, dout);
-#pragma unroll
-            for (int j = 0; j < STEP / 8; j++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    int i = 8 * j + lane_col() + e % 2;
-                    score_grad(p[j][e], dp[j][e], row + e / 2 * 8 <= query + i, a.scale * LOG2_E,
-                               lse[i], through[i]);
-                }
-            product_nn<D, STEP, W>(dv, p, dout + col);
-            product_nn<D, STEP, W>(dk, dp, q + col);
-        }
+        product_nn<D, STEP, W, false>(dv, p, dout + col);
+        product_nn<D, STEP, W, false>(dk, dp, q + col);
+    }
     int own = first + warp_row;
     Real *to = a.dqkv + (sequence + own) * a.dqkv_ld + col;
     const float once[2] = {1.0f, 1.0f}, scale[2] = {a.scale, a.scale};
@@ -214,34 +254,40 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real>
                            a.vector, v + warp_row * LD, dv, once);
 }
 
-/* dq of a tile of queries. */
+/* dq of a tile of queries, and `through`, which backward_keys reads. */
 template <typename Real, int D>
 __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
-    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>;
+    constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, PAIR = pair<Real, D>;
     MM_SHARED(Real, shared);
-    Real *q = shared, *dout = q + owned<D> * LD, *k = dout + owned<D> * LD, *v = k + STEP * LD;
+    Real *q = shared, *dout = q + owned<D> * LD, *pairs = dout + owned<D> * LD;
     int heads = (int)a.heads.heads, head = (int)blockIdx.x % heads;
     int kv = head / (heads / (int)a.heads.kv_heads);
     size_t sequence = blockIdx.x / (unsigned)heads * (size_t)a.tokens;
     const Real *rows = a.qkv + sequence * a.qkv_ld;
     int first = (int)(gridDim.y - 1 - blockIdx.y) * owned<D>;
+    int end = first + owned<D> < a.tokens ? first + owned<D> : a.tokens;
     int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
     float dq[D / 8][4] = {}, lse[2], through[2];
-    for (int i = 0; i < 2; i++) {
-        size_t place = (size_t)blockIdx.x * a.tokens + row + 8 * i;
-        bool valid = row + 8 * i < a.tokens;
-        lse[i] = valid ? a.lse[place] * LOG2_E : INFINITY;
-        through[i] = valid ? a.through[place] : 0.0f;
-    }
 
-    load<Real, D>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first, owned<D>);
-    load<Real, D>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld, first,
-                  owned<D>);
-    for (int key = 0; key < first + owned<D> && key < a.tokens; key += STEP) {
-        __syncthreads();
-        load<Real, D>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, key, STEP);
-        load<Real, D>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, key, STEP);
-        __syncthreads();
+    load<D, owned<D>>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first);
+    load<D, owned<D>>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld,
+                      first);
+    load_keys<D>(a, pairs, rows, kv, 0);
+    for (int i = 0; i < 2; i++) {
+        bool valid = row + 8 * i < a.tokens;
+        size_t at = valid ? row + 8 * i : 0, place = (size_t)blockIdx.x * a.tokens + at;
+        size_t token = sequence + at, col = (size_t)head * a.dim;
+        lse[i] = a.lse[place] * LOG2_E;
+        through[i] = row_dot(a.out + token * a.out_ld + col, a.dout + token * a.dout_ld + col,
+                             a.dim, a.vector);
+        if (valid && threadIdx.x % 4 == 0)
+            a.through[place] = through[i];
+    }
+    for (int key = 0, turn = 0; key < end; key += STEP, turn ^= 1) {
+        const Real *k = pairs + turn * PAIR, *v = k + PAIR / 2;
+        next_pair();
+        if (key + STEP < end)
+            load_keys<D>(a, pairs + (turn ^ 1) * PAIR, rows, kv, key + STEP);
         if (key > first + warp_row + 15 || first + warp_row >= a.tokens)
             continue;
         float p[STEP / 8][4], dp[STEP / 8][4];
@@ -253,7 +299,7 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Re
             for (int e = 0; e < 4; e++)
                 score_grad(p[j][e], dp[j][e], key + 8 * j + lane_col() + e % 2 <= row + e / 2 * 8,
                            a.scale * LOG2_E, lse[e / 2], through[e / 2]);
-        product_nn<D, STEP, D>(dq, dp, k);
+        product_nn<D, STEP, D, false>(dq, dp, k);
     }
     int own = first + warp_row;
     const float scale[2] = {a.scale, a.scale};
@@ -265,8 +311,9 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Re
 /* -- launches ------------------------------------------------------------------------------------
  */
 
-/* Lets a kernel have more than the 48 KB of shared memory it may take unasked. */
-template <typename Kernel> static bool allow_shared(Kernel kernel, size_t bytes) {
+/* Lets a kernel have more than the 48 KB of shared memory it may take unasked. Not an operation of
+ * a stream: fine while one is recorded. */
+template <typename Kernel> static void allow_shared(Kernel kernel, size_t bytes) {
 #ifdef MM_CUDA_SHIM
     (void)kernel, (void)bytes;
 #else
@@ -274,7 +321,6 @@ template <typename Kernel> static bool allow_shared(Kernel kernel, size_t bytes)
         MM_CUDA(
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 #endif
-    return true;
 }
 
 template <typename Real, int D> constexpr size_t tile_bytes(int rows) {
@@ -283,27 +329,26 @@ template <typename Real, int D> constexpr size_t tile_bytes(int rows) {
 
 template <typename Real, int D>
 static void launch_forward(struct mm_device *dev, const call<Real> &a, size_t B) {
-    size_t bytes = tile_bytes<Real, D>(owned<D> + 2 * step<Real, D>);
+    size_t bytes = tile_bytes<Real, D>(owned<D> + 4 * step<Real, D>);
     dim3 grid((unsigned)(B * a.heads.heads), (unsigned)(a.tokens + owned<D> - 1) / owned<D>);
     auto kernel = forward<Real, D>;
-    static const bool allowed = allow_shared(kernel, bytes);
-    (void)allowed;
+    allow_shared(kernel, bytes);
     MM_LAUNCH(kernel, grid, 32 * warps<D>, bytes, dev, a);
 }
 
 template <typename Real, int D>
 static void launch_backward(struct mm_device *dev, const call<Real> &a, size_t B) {
     unsigned tiles = (unsigned)(a.tokens + owned<D> - 1) / owned<D>;
-    size_t bytes = tile_bytes<Real, D>(2 * owned<D> + 2 * step<Real, D>);
+    size_t bytes = tile_bytes<Real, D>(2 * owned<D> + 4 * step<Real, D>);
+    size_t keys_bytes = bytes + 4 * step<Real, D> * sizeof(float);
     dim3 grid((unsigned)(B * a.heads.heads), tiles);
+    dim3 keys_grid((unsigned)(B * a.heads.kv_heads), tiles, D / slice<D>);
     auto queries = backward_queries<Real, D>;
     auto keys = backward_keys<Real, D>;
-    size_t keys_bytes = bytes + 2 * step<Real, D> * sizeof(float);
-    static const bool allowed = allow_shared(queries, bytes) && allow_shared(keys, keys_bytes);
-    (void)allowed;
-    MM_LAUNCH(queries, grid, 32 * warps<D>, bytes, dev, a);
-    grid = dim3((unsigned)(B * a.heads.kv_heads), tiles, D / slice<D>);
-    MM_LAUNCH(keys, grid, 32 * warps<D>, keys_bytes, dev, a);
+    allow_shared(queries, bytes);
+    allow_shared(keys, keys_bytes);
+    MM_LAUNCH(queries, grid, 32 * warps<D>, bytes, dev, a); /* first: it writes `through` */
+    MM_LAUNCH(keys, keys_grid, 32 * warps<D>, keys_bytes, dev, a);
 }
 
 template <typename Real>
@@ -311,7 +356,7 @@ static call<Real> describe(struct mm_mat qkv, struct mm_mat out, float *lse,
                            const struct mm_heads *h, size_t B, size_t T) {
     MM_CHECK(h->head_dim >= 1 && h->head_dim <= 256, "head_dim %zu: attention takes 1 to 256",
              h->head_dim);
-    MM_CHECK(T < (1u << 21) && B * h->heads < (1u << 31), "%zu sequences of %zu tokens, %zu heads",
+    MM_CHECK(T <= (1u << 20) && B * h->heads < (1u << 31), "%zu sequences of %zu tokens, %zu heads",
              B, T, h->heads);
     MM_CHECK(qkv.rows == B * T && out.rows == B * T && qkv.dtype == out.dtype,
              "%zu rows of %s, %zu rows of %s for %zu sequences of %zu tokens", qkv.rows,
@@ -374,7 +419,6 @@ static void attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_
                ((size_t)dout.data | (size_t)dqkv.data) % 16 == 0;
     size_t rows = B * heads->heads * T;
     a.through = static_cast<float *>(cuda_scratch(dev, rows * sizeof(float)));
-    MM_LAUNCH(row_dots<Real>, (unsigned)((rows + 7) / 8), 256, 0, dev, a, rows);
     BY_WIDTH(a.dim, launch_backward, dev, a, B);
 }
 

@@ -1,7 +1,8 @@
-/* block.h - what kernels of one block a row share: four neighbours at once, and sums over a block.
+/* block.h - what kernels share: neighbouring elements at once, approximations, sums over a block.
  *
- * Element groups: thread t takes elements 4t ... 4t+3 of each stretch of 4·blockDim.x. `wide` says
- * that every pointer concerned allows one access for all four (rows_wide, or aligned4). */
+ * A thread takes groups of neighbouring elements. A kernel is compiled twice: WIDE, where every
+ * group is whole and begins on an address that allows accesses of 16 bytes, so that all loads can
+ * be under way before the first is waited for; and for any shape, element by element. */
 #ifndef MM_CUDA_BLOCK_H
 #define MM_CUDA_BLOCK_H
 
@@ -11,22 +12,26 @@
 #define WARP       32u
 #define WHOLE_WARP 0xffffffffu
 
+/* Elements of a row that a thread takes at once: 16 bytes of bfloat16. */
+#define GROUP 8u
+
 /* -- host side --------------------------------------------------------------------------------- */
 
-static inline bool aligned4(const void *data, enum mm_dtype dtype) {
-    return reinterpret_cast<uintptr_t>(data) % (4 * mm_dtype_bytes(dtype)) == 0;
+static inline bool aligned16(const void *data) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0;
 }
 
-/* Whether all rows of m begin on such an address. */
+/* Whether every row of m is whole groups, on addresses as WIDE wants them. */
 static inline bool rows_wide(struct mm_mat m) {
-    return !m.data || (aligned4(m.data, m.dtype) && (m.ld % 4 == 0 || m.rows == 1));
+    return !m.data || (aligned16(m.data) && m.cols % GROUP == 0 &&
+                       (m.ld * mm_dtype_bytes(m.dtype) % 16 == 0 || m.rows == 1));
 }
 
-/* Threads for a row of `cols`: whole warps, at most BLOCK; a function of `cols` alone, so that sums
- * have the same order in every call. */
-static inline unsigned row_threads(size_t cols) {
-    size_t warps = (cols + 4 * WARP - 1) / (4 * WARP);
-    return warps * WARP < BLOCK ? (warps ? static_cast<unsigned>(warps) * WARP : WARP) : BLOCK;
+/* Threads for a row of `cols` in groups: whole warps, at most `most`; a function of these alone, so
+ * that sums have the same order in every call. */
+static inline unsigned row_threads(size_t cols, unsigned most) {
+    size_t warps = (cols + GROUP * WARP - 1) / (GROUP * WARP);
+    return warps * WARP < most ? (warps ? static_cast<unsigned>(warps) * WARP : WARP) : most;
 }
 
 static inline unsigned blocks_for(size_t n, size_t each) {
@@ -35,56 +40,153 @@ static inline unsigned blocks_for(size_t n, size_t each) {
     return static_cast<unsigned>(blocks);
 }
 
-/* -- device side ------------------------------------------------------------------------------- */
+/* Calls function<T, WIDE>(...), T by dtype. */
+#define BY_DTYPE_AND_WIDTH(dtype, wide, function, ...)                                             \
+    do {                                                                                           \
+        if ((dtype) == MM_BF16 && (wide))                                                          \
+            function<bf16, true>(__VA_ARGS__);                                                     \
+        else if ((dtype) == MM_BF16)                                                               \
+            function<bf16, false>(__VA_ARGS__);                                                    \
+        else if (wide)                                                                             \
+            function<float, true>(__VA_ARGS__);                                                    \
+        else                                                                                       \
+            function<float, false>(__VA_ARGS__);                                                   \
+    } while (0)
+
+/* -- device side: groups ----------------------------------------------------------------------- */
 
 template <typename T> __device__ static inline T *row_of(struct mm_mat m, size_t row) {
     return static_cast<T *>(m.data) + row * m.ld;
 }
 
-__device__ static inline void load_wide(float out[4], const float *p) {
-    float4 v = *reinterpret_cast<const float4 *>(p);
-    out[0] = v.x;
-    out[1] = v.y;
-    out[2] = v.z;
-    out[3] = v.w;
+/* Two values of one register, `low` at the lower address. */
+__device__ static inline uint32_t bf16_pair(float low, float high) {
+#ifdef MM_CUDA_SHIM
+    bf16 pair[2] = {from_float<bf16>(low), from_float<bf16>(high)};
+#else
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+#endif
+    uint32_t bits;
+    memcpy(&bits, &pair, 4);
+    return bits;
 }
-__device__ static inline void load_wide(float out[4], const bf16 *p) {
-    uint2 v = *reinterpret_cast<const uint2 *>(p); /* a bfloat16 is the upper half of a float */
-    out[0] = __uint_as_float(v.x << 16);
-    out[1] = __uint_as_float(v.x & 0xffff0000u);
-    out[2] = __uint_as_float(v.y << 16);
-    out[3] = __uint_as_float(v.y & 0xffff0000u);
-}
-__device__ static inline void store_wide(float *p, const float in[4]) {
-    *reinterpret_cast<float4 *>(p) = make_float4(in[0], in[1], in[2], in[3]);
-}
-__device__ static inline void store_wide(bf16 *p, const float in[4]) {
-    uint2 v;
-    v.x = __bfloat16_as_ushort(from_float<bf16>(in[0])) |
-          static_cast<unsigned>(__bfloat16_as_ushort(from_float<bf16>(in[1]))) << 16;
-    v.y = __bfloat16_as_ushort(from_float<bf16>(in[2])) |
-          static_cast<unsigned>(__bfloat16_as_ushort(from_float<bf16>(in[3]))) << 16;
-    *reinterpret_cast<uint2 *>(p) = v;
+__device__ static inline void unpack_pair(float *out, uint32_t pair) {
+    out[0] = __uint_as_float(pair << 16); /* a bfloat16 is the upper half of a float */
+    out[1] = __uint_as_float(pair & 0xffff0000u);
 }
 
-/* Elements [first, first + 4) of p, those of them in [low, high); the others' out is 0. */
-template <typename T>
-__device__ static inline void load4(float out[4], const T *p, size_t first, size_t low, size_t high,
-                                    bool wide) {
-    if (wide && first >= low && first + 4 <= high)
-        return load_wide(out, p + first);
-    for (unsigned k = 0; k < 4; k++)
-        out[k] = first + k >= low && first + k < high ? to_float(p[first + k]) : 0.0f;
+template <unsigned N> __device__ static inline void load_wide(float (&out)[N], const float *p) {
+#pragma unroll
+    for (unsigned k = 0; k < N; k += 4) {
+        float4 v = *reinterpret_cast<const float4 *>(p + k);
+        out[k] = v.x;
+        out[k + 1] = v.y;
+        out[k + 2] = v.z;
+        out[k + 3] = v.w;
+    }
 }
-template <typename T>
-__device__ static inline void store4(T *p, const float in[4], size_t first, size_t low, size_t high,
-                                     bool wide) {
-    if (wide && first >= low && first + 4 <= high)
-        return store_wide(p + first, in);
-    for (unsigned k = 0; k < 4; k++)
-        if (first + k >= low && first + k < high)
-            p[first + k] = from_float<T>(in[k]);
+__device__ static inline void load_wide(float (&out)[4], const bf16 *p) {
+    uint2 v = *reinterpret_cast<const uint2 *>(p);
+    unpack_pair(out, v.x);
+    unpack_pair(out + 2, v.y);
 }
+__device__ static inline void load_wide(float (&out)[8], const bf16 *p) {
+    uint4 v = *reinterpret_cast<const uint4 *>(p);
+    unpack_pair(out, v.x);
+    unpack_pair(out + 2, v.y);
+    unpack_pair(out + 4, v.z);
+    unpack_pair(out + 6, v.w);
+}
+/* One access each: of a plain assignment the compiler may make several. */
+__device__ static inline void store_whole(void *p, uint2 v) {
+#ifdef MM_CUDA_SHIM
+    *static_cast<uint2 *>(p) = v;
+#else
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x),
+                 "r"(v.y)
+                 : "memory");
+#endif
+}
+__device__ static inline void store_whole(void *p, uint4 v) {
+#ifdef MM_CUDA_SHIM
+    *static_cast<uint4 *>(p) = v;
+#else
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+#endif
+}
+template <unsigned N> __device__ static inline void store_wide(float *p, const float (&in)[N]) {
+#pragma unroll
+    for (unsigned k = 0; k < N; k += 4)
+        store_whole(p + k, uint4{__float_as_uint(in[k]), __float_as_uint(in[k + 1]),
+                                 __float_as_uint(in[k + 2]), __float_as_uint(in[k + 3])});
+}
+__device__ static inline void store_wide(bf16 *p, const float (&in)[4]) {
+    store_whole(p, uint2{bf16_pair(in[0], in[1]), bf16_pair(in[2], in[3])});
+}
+__device__ static inline void store_wide(bf16 *p, const float (&in)[8]) {
+    store_whole(p, uint4{bf16_pair(in[0], in[1]), bf16_pair(in[2], in[3]), bf16_pair(in[4], in[5]),
+                         bf16_pair(in[6], in[7])});
+}
+
+/* Elements [first, first + N) of p; unless WIDE, those outside [low, high) are not touched, and
+ * `other` is what out has of them. */
+template <bool WIDE, unsigned N, typename T>
+__device__ static inline void load_group(float (&out)[N], const T *p, size_t first, size_t low,
+                                         size_t high, float other = 0.0f) {
+    if constexpr (WIDE)
+        load_wide(out, p + first);
+    else
+#pragma unroll
+        for (unsigned k = 0; k < N; k++)
+            out[k] = first + k >= low && first + k < high ? to_float(p[first + k]) : other;
+}
+template <bool WIDE, unsigned N, typename T>
+__device__ static inline void store_group(T *p, const float (&in)[N], size_t first, size_t low,
+                                          size_t high) {
+    if constexpr (WIDE)
+        store_wide(p + first, in);
+    else
+#pragma unroll
+        for (unsigned k = 0; k < N; k++)
+            if (first + k >= low && first + k < high)
+                p[first + k] = from_float<T>(in[k]);
+}
+
+/* -- device side: approximations --------------------------------------------------------------- */
+
+#define LOG2_E 1.4426950408889634f
+
+/* 2^x and 1/x, a few units of float32's last place off. */
+__device__ static inline float exp2_fast(float x) {
+#ifdef MM_CUDA_SHIM
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+__device__ static inline float reciprocal_fast(float x) {
+#ifdef MM_CUDA_SHIM
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+/* e^x and 1/x as results of type T deserve them. */
+template <typename T> __device__ static inline float exp_for(float x) {
+    return sizeof(T) == 4 ? expf(x) : exp2_fast(x * LOG2_E);
+}
+template <typename T> __device__ static inline float reciprocal_for(float x) {
+    return sizeof(T) == 4 ? 1.0f / x : reciprocal_fast(x);
+}
+
+/* -- device side: sums ------------------------------------------------------------------------- */
 
 struct add_values {
     template <typename V> __device__ V operator()(V a, V b) const {

@@ -38,13 +38,21 @@ typedef __nv_bfloat16 bf16;
         MM_CHECK(cuda_result == cudaSuccess, "CUDA: %s", cudaGetErrorString(cuda_result));         \
     } while (0)
 
+struct scratch_block {
+    struct scratch_block *outgrown;
+    void *data;
+};
+
 struct cuda_context {
     cudaStream_t stream;
     cublasLtHandle_t lt;
     void *workspace; /* cuBLASLt's, ours to own: the same one gives the same bits */
     size_t workspace_bytes;
-    void *scratch; /* as the CPU's: valid until the next call */
+    struct scratch_block
+        *scratch; /* the newest; the outgrown ones stay, for recordings know them */
     size_t scratch_bytes;
+    cudaEvent_t marks[MM_MARKS];
+    bool recording;
     struct cuda_choices *choices; /* matrix.cu's, by mm_calloc; NULL before the first product */
     struct mm_ops table;          /* with the device's name */
     char name[280];
@@ -55,7 +63,7 @@ static inline struct cuda_context *cuda_context(struct mm_device *dev) {
 }
 
 /* Device memory of at least `bytes`, 256-byte aligned, not zeroed; valid until the next call.
- * Growing it waits for the device. */
+ * Growing it while recording is a fault. */
 void *cuda_scratch(struct mm_device *dev, size_t bytes);
 
 __device__ static inline float to_float(float x) {

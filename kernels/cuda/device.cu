@@ -4,11 +4,9 @@
 
 #include <stdio.h>
 
-/* What cuBLASLt's kernels for NVIDIA's newest GPUs ask for. */
-#define WORKSPACE_BYTES ((size_t)32 << 20)
-
 /* -- memory ------------------------------------------------------------------------------------ */
 
+/* For what no arena counts. */
 static void *take(size_t bytes) {
     void *block = nullptr;
     cudaError_t result = cudaMalloc(&block, bytes ? bytes : 1);
@@ -26,7 +24,13 @@ static void cuda_zero(struct mm_device *dev, void *block, size_t bytes) {
 }
 
 static void *cuda_alloc(struct mm_device *dev, size_t bytes) {
-    void *block = take(bytes);
+    void *block = nullptr;
+    cudaError_t result = cudaMalloc(&block, bytes ? bytes : 1);
+    if (result == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* it is told, not kept for the next check */
+        return nullptr;
+    }
+    MM_CUDA(result);
     cuda_zero(dev, block, bytes);
     return block;
 }
@@ -40,8 +44,7 @@ static void cuda_copy(struct mm_device *dev, void *dst, const void *src, size_t 
     MM_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_context(dev)->stream));
 }
 
-/* The caller may reuse `host` at once: it is pageable memory, and from there cudaMemcpyAsync
- * returns when all has been read. Of pinned memory that would not hold. */
+/* From pageable memory cudaMemcpyAsync returns when all has been read. */
 static void cuda_upload(struct mm_device *dev, void *dst, const void *host, size_t bytes) {
     MM_CUDA(cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, cuda_context(dev)->stream));
 }
@@ -55,11 +58,77 @@ static void cuda_download(struct mm_device *dev, void *host, const void *src, si
 void *cuda_scratch(struct mm_device *dev, size_t bytes) {
     struct cuda_context *context = cuda_context(dev);
     if (bytes > context->scratch_bytes) {
-        MM_CUDA(cudaFree(context->scratch));
-        context->scratch = take(bytes);
+        MM_CHECK(!context->recording, "scratch grows while recording");
+        struct scratch_block *bigger =
+            static_cast<struct scratch_block *>(mm_calloc(1, sizeof *bigger));
+        *bigger = {context->scratch, take(bytes)};
+        context->scratch = bigger;
         context->scratch_bytes = bytes;
     }
-    return context->scratch;
+    return context->scratch ? context->scratch->data : nullptr;
+}
+
+/* -- running ahead ----------------------------------------------------------------------------- */
+
+static void *cuda_pinned_alloc(struct mm_device *dev, size_t bytes) {
+    void *block = nullptr;
+    (void)dev;
+    MM_CUDA(cudaHostAlloc(&block, bytes ? bytes : 1, cudaHostAllocDefault));
+    return memset(block, 0, bytes);
+}
+
+static void cuda_pinned_free(struct mm_device *dev, void *block) {
+    (void)dev;
+    MM_CUDA(cudaFreeHost(block));
+}
+
+static void cuda_download_later(struct mm_device *dev, void *pinned, const void *src,
+                                size_t bytes) {
+    MM_CUDA(cudaMemcpyAsync(pinned, src, bytes, cudaMemcpyDeviceToHost, cuda_context(dev)->stream));
+}
+
+static void cuda_mark(struct mm_device *dev, int slot) {
+    MM_CUDA(cudaEventRecord(cuda_context(dev)->marks[slot], cuda_context(dev)->stream));
+}
+
+static void cuda_wait(struct mm_device *dev, int slot) {
+    MM_CUDA(cudaEventSynchronize(cuda_context(dev)->marks[slot]));
+}
+
+/* Thread-local: a watchdog may ask after events meanwhile. */
+static bool cuda_record(struct mm_device *dev) {
+    struct cuda_context *context = cuda_context(dev);
+    context->recording =
+        cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    if (!context->recording)
+        (void)cudaGetLastError(); /* it is told, not kept for the next check */
+    return context->recording;
+}
+
+static void *cuda_recorded(struct mm_device *dev, struct mm_error *err) {
+    struct cuda_context *context = cuda_context(dev);
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t runnable = nullptr;
+    cudaError_t result = cudaStreamEndCapture(context->stream, &graph);
+    context->recording = false;
+    if (result == cudaSuccess)
+        result = cudaGraphInstantiate(&runnable, graph, 0);
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    if (result == cudaSuccess)
+        return runnable;
+    (void)cudaGetLastError();
+    mm_fail(err, MM_FAILED, "CUDA graph: %s", cudaGetErrorString(result));
+    return nullptr;
+}
+
+static void cuda_replay(struct mm_device *dev, void *recording) {
+    MM_CUDA(cudaGraphLaunch(static_cast<cudaGraphExec_t>(recording), cuda_context(dev)->stream));
+}
+
+static void cuda_recording_free(struct mm_device *dev, void *recording) {
+    MM_CUDA(cudaStreamSynchronize(cuda_context(dev)->stream));
+    MM_CUDA(cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(recording)));
 }
 
 /* -- conversion: bit by bit what kernels/tensor.c does ----------------------------------------- */
@@ -125,8 +194,14 @@ static void cuda_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dty
 static void cuda_close(struct mm_device *dev) {
     struct cuda_context *context = cuda_context(dev);
     MM_CUDA(cudaStreamSynchronize(context->stream));
-    MM_CUDA(cudaFree(context->scratch));
+    while (struct scratch_block *newest = context->scratch) {
+        context->scratch = newest->outgrown;
+        MM_CUDA(cudaFree(newest->data));
+        mm_free(newest);
+    }
     MM_CUDA(cudaFree(context->workspace));
+    for (cudaEvent_t mark : context->marks)
+        MM_CUDA(cudaEventDestroy(mark));
     cublasLtDestroy(context->lt);
     MM_CUDA(cudaStreamDestroy(context->stream));
     mm_free(context->choices);
@@ -138,6 +213,8 @@ static void cuda_close(struct mm_device *dev) {
 
 static void fill_table(struct mm_ops *table, const char *name) {
     table->name = name;
+    table->asynchronous = true;
+    table->chunk = (size_t)256 << 20; /* rows enough that the head's weights are read seldom */
     table->close = cuda_close;
     table->alloc = cuda_alloc;
     table->free = cuda_free;
@@ -146,6 +223,15 @@ static void fill_table(struct mm_ops *table, const char *name) {
     table->upload = cuda_upload;
     table->download = cuda_download;
     table->convert = cuda_convert;
+    table->pinned_alloc = cuda_pinned_alloc;
+    table->pinned_free = cuda_pinned_free;
+    table->download_later = cuda_download_later;
+    table->mark = cuda_mark;
+    table->wait = cuda_wait;
+    table->record = cuda_record;
+    table->recorded = cuda_recorded;
+    table->replay = cuda_replay;
+    table->recording_free = cuda_recording_free;
     MM_OPERATIONS(CUDA_ROW)
 }
 
@@ -194,9 +280,11 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
     struct cuda_context *context =
         static_cast<struct cuda_context *>(mm_calloc(1, sizeof *context));
     MM_CUDA(cudaStreamCreateWithFlags(&context->stream, cudaStreamNonBlocking));
+    for (cudaEvent_t &mark : context->marks)
+        MM_CUDA(cudaEventCreateWithFlags(&mark, cudaEventDisableTiming));
     context->lt = lt;
-    context->workspace_bytes = WORKSPACE_BYTES;
-    context->workspace = take(WORKSPACE_BYTES);
+    context->workspace_bytes = MM_CUDA_WORKSPACE_BYTES;
+    context->workspace = take(MM_CUDA_WORKSPACE_BYTES);
     memcpy(context->name, name, sizeof name);
     fill_table(&context->table, context->name);
     dev->ops = &context->table;

@@ -2,8 +2,8 @@
  * norm.cu. */
 #include "kernels/cuda/block.h"
 
-/* Columns of a row that one block of BLOCK threads, four each, takes. */
-#define TILE (4 * (size_t)BLOCK)
+/* Columns of a row that one block takes, a group a thread. */
+#define TILE (GROUP * (size_t)BLOCK)
 
 /* A grid of rows by tiles of columns. */
 static dim3 tiles(size_t rows, size_t cols) {
@@ -14,106 +14,161 @@ static dim3 tiles(size_t rows, size_t cols) {
 
 /* This thread's first column. */
 __device__ static inline size_t tile_first() {
-    return TILE * blockIdx.y + 4 * threadIdx.x;
+    return TILE * blockIdx.y + GROUP * threadIdx.x;
 }
 
 /* -- embedding --------------------------------------------------------------------------------- */
 
-template <typename T>
-__global__ static void embed_kernel(struct mm_mat x, struct mm_mat table, const uint32_t *tokens,
-                                    bool wide) {
+template <typename T, bool WIDE>
+__global__ static void embed_kernel(struct mm_mat x, struct mm_mat table, const uint32_t *tokens) {
     size_t first = tile_first();
     uint32_t token = tokens[blockIdx.x];
     if (token >= table.rows)
         __trap();
     if (first >= x.cols)
         return;
-    float v[4];
-    load4(v, row_of<T>(table, token), first, 0, x.cols, wide);
-    store4(row_of<T>(x, blockIdx.x), v, first, 0, x.cols, wide);
+    float v[GROUP];
+    load_group<WIDE>(v, row_of<T>(table, token), first, 0, x.cols);
+    store_group<WIDE>(row_of<T>(x, blockIdx.x), v, first, 0, x.cols);
+}
+
+template <typename T, bool WIDE>
+static void embed(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
+                  const uint32_t *tokens) {
+    auto kernel = embed_kernel<T, WIDE>;
+    MM_LAUNCH(kernel, tiles(x.rows, x.cols), row_threads(x.cols, BLOCK), 0, dev, x, table, tokens);
 }
 
 void cuda_embed(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                 const uint32_t *tokens) {
-    bool wide = rows_wide(x) && rows_wide(table);
-    dim3 grid = tiles(x.rows, x.cols);
-    if (x.rows && x.cols && x.dtype == MM_BF16)
-        MM_LAUNCH(embed_kernel<bf16>, grid, row_threads(x.cols), 0, dev, x, table, tokens, wide);
-    else if (x.rows && x.cols)
-        MM_LAUNCH(embed_kernel<float>, grid, row_threads(x.cols), 0, dev, x, table, tokens, wide);
+    if (x.rows && x.cols)
+        BY_DTYPE_AND_WIDTH(x.dtype, rows_wide(x) && rows_wide(table), embed, dev, x, table, tokens);
 }
 
-/* A block belongs to a position i; that of a token's first position adds all of the token's rows,
- * in order. */
-template <typename T>
+struct occurrence {
+    uint32_t token, at;
+};
+
+/* sorted [n] = the tokens with their places, by token, then by place: each thread counts what comes
+ * before its own. */
+__global__ static void sort_kernel(struct occurrence *sorted, const uint32_t *tokens, uint32_t n) {
+    __shared__ uint32_t tile[BLOCK];
+    uint32_t at = blockIdx.x * BLOCK + threadIdx.x, token = at < n ? tokens[at] : 0, before = 0;
+    for (uint32_t first = 0; first < n; first += BLOCK) {
+        uint32_t count = n - first < BLOCK ? n - first : BLOCK;
+        __syncthreads();
+        if (threadIdx.x < count)
+            tile[threadIdx.x] = tokens[first + threadIdx.x];
+        __syncthreads();
+#pragma unroll 8
+        for (uint32_t i = 0; i < count; i++)
+            before += tile[i] < token || (tile[i] == token && first + i < at);
+    }
+    if (at < n)
+        sorted[before] = {token, at};
+}
+
+/* A block belongs to an occurrence; that of a token's first adds all of the token's rows. */
+template <typename T, bool WIDE>
 __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
-                                         const uint32_t *tokens, bool wide) {
+                                         const struct occurrence *sorted) {
     size_t first = tile_first();
-    uint32_t token = tokens[blockIdx.x];
-    if (first >= dx.cols)
+    uint32_t token = sorted[blockIdx.x].token;
+    if (first >= dx.cols || (blockIdx.x > 0 && sorted[blockIdx.x - 1].token == token))
         return;
-    for (size_t i = 0; i < blockIdx.x; i++)
-        if (tokens[i] == token)
-            return;
-    float sum[4], term[4], *out = row_of<float>(dtable, token);
-    load4(sum, out, first, 0, dx.cols, wide);
-    for (size_t i = blockIdx.x; i < dx.rows; i++)
-        if (tokens[i] == token) {
-            load4(term, row_of<T>(dx, i), first, 0, dx.cols, wide);
-            for (unsigned k = 0; k < 4; k++)
-                sum[k] += term[k];
-        }
-    store4(out, sum, first, 0, dx.cols, wide);
+    if (token >= dtable.rows)
+        __trap();
+    float sum[GROUP], term[GROUP], *out = row_of<float>(dtable, token);
+    load_group<WIDE>(sum, out, first, 0, dx.cols);
+    for (size_t i = blockIdx.x; i < dx.rows && sorted[i].token == token; i++) {
+        load_group<WIDE>(term, row_of<T>(dx, sorted[i].at), first, 0, dx.cols);
+        for (unsigned k = 0; k < GROUP; k++)
+            sum[k] += term[k];
+    }
+    store_group<WIDE>(out, sum, first, 0, dx.cols);
+}
+
+template <typename T, bool WIDE>
+static void embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
+                       const uint32_t *tokens) {
+    uint32_t n = static_cast<uint32_t>(dx.rows);
+    struct occurrence *sorted =
+        static_cast<struct occurrence *>(cuda_scratch(dev, n * sizeof *sorted));
+    auto kernel = embed_grad_kernel<T, WIDE>;
+    MM_LAUNCH(sort_kernel, blocks_for(n, BLOCK), BLOCK, 0, dev, sorted, tokens, n);
+    MM_LAUNCH(kernel, tiles(n, dx.cols), row_threads(dx.cols, BLOCK), 0, dev, dtable, dx, sorted);
 }
 
 void cuda_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
                      const uint32_t *tokens) {
-    bool wide = rows_wide(dx) && rows_wide(dtable);
-    dim3 grid = tiles(dx.rows, dx.cols);
-    if (dx.rows && dx.cols && dx.dtype == MM_BF16)
-        MM_LAUNCH(embed_grad_kernel<bf16>, grid, row_threads(dx.cols), 0, dev, dtable, dx, tokens,
-                  wide);
-    else if (dx.rows && dx.cols)
-        MM_LAUNCH(embed_grad_kernel<float>, grid, row_threads(dx.cols), 0, dev, dtable, dx, tokens,
-                  wide);
+    if (dx.rows && dx.cols)
+        BY_DTYPE_AND_WIDTH(dx.dtype, rows_wide(dx) && rows_wide(dtable), embed_grad, dev, dtable,
+                           dx, tokens);
 }
 
 /* -- rotation ---------------------------------------------------------------------------------- */
 
-template <typename T>
-__global__ static void rope_kernel(struct mm_mat qkv, struct mm_heads heads, size_t T_,
-                                   const float *cosine, const float *sine, float sign) {
-    size_t half = heads.rotary_dim / 2, t = blockIdx.x % T_;
-    size_t pairs = (heads.heads + heads.kv_heads) * half;
-    T *row = row_of<T>(qkv, blockIdx.x);
-    for (size_t pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
-        size_t h = pair / half, i = pair % half;
-        size_t at = h < heads.heads ? heads.q_first + h * heads.q_step
-                                    : heads.k_first + (h - heads.heads) * heads.k_step;
-        float low = to_float(row[at + i]), high = to_float(row[at + i + half]);
-        float c = cosine[t * half + i], s = sign * sine[t * half + i];
-        row[at + i] = from_float<T>(low * c - high * s);
-        row[at + i + half] = from_float<T>(high * c + low * s);
+struct rope_args {
+    struct mm_mat qkv;
+    struct mm_heads heads;
+    unsigned T, half, groups; /* pairs of a head, and the groups they make */
+    const float *cosine, *sine;
+    float sign;
+};
+
+/* A block takes a row, a thread a group of a head's pairs. */
+template <typename T, bool WIDE> __global__ static void rope_kernel(struct rope_args a) {
+    const struct mm_heads &h = a.heads;
+    unsigned queries = static_cast<unsigned>(h.heads), half = a.half;
+    unsigned groups = a.groups, jobs = (queries + static_cast<unsigned>(h.kv_heads)) * groups;
+    size_t angle = static_cast<size_t>(blockIdx.x % a.T) * half;
+    T *row = row_of<T>(a.qkv, blockIdx.x);
+    for (unsigned job = threadIdx.x; job < jobs; job += blockDim.x) {
+        unsigned head = job / groups, first = GROUP * (job % groups);
+        size_t at =
+            head < queries ? h.q_first + head * h.q_step : h.k_first + (head - queries) * h.k_step;
+        float low[GROUP], high[GROUP], c[GROUP], s[GROUP];
+        load_group<WIDE>(low, row + at, first, 0, half);
+        load_group<WIDE>(high, row + at + half, first, 0, half);
+        load_group<WIDE>(c, a.cosine + angle, first, 0, half);
+        load_group<WIDE>(s, a.sine + angle, first, 0, half);
+        for (unsigned k = 0; k < GROUP; k++) {
+            float x = low[k], y = high[k], sine = a.sign * s[k];
+            low[k] = x * c[k] - y * sine;
+            high[k] = y * c[k] + x * sine;
+        }
+        store_group<WIDE>(row + at, low, first, 0, half);
+        store_group<WIDE>(row + at + half, high, first, 0, half);
     }
+}
+
+template <typename T, bool WIDE> static void rope(struct mm_device *dev, const rope_args &a) {
+    size_t jobs = (a.heads.heads + a.heads.kv_heads) * a.groups;
+    auto kernel = rope_kernel<T, WIDE>;
+    MM_LAUNCH(kernel, blocks_for(a.qkv.rows, 1), row_threads(GROUP * jobs, BLOCK), 0, dev, a);
 }
 
 void cuda_rope(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
                const float *cosine, const float *sine, bool inverse) {
-    size_t pairs = (heads->heads + heads->kv_heads) * (heads->rotary_dim / 2);
-    unsigned rows = blocks_for(qkv.rows, 1), threads = row_threads(4 * pairs);
-    float sign = inverse ? -1.0f : 1.0f;
-    if (!rows || !pairs)
-        return;
-    if (qkv.dtype == MM_BF16)
-        MM_LAUNCH(rope_kernel<bf16>, rows, threads, 0, dev, qkv, *heads, T, cosine, sine, sign);
-    else
-        MM_LAUNCH(rope_kernel<float>, rows, threads, 0, dev, qkv, *heads, T, cosine, sine, sign);
+    size_t half = heads->rotary_dim / 2;
+    size_t places = half | heads->q_first | heads->q_step | heads->k_first | heads->k_step;
+    struct rope_args a = {qkv,
+                          *heads,
+                          static_cast<unsigned>(T),
+                          static_cast<unsigned>(half),
+                          blocks_for(half, GROUP),
+                          cosine,
+                          sine,
+                          inverse ? -1.0f : 1.0f};
+    bool wide = places % GROUP == 0 && rows_wide(qkv) && aligned16(cosine) && aligned16(sine);
+    if (qkv.rows && half)
+        BY_DTYPE_AND_WIDTH(qkv.dtype, wide, rope, dev, a);
 }
 
 /* -- activations ------------------------------------------------------------------------------- */
 
-__device__ static inline float sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
+template <typename T> __device__ static inline float sigmoid(float x) {
+    return reciprocal_for<T>(1.0f + exp_for<T>(-x));
 }
 
 /* The cumulative normal distribution. */
@@ -125,78 +180,85 @@ struct activation_grads {
     float x, up;
 };
 
+template <typename T>
 __device__ static inline float activated(enum mm_activation kind, float x, float up) {
-    return kind == MM_SWIGLU ? x * sigmoid(x) * up : x * normal_cdf(x);
-}
-
-__device__ static inline struct activation_grads activation_grad(enum mm_activation kind, float x,
-                                                                 float up, float dh) {
-    if (kind == MM_GELU) {
-        float density = 0.39894228040143268f * expf(-0.5f * x * x);
-        return {dh * (normal_cdf(x) + x * density), 0.0f};
-    }
-    float s = sigmoid(x);
-    return {dh * up * s * (1.0f + x * (1.0f - s)), dh * x * s};
+    return kind == MM_SWIGLU ? x * sigmoid<T>(x) * up : x * normal_cdf(x);
 }
 
 template <typename T>
-__global__ static void activate_kernel(enum mm_activation kind, struct mm_mat h, struct mm_mat u,
-                                       bool wide) {
+__device__ static inline struct activation_grads activation_grad(enum mm_activation kind, float x,
+                                                                 float up, float dh) {
+    if (kind == MM_GELU) {
+        float density = 0.39894228040143268f * exp_for<T>(-0.5f * x * x);
+        return {dh * (normal_cdf(x) + x * density), 0.0f};
+    }
+    float s = sigmoid<T>(x);
+    return {dh * up * s * (1.0f + x * (1.0f - s)), dh * x * s};
+}
+
+template <enum mm_activation KIND, typename T, bool WIDE>
+__global__ static void activate_kernel(struct mm_mat h, struct mm_mat u) {
     size_t M = h.cols, first = tile_first();
     if (first >= M)
         return;
     const T *in = row_of<T>(u, blockIdx.x);
-    float x[4], up[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    load4(x, in, first, 0, M, wide);
-    if (kind == MM_SWIGLU)
-        load4(up, in + M, first, 0, M, wide);
-    for (unsigned k = 0; k < 4; k++)
-        x[k] = activated(kind, x[k], up[k]);
-    store4(row_of<T>(h, blockIdx.x), x, first, 0, M, wide);
+    float x[GROUP], up[GROUP] = {};
+    load_group<WIDE>(x, in, first, 0, M);
+    if (KIND == MM_SWIGLU)
+        load_group<WIDE>(up, in + M, first, 0, M);
+    for (unsigned k = 0; k < GROUP; k++)
+        x[k] = activated<T>(KIND, x[k], up[k]);
+    store_group<WIDE>(row_of<T>(h, blockIdx.x), x, first, 0, M);
 }
 
-template <typename T>
-__global__ static void activate_grad_kernel(enum mm_activation kind, struct mm_mat du,
-                                            struct mm_mat dh, struct mm_mat u, bool wide) {
+template <enum mm_activation KIND, typename T, bool WIDE>
+__global__ static void activate_grad_kernel(struct mm_mat du, struct mm_mat dh, struct mm_mat u) {
     size_t M = dh.cols, first = tile_first();
     if (first >= M)
         return;
     const T *in = row_of<T>(u, blockIdx.x);
     T *out = row_of<T>(du, blockIdx.x);
-    float x[4], g[4], up[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    load4(x, in, first, 0, M, wide);
-    load4(g, row_of<T>(dh, blockIdx.x), first, 0, M, wide);
-    if (kind == MM_SWIGLU)
-        load4(up, in + M, first, 0, M, wide);
-    for (unsigned k = 0; k < 4; k++) {
-        struct activation_grads d = activation_grad(kind, x[k], up[k], g[k]);
+    float x[GROUP], g[GROUP], up[GROUP] = {};
+    load_group<WIDE>(x, in, first, 0, M);
+    load_group<WIDE>(g, row_of<T>(dh, blockIdx.x), first, 0, M);
+    if (KIND == MM_SWIGLU)
+        load_group<WIDE>(up, in + M, first, 0, M);
+    for (unsigned k = 0; k < GROUP; k++) {
+        struct activation_grads d = activation_grad<T>(KIND, x[k], up[k], g[k]);
         x[k] = d.x;
         up[k] = d.up;
     }
-    store4(out, x, first, 0, M, wide);
-    if (kind == MM_SWIGLU)
-        store4(out + M, up, first, 0, M, wide);
+    store_group<WIDE>(out, x, first, 0, M);
+    if (KIND == MM_SWIGLU)
+        store_group<WIDE>(out + M, up, first, 0, M);
+}
+
+template <typename T, bool WIDE>
+static void activate(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
+                     struct mm_mat u) {
+    auto kernel =
+        kind == MM_SWIGLU ? activate_kernel<MM_SWIGLU, T, WIDE> : activate_kernel<MM_GELU, T, WIDE>;
+    MM_LAUNCH(kernel, tiles(h.rows, h.cols), row_threads(h.cols, BLOCK), 0, dev, h, u);
+}
+
+template <typename T, bool WIDE>
+static void activate_grad(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
+                          struct mm_mat dh, struct mm_mat u) {
+    auto kernel = kind == MM_SWIGLU ? activate_grad_kernel<MM_SWIGLU, T, WIDE>
+                                    : activate_grad_kernel<MM_GELU, T, WIDE>;
+    MM_LAUNCH(kernel, tiles(dh.rows, dh.cols), row_threads(dh.cols, BLOCK), 0, dev, du, dh, u);
 }
 
 void cuda_activate(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
                    struct mm_mat u) {
-    /* The second half of a row begins at element M. */
-    bool wide = rows_wide(h) && rows_wide(u) && h.cols % 4 == 0;
-    dim3 grid = tiles(h.rows, h.cols);
-    if (h.rows && h.cols && h.dtype == MM_BF16)
-        MM_LAUNCH(activate_kernel<bf16>, grid, row_threads(h.cols), 0, dev, kind, h, u, wide);
-    else if (h.rows && h.cols)
-        MM_LAUNCH(activate_kernel<float>, grid, row_threads(h.cols), 0, dev, kind, h, u, wide);
+    /* whole groups of h: then the second half of u's rows begins at one */
+    if (h.rows && h.cols)
+        BY_DTYPE_AND_WIDTH(h.dtype, rows_wide(h) && rows_wide(u), activate, dev, kind, h, u);
 }
 
 void cuda_activate_grad(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
                         struct mm_mat dh, struct mm_mat u) {
-    bool wide = rows_wide(du) && rows_wide(dh) && rows_wide(u) && dh.cols % 4 == 0;
-    dim3 grid = tiles(dh.rows, dh.cols);
-    if (dh.rows && dh.cols && dh.dtype == MM_BF16)
-        MM_LAUNCH(activate_grad_kernel<bf16>, grid, row_threads(dh.cols), 0, dev, kind, du, dh, u,
-                  wide);
-    else if (dh.rows && dh.cols)
-        MM_LAUNCH(activate_grad_kernel<float>, grid, row_threads(dh.cols), 0, dev, kind, du, dh, u,
-                  wide);
+    bool wide = rows_wide(du) && rows_wide(dh) && rows_wide(u);
+    if (dh.rows && dh.cols)
+        BY_DTYPE_AND_WIDTH(dh.dtype, wide, activate_grad, dev, kind, du, dh, u);
 }

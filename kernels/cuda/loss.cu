@@ -4,6 +4,41 @@
 
 #define NO_TARGET 0xffffffffu
 
+/* A row may have 10^5 columns and a call few rows: all the threads that a block may have, each with
+ * AHEAD groups under way. One such block fills a processor, and what all of them have just read
+ * stays in the L2 cache until they read it again. */
+#define LOSS_THREADS 1024u
+template <typename T, bool WIDE> constexpr unsigned AHEAD = !WIDE ? 1 : sizeof(T) == 2 ? 4 : 2;
+
+template <typename T> struct row {
+    const T *z;
+    T *d; /* NULL: no gradient */
+    size_t V;
+};
+
+/* Columns that the block takes at once, and the first of this thread's group `i` of those. */
+template <typename T, bool WIDE> __device__ static inline size_t stretch() {
+    return AHEAD<T, WIDE> * GROUP * blockDim.x;
+}
+__device__ static inline size_t group_at(size_t first, unsigned i) {
+    return first + GROUP * (i * blockDim.x + threadIdx.x);
+}
+
+/* Columns beyond V are -infinity. */
+template <bool WIDE, typename T>
+__device__ static inline void load_ahead(float (&v)[AHEAD<T, WIDE>][GROUP], const struct row<T> &r,
+                                         size_t first) {
+#pragma unroll
+    for (unsigned i = 0; i < AHEAD<T, WIDE>; i++) {
+        size_t at = group_at(first, i);
+        if (!WIDE || at < r.V)
+            load_group<WIDE>(v[i], r.z, at, 0, r.V, -INFINITY);
+        else
+            for (unsigned k = 0; k < GROUP; k++)
+                v[i][k] = -INFINITY;
+    }
+}
+
 /* Over what a thread or a block has seen: the largest z, the sums of e = exp(z - top) and of
  * e·(z - top). */
 struct exp_sums {
@@ -18,50 +53,70 @@ __device__ static inline struct exp_sums rebased(struct exp_sums s, float to) {
     return {to, s.sum * factor, (s.weighted + s.sum * down) * factor};
 }
 
-template <typename T>
-__device__ static inline struct exp_sums row_sums(const T *z, size_t V, bool wide) {
-    struct exp_sums s = {-INFINITY, 0.0f, 0.0f};
-    for (size_t first = 4 * threadIdx.x; first < V; first += 4 * blockDim.x) {
-        float v[4], most = -INFINITY;
-        unsigned count = V - first < 4 ? static_cast<unsigned>(V - first) : 4;
-        load4(v, z, first, 0, V, wide);
-        for (unsigned k = 0; k < 4; k++)
-            most = k < count ? fmaxf(most, v[k]) : most;
-        if (most > s.top)
-            s = rebased(s, most);
-        for (unsigned k = 0; k < 4; k++) {
-            float d = v[k] - (s.top == -INFINITY ? 0.0f : s.top), e = expf(d);
-            s.sum += k < count ? e : 0.0f;
-            s.weighted += k < count ? e * d : 0.0f;
-        }
+template <typename T, bool WEIGHTED>
+__device__ static inline void add_group(struct exp_sums &s, const float (&v)[GROUP]) {
+    float most = s.top;
+    for (unsigned k = 0; k < GROUP; k++)
+        most = fmaxf(most, v[k]);
+    if (most > s.top)
+        s = rebased(s, most);
+    float top = s.top == -INFINITY ? 0.0f : s.top;
+    for (unsigned k = 0; k < GROUP; k++) {
+        float d = v[k] - top, e = exp_for<T>(d);
+        s.sum += e;
+        if (WEIGHTED)
+            s.weighted += e == 0.0f ? 0.0f : e * d;
     }
-    float top = block_max(s.top);
-    s = rebased(s, top);
+}
+
+template <bool WIDE, bool WEIGHTED, typename T>
+__device__ static inline struct exp_sums row_sums(const struct row<T> &r) {
+    struct exp_sums s = {-INFINITY, 0.0f, 0.0f};
+    for (size_t first = 0; first < r.V; first += stretch<T, WIDE>()) {
+        float v[AHEAD<T, WIDE>][GROUP];
+        load_ahead<WIDE>(v, r, first);
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD<T, WIDE>; i++)
+            add_group<T, WEIGHTED>(s, v[i]);
+    }
+    s = rebased(s, block_max(s.top));
     s.sum = block_sum(s.sum);
-    s.weighted = block_sum(s.weighted);
+    if (WEIGHTED)
+        s.weighted = block_sum(s.weighted);
     return s;
 }
 
-template <typename T> __device__ static inline float row_total(const T *z, size_t V, bool wide) {
+template <bool WIDE, typename T> __device__ static inline float row_total(const struct row<T> &r) {
     float sum = 0.0f;
-    for (size_t first = 4 * threadIdx.x; first < V; first += 4 * blockDim.x) {
-        float v[4];
-        load4(v, z, first, 0, V, wide);
-        sum += (v[0] + v[1]) + (v[2] + v[3]);
+    for (size_t first = 0; first < r.V; first += stretch<T, WIDE>()) {
+        float v[AHEAD<T, WIDE>][GROUP];
+        load_ahead<WIDE>(v, r, first);
+        for (unsigned i = 0; i < AHEAD<T, WIDE>; i++)
+            for (unsigned k = 0; k < GROUP; k++)
+                sum += group_at(first, i) + k < r.V ? v[i][k] : 0.0f;
     }
     return block_sum(sum);
 }
 
 /* A row's gradient: d[j] = slope(z[j]), and `at_target` more at y. */
-template <typename T, typename Slope>
-__device__ static inline void write_row(T *d, const T *z, size_t V, bool wide, uint32_t y,
-                                        float at_target, Slope slope) {
-    for (size_t first = 4 * threadIdx.x; first < V; first += 4 * blockDim.x) {
-        float v[4];
-        load4(v, z, first, 0, V, wide);
-        for (unsigned k = 0; k < 4; k++)
-            v[k] = slope(v[k]) + (first + k == y ? at_target : 0.0f);
-        store4(d, v, first, 0, V, wide);
+template <bool WIDE, typename T, typename Slope>
+__device__ static inline void write_row(const struct row<T> &r, uint32_t y, float at_target,
+                                        Slope slope) {
+    for (size_t first = 0; first < r.V; first += stretch<T, WIDE>()) {
+        float v[AHEAD<T, WIDE>][GROUP];
+        load_ahead<WIDE>(v, r, first);
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD<T, WIDE>; i++) {
+            size_t at = group_at(first, i);
+            if (at >= r.V)
+                continue;
+            for (unsigned k = 0; k < GROUP; k++)
+                v[i][k] = slope(v[i][k]);
+            if (y - at < GROUP)
+                for (unsigned k = 0; k < GROUP; k++)
+                    v[i][k] += at + k == y ? at_target : 0.0f;
+            store_group<WIDE>(r.d, v[i], at, 0, r.V);
+        }
     }
 }
 
@@ -71,86 +126,92 @@ struct constant_slope {
         return value;
     }
 };
-struct softmax_slope { /* p times factor·sum */
+template <typename T> struct softmax_slope { /* p times factor·sum */
     float top, factor;
     __device__ float operator()(float z) const {
-        return expf(z - top) * factor;
+        return exp_for<T>(z - top) * factor;
     }
 };
-struct entropy_slope { /* p·(log p - the loss) times factor·sum */
+template <typename T> struct entropy_slope { /* p·(log p - the loss) times factor·sum */
     float top, factor, log_sum, loss;
     __device__ float operator()(float z) const {
-        return expf(z - top) * factor * ((z - top) - log_sum - loss);
+        return exp_for<T>(z - top) * factor * ((z - top) - log_sum - loss);
     }
 };
 
-/* Each returns the row's term; d NULL: no gradient. z_y is read before anything is written. */
+/* Each returns the row's term. z_y is read before anything is written. */
 
-template <typename T>
-__device__ static float cross_entropy_row(const T *z, T *d, size_t V, bool wide, uint32_t y,
-                                          float scale, float sign) {
-    float z_y = to_float(z[y]);
-    struct exp_sums s = row_sums(z, V, wide);
-    if (d)
-        write_row(d, z, V, wide, y, -sign * scale, softmax_slope{s.top, sign * scale / s.sum});
+template <bool WIDE, typename T>
+__device__ static float cross_entropy_row(const struct row<T> &r, uint32_t y, float scale,
+                                          float sign) {
+    float z_y = to_float(r.z[y]);
+    struct exp_sums s = row_sums<WIDE, false>(r);
+    if (r.d)
+        write_row<WIDE>(r, y, -sign * scale, softmax_slope<T>{s.top, sign * scale / s.sum});
     return sign * (logf(s.sum) - (z_y - s.top));
 }
 
-template <typename T>
-__device__ static float neg_entropy_row(const T *z, T *d, size_t V, bool wide, float scale) {
-    struct exp_sums s = row_sums(z, V, wide);
+template <bool WIDE, typename T>
+__device__ static float neg_entropy_row(const struct row<T> &r, float scale) {
+    struct exp_sums s = row_sums<WIDE, true>(r);
     float log_sum = logf(s.sum), loss = s.weighted / s.sum - log_sum;
-    if (d)
-        write_row(d, z, V, wide, NO_TARGET, 0.0f,
-                  entropy_slope{s.top, scale / s.sum, log_sum, loss});
+    if (r.d)
+        write_row<WIDE>(r, NO_TARGET, 0.0f, entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
     return loss;
 }
 
-template <typename T>
-__device__ static float correct_logit_row(const T *z, T *d, size_t V, bool wide, uint32_t y,
-                                          float clip, float scale) {
-    float z_y = to_float(z[y]), value = z_y - row_total(z, V, wide) / static_cast<float>(V);
-    float slope = value >= clip ? scale : 0.0f;
-    if (d)
-        write_row(d, z, V, wide, y, slope, constant_slope{-slope / static_cast<float>(V)});
+template <bool WIDE, typename T>
+__device__ static float correct_logit_row(const struct row<T> &r, uint32_t y, float clip,
+                                          float scale) {
+    float z_y = to_float(r.z[y]), mean = row_total<WIDE>(r) / static_cast<float>(r.V);
+    float value = z_y - mean, slope = value >= clip ? scale : 0.0f;
+    if (r.d)
+        write_row<WIDE>(r, y, slope, constant_slope{-slope / static_cast<float>(r.V)});
     return value >= clip || isnan(value) ? value : clip;
 }
 
-template <typename T>
-__global__ static void loss_kernel(enum mm_loss_fn fn, float clip, struct mm_mat logits,
-                                   const uint32_t *targets, float scale, float *losses,
-                                   struct mm_mat dlogits, bool wide) {
-    size_t V = logits.cols;
-    uint32_t y = targets[blockIdx.x];
-    const T *z = row_of<T>(logits, blockIdx.x);
-    T *d = dlogits.data ? row_of<T>(dlogits, blockIdx.x) : nullptr;
-    float loss = 0.0f;
-    if (fn != MM_LOSS_NEG_ENTROPY && y != NO_TARGET && y >= V)
+struct loss_args {
+    enum mm_loss_fn fn;
+    float clip;
+    struct mm_mat logits;
+    const uint32_t *targets;
+    float scale;
+    float *losses;
+    struct mm_mat dlogits;
+};
+
+template <typename T, bool WIDE>
+__global__ static void __launch_bounds__(LOSS_THREADS) loss_kernel(struct loss_args a) {
+    uint32_t y = a.targets[blockIdx.x];
+    struct row<T> r = {
+        row_of<T>(a.logits, blockIdx.x),
+            a.dlogits.data ? row_of<T>(a.dlogits, blockIdx.x) : nullptr, a.logits.cols
+    };
+    float loss = 0.0f, sign = a.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
+    if (a.fn != MM_LOSS_NEG_ENTROPY && y != NO_TARGET && y >= r.V)
         __trap();
-    if (fn == MM_LOSS_NEG_ENTROPY)
-        loss = neg_entropy_row(z, d, V, wide, scale);
+    if (a.fn == MM_LOSS_NEG_ENTROPY)
+        loss = neg_entropy_row<WIDE>(r, a.scale);
     else if (y == NO_TARGET) {
-        if (d)
-            write_row(d, z, V, wide, y, 0.0f, constant_slope{0.0f});
-    } else if (fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
-        loss = correct_logit_row(z, d, V, wide, y, clip, scale);
+        if (r.d)
+            write_row<WIDE>(r, y, 0.0f, constant_slope{0.0f});
+    } else if (a.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
+        loss = correct_logit_row<WIDE>(r, y, a.clip, a.scale);
     else
-        loss =
-            cross_entropy_row(z, d, V, wide, y, scale, fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f);
+        loss = cross_entropy_row<WIDE>(r, y, a.scale, sign);
     if (threadIdx.x == 0)
-        losses[blockIdx.x] = loss;
+        a.losses[blockIdx.x] = loss;
+}
+
+template <typename T, bool WIDE> static void loss(struct mm_device *dev, const loss_args &a) {
+    auto kernel = loss_kernel<T, WIDE>;
+    MM_LAUNCH(kernel, blocks_for(a.logits.rows, 1), row_threads(a.logits.cols, LOSS_THREADS), 0,
+              dev, a);
 }
 
 void cuda_loss(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
                const uint32_t *targets, float scale, float *losses, struct mm_mat dlogits) {
-    bool wide = rows_wide(logits) && rows_wide(dlogits);
-    unsigned rows = blocks_for(logits.rows, 1), threads = row_threads(logits.cols);
-    if (!rows)
-        return;
-    if (logits.dtype == MM_BF16)
-        MM_LAUNCH(loss_kernel<bf16>, rows, threads, 0, dev, fn, clip_at, logits, targets, scale,
-                  losses, dlogits, wide);
-    else
-        MM_LAUNCH(loss_kernel<float>, rows, threads, 0, dev, fn, clip_at, logits, targets, scale,
-                  losses, dlogits, wide);
+    struct loss_args a = {fn, clip_at, logits, targets, scale, losses, dlogits};
+    if (logits.rows)
+        BY_DTYPE_AND_WIDTH(logits.dtype, rows_wide(logits) && rows_wide(dlogits), loss, dev, a);
 }

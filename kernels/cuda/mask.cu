@@ -8,6 +8,7 @@
 struct parts {
     const size_t *offsets;
     size_t tensors_n, n;
+    bool aligned; /* every vector begins at a multiple of 16 bytes */
 };
 
 struct part {
@@ -34,6 +35,15 @@ __device__ static inline struct part part_of(const struct parts &p, size_t t) {
     return {t, low > first ? low : first, high < last ? high : last};
 }
 
+/* Whether the part is whole groups of four, alike for all threads of the block; and a thread's
+ * first. */
+__device__ static inline bool is_wide(const struct parts &p, struct part part) {
+    return p.aligned && part.low % QUAD == 0 && part.high % QUAD == 0;
+}
+__device__ static inline size_t first_quad(struct part part) {
+    return part.low / QUAD * QUAD + QUAD * threadIdx.x;
+}
+
 /* For each part of this block's chunk. */
 #define FOR_PARTS(part, p)                                                                         \
     for (size_t t_ = tensor_at(p, blockIdx.x * CHUNK);                                             \
@@ -46,32 +56,41 @@ __device__ static inline int sign(float x) {
 
 /* -- sums -------------------------------------------------------------------------------------- */
 
+/* Of one thread. */
+template <typename S, bool WIDE>
+__device__ static inline struct mm_mask_sums part_sums(struct part part, const float *g, const S *m,
+                                                       bool masking) {
+    double raw = 0, kept = 0;
+    unsigned kept_n = 0;
+#pragma unroll 4
+    for (size_t first = first_quad(part); first < part.high; first += QUAD * BLOCK) {
+        float x[QUAD], y[QUAD];
+        load_group<WIDE>(x, g, first, part.low, part.high);
+        load_group<WIDE>(y, m, first, part.low, part.high);
+        for (unsigned k = 0; k < QUAD; k++) {
+            float v = round_to<S>(x[k]);
+            double square = static_cast<double>(v) * static_cast<double>(v);
+            bool own = WIDE || (first + k >= part.low && first + k < part.high);
+            bool keep = own && (!masking || sign(v) == sign(y[k]));
+            raw += square;
+            kept += keep ? square : 0;
+            kept_n += keep;
+        }
+    }
+    return {raw, kept, static_cast<double>(kept_n)};
+}
+
 template <typename S>
 __global__ static void mask_sums_kernel(struct mm_mask_sums *partial, struct parts parts,
-                                        const float *g, const S *m, bool masking, bool wide) {
+                                        const float *g, const S *m, bool masking) {
     FOR_PARTS(part, parts) {
-        double raw = 0, kept = 0, kept_n = 0;
-        for (size_t first = part.low / 4 * 4 + 4 * threadIdx.x; first < part.high;
-             first += 4 * blockDim.x) {
-            float x[4], y[4];
-            load4(x, g, first, part.low, part.high, wide);
-            load4(y, m, first, part.low, part.high, wide);
-            for (unsigned k = 0; k < 4; k++) {
-                if (first + k < part.low || first + k >= part.high)
-                    continue;
-                float v = round_to<S>(x[k]);
-                double square = static_cast<double>(v) * static_cast<double>(v);
-                bool keep = !masking || sign(v) == sign(y[k]);
-                raw += square;
-                kept += keep ? square : 0;
-                kept_n += keep;
-            }
-        }
-        raw = block_sum(raw);
-        kept = block_sum(kept);
-        kept_n = block_sum(kept_n);
+        struct mm_mask_sums s = is_wide(parts, part) ? part_sums<S, true>(part, g, m, masking)
+                                                     : part_sums<S, false>(part, g, m, masking);
+        s.raw = block_sum(s.raw);
+        s.kept = block_sum(s.kept);
+        s.kept_n = block_sum(s.kept_n);
         if (threadIdx.x == 0)
-            partial[blockIdx.x + part.tensor] = {raw, kept, kept_n};
+            partial[blockIdx.x + part.tensor] = s;
     }
 }
 
@@ -97,20 +116,18 @@ template <typename S>
 static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
                       struct mm_vector m, struct parts parts, bool masking) {
     unsigned chunks = blocks_for(g.n, CHUNK), tensors = blocks_for(parts.tensors_n, 1);
-    bool wide = aligned4(g.data, MM_F32) && aligned4(m.data, m.dtype);
     size_t bytes = (chunks + parts.tensors_n) * sizeof(struct mm_mask_sums);
     struct mm_mask_sums *partial = static_cast<struct mm_mask_sums *>(cuda_scratch(dev, bytes));
     if (chunks)
         MM_LAUNCH(mask_sums_kernel<S>, chunks, BLOCK, 0, dev, partial, parts,
-                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), masking,
-                  wide);
+                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), masking);
     if (tensors)
         MM_LAUNCH(add_parts_kernel, tensors, BLOCK, 0, dev, sums, partial, parts);
 }
 
 void cuda_mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
                     struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking) {
-    struct parts parts = {offsets, tensors_n, g.n};
+    struct parts parts = {offsets, tensors_n, g.n, aligned16(g.data) && aligned16(m.data)};
     MM_BY_DTYPE(m.dtype, mask_sums, dev, sums, g, m, parts, masking);
 }
 
@@ -180,29 +197,44 @@ void cuda_unlearn_scale(struct mm_device *dev, double *scale, const struct mm_ma
 
 /* -- step -------------------------------------------------------------------------------------- */
 
-template <typename S>
-__global__ static void unlearn_step_kernel(S *b, const float *g, const S *m, struct parts parts,
-                                           const double *scale, double rate, bool masking,
-                                           const uint32_t *stop, bool wide) {
-    if (*stop)
-        return;
-    FOR_PARTS(part, parts) {
-        double by = scale[part.tensor];
-        float s = sizeof(S) == 2 ? static_cast<float>(by) : 1.0f;
-        float step = static_cast<float>(sizeof(S) == 2 ? rate : rate * by);
-        for (size_t first = part.low / 4 * 4 + 4 * threadIdx.x; first < part.high;
-             first += 4 * blockDim.x) {
-            float x[4], y[4], z[4];
-            load4(x, g, first, part.low, part.high, wide);
-            load4(y, m, first, part.low, part.high, wide);
-            load4(z, b, first, part.low, part.high, wide);
-            for (unsigned k = 0; k < 4; k++) {
-                float v = round_to<S>(x[k]);
-                bool keep = !masking || sign(v) == sign(y[k]);
-                z[k] -= keep ? round_to<S>(round_to<S>(v * s) * step) : 0.0f;
-            }
-            store4(b, z, first, part.low, part.high, wide);
+template <typename S> struct step_args {
+    S *b;
+    const float *g;
+    const S *m;
+    struct parts parts;
+    const double *scale;
+    double rate;
+    bool masking;
+    const uint32_t *stop;
+};
+
+template <typename S, bool WIDE>
+__device__ static inline void step_part(const struct step_args<S> &a, struct part part) {
+    double by = a.scale[part.tensor];
+    float s = sizeof(S) == 2 ? static_cast<float>(by) : 1.0f;
+    float step = static_cast<float>(sizeof(S) == 2 ? a.rate : a.rate * by);
+    for (size_t first = first_quad(part); first < part.high; first += QUAD * BLOCK) {
+        float x[QUAD], y[QUAD], z[QUAD];
+        load_group<WIDE>(x, a.g, first, part.low, part.high);
+        load_group<WIDE>(y, a.m, first, part.low, part.high);
+        load_group<WIDE>(z, a.b, first, part.low, part.high);
+        for (unsigned k = 0; k < QUAD; k++) {
+            float v = round_to<S>(x[k]);
+            bool keep = !a.masking || sign(v) == sign(y[k]);
+            z[k] -= keep ? round_to<S>(round_to<S>(v * s) * step) : 0.0f;
         }
+        store_group<WIDE>(a.b, z, first, part.low, part.high);
+    }
+}
+
+template <typename S> __global__ static void unlearn_step_kernel(struct step_args<S> a) {
+    if (*a.stop)
+        return;
+    FOR_PARTS(part, a.parts) {
+        if (is_wide(a.parts, part))
+            step_part<S, true>(a, part);
+        else
+            step_part<S, false>(a, part);
     }
 }
 
@@ -210,17 +242,19 @@ template <typename S>
 static void unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                          struct mm_vector m, struct parts parts, const double *scale, double rate,
                          bool masking, const uint32_t *stop) {
+    struct step_args<S> a = {
+        static_cast<S *>(b.data), static_cast<const float *>(g.data),
+            static_cast<const S *>(m.data), parts, scale, rate, masking, stop
+    };
     unsigned chunks = blocks_for(b.n, CHUNK);
-    bool wide = aligned4(b.data, b.dtype) && aligned4(g.data, MM_F32) && aligned4(m.data, m.dtype);
     if (chunks && parts.tensors_n)
-        MM_LAUNCH(unlearn_step_kernel<S>, chunks, BLOCK, 0, dev, static_cast<S *>(b.data),
-                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), parts, scale,
-                  rate, masking, stop, wide);
+        MM_LAUNCH(unlearn_step_kernel<S>, chunks, BLOCK, 0, dev, a);
 }
 
 void cuda_unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                        struct mm_vector m, const size_t *offsets, size_t tensors_n,
                        const double *scale, double rate, bool masking, const uint32_t *stop) {
-    struct parts parts = {offsets, tensors_n, b.n};
+    bool aligned = aligned16(b.data) && aligned16(g.data) && aligned16(m.data);
+    struct parts parts = {offsets, tensors_n, b.n, aligned};
     MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, m, parts, scale, rate, masking, stop);
 }

@@ -193,6 +193,7 @@ void cuda_linear_dx(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, s
     multiply(dev, {dx, dy, w, false, false, accumulate, nullptr});
 }
 
-void cuda_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x) {
-    multiply(dev, {dw, dy, x, true, false, true, nullptr});
+void cuda_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
+                    bool accumulate) {
+    multiply(dev, {dw, dy, x, true, false, accumulate, nullptr});
 }

@@ -1,9 +1,36 @@
-/* norm.cu - RMS and layer norm with the residual fused, and their gradients. A block takes a row; a
- * thread meets only its own elements again, so that rows need no barrier but those of the sums. */
+/* norm.cu - RMS and layer norm with the residual fused, and their gradients. A block takes a row,
+ * each of its threads the same elements from the first load to the last store, in registers. */
 #include "kernels/cuda/block.h"
 
+#define NORM_THREADS 1024u
+/* The widest row: two groups a thread. */
+#define MOST_COLUMNS ((size_t)2 * GROUP * NORM_THREADS)
 /* Rows of which a block adds up dweight's and dbias's terms before the blocks' sums are added. */
 #define SLAB ((size_t)32)
+
+/* Calls launch<T, WIDE, GROUPS>(...) by dtype, width and columns. */
+#define LAUNCH_ROWS(launch, dtype, wide, cols, ...)                                                \
+    do {                                                                                           \
+        MM_CHECK((cols) <= MOST_COLUMNS, "a norm of %zu columns, at most %zu", (cols),             \
+                 MOST_COLUMNS);                                                                    \
+        if ((cols) <= MOST_COLUMNS / 2)                                                            \
+            BY_DTYPE_AND_WIDTH(dtype, wide, launch<1>::template with, __VA_ARGS__);                \
+        else                                                                                       \
+            BY_DTYPE_AND_WIDTH(dtype, wide, launch<2>::template with, __VA_ARGS__);                \
+    } while (0)
+
+/* The first column of this thread's group `i`. */
+__device__ static inline size_t column_of(unsigned i) {
+    return GROUP * (i * static_cast<size_t>(blockDim.x) + threadIdx.x);
+}
+
+template <typename T> __device__ static inline const T *as(const void *data) {
+    return static_cast<const T *>(data);
+}
+
+__device__ static inline float group_sum(const float (&v)[GROUP]) {
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
 
 /* -- forward ----------------------------------------------------------------------------------- */
 
@@ -13,73 +40,77 @@ struct norm_args {
     struct mm_mat sum, x, delta, y;
     const void *weight, *bias;
     float *stats;
-    bool wide;
 };
 
-/* Writes x + delta where there is a delta; returns this thread's sum of the row. */
-template <typename T>
-__device__ static inline float add_residual(const struct norm_args &a, const T *x, T *sum) {
+/* v = x, or x + delta as `sum` stores it. */
+template <typename T, bool WIDE>
+__device__ static inline void add_residual(float (&v)[GROUP], const struct norm_args &a,
+                                           size_t first) {
     size_t C = a.x.cols;
-    float total = 0.0f, v[4], d[4];
-    if (!a.delta.data && a.kind == MM_RMS_NORM)
-        return 0.0f;
-    for (size_t first = 4 * threadIdx.x; first < C; first += 4 * blockDim.x) {
-        load4(v, x, first, 0, C, a.wide);
-        if (a.delta.data) {
-            load4(d, row_of<T>(a.delta, blockIdx.x), first, 0, C, a.wide);
-            for (unsigned k = 0; k < 4; k++)
-                v[k] = to_float(from_float<T>(v[k] + d[k]));
-            store4(sum, v, first, 0, C, a.wide);
-        }
-        total += (v[0] + v[1]) + (v[2] + v[3]);
-    }
-    return total;
+    const T *x = row_of<T>(a.x, blockIdx.x);
+    if (!a.delta.data)
+        return load_group<WIDE>(v, x, first, 0, C);
+    float d[GROUP];
+    load_group<WIDE>(v, x, first, 0, C);
+    load_group<WIDE>(d, row_of<T>(a.delta, blockIdx.x), first, 0, C);
+    for (unsigned k = 0; k < GROUP; k++)
+        v[k] = to_float(from_float<T>(v[k] + d[k]));
+    store_group<WIDE>(row_of<T>(a.sum, blockIdx.x), v, first, 0, C);
 }
 
-template <typename T> __global__ static void norm_kernel(struct norm_args a) {
+template <typename T, bool WIDE, unsigned GROUPS>
+__global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_args a) {
     size_t C = a.x.cols;
-    const T *in = row_of<T>(a.x, blockIdx.x);
     T *out = row_of<T>(a.y, blockIdx.x);
-    float v[4], w[4], b[4] = {0.0f, 0.0f, 0.0f, 0.0f}, squares = 0.0f, mean = 0.0f;
-    T *sum = a.delta.data ? row_of<T>(a.sum, blockIdx.x) : nullptr;
-    float total = add_residual(a, in, sum);
-    in = a.delta.data ? sum : in;
+    float v[GROUPS][GROUP] = {}, w[GROUPS][GROUP] = {}, b[GROUP] = {};
+    float total = 0.0f, squares = 0.0f, mean = 0.0f;
+#pragma unroll
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (column_of(i) < C) {
+            load_group<WIDE>(w[i], as<T>(a.weight), column_of(i), 0, C);
+            add_residual<T, WIDE>(v[i], a, column_of(i));
+            total += group_sum(v[i]);
+        }
     if (a.kind == MM_LAYER_NORM)
         mean = block_sum(total) / static_cast<float>(C);
-    for (size_t first = 4 * threadIdx.x; first < C; first += 4 * blockDim.x) {
-        load4(v, in, first, 0, C, a.wide);
-        for (unsigned k = 0; k < 4; k++) {
-            float centered = first + k < C ? v[k] - mean : 0.0f;
-            squares += centered * centered;
+#pragma unroll
+    for (unsigned i = 0; i < GROUPS; i++)
+        for (unsigned k = 0; k < GROUP; k++) {
+            v[i][k] = column_of(i) + k < C ? v[i][k] - mean : 0.0f;
+            squares += v[i][k] * v[i][k];
         }
-    }
     float inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(C) + a.epsilon);
-    for (size_t first = 4 * threadIdx.x; first < C; first += 4 * blockDim.x) {
-        load4(v, in, first, 0, C, a.wide);
-        load4(w, static_cast<const T *>(a.weight), first, 0, C, a.wide);
-        if (a.bias)
-            load4(b, static_cast<const T *>(a.bias), first, 0, C, a.wide);
-        for (unsigned k = 0; k < 4; k++)
-            v[k] = (v[k] - mean) * inverse * w[k] + b[k];
-        store4(out, v, first, 0, C, a.wide);
-    }
+#pragma unroll
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (column_of(i) < C) {
+            if (a.bias)
+                load_group<WIDE>(b, as<T>(a.bias), column_of(i), 0, C);
+            for (unsigned k = 0; k < GROUP; k++)
+                v[i][k] = v[i][k] * inverse * w[i][k] + b[k];
+            store_group<WIDE>(out, v[i], column_of(i), 0, C);
+        }
     if (threadIdx.x == 0) {
         a.stats[2 * blockIdx.x] = mean;
         a.stats[2 * blockIdx.x + 1] = inverse;
     }
 }
 
+template <unsigned GROUPS> struct launch_norm {
+    template <typename T, bool WIDE>
+    static void with(struct mm_device *dev, const struct norm_args &a) {
+        auto kernel = norm_kernel<T, WIDE, GROUPS>;
+        MM_LAUNCH(kernel, blocks_for(a.x.rows, 1), row_threads(a.x.cols, NORM_THREADS), 0, dev, a);
+    }
+};
+
 void cuda_norm(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
                struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
                struct mm_mat y, float *stats) {
-    bool wide = rows_wide(x) && rows_wide(y) && aligned4(weight, x.dtype) &&
-                aligned4(bias, x.dtype) && (!delta.data || (rows_wide(sum) && rows_wide(delta)));
-    struct norm_args a = {kind, epsilon, sum, x, delta, y, weight, bias, stats, wide};
-    unsigned rows = blocks_for(x.rows, 1), threads = row_threads(x.cols);
-    if (rows && x.dtype == MM_BF16)
-        MM_LAUNCH(norm_kernel<bf16>, rows, threads, 0, dev, a);
-    else if (rows)
-        MM_LAUNCH(norm_kernel<float>, rows, threads, 0, dev, a);
+    bool wide = rows_wide(x) && rows_wide(y) && aligned16(weight) && aligned16(bias) &&
+                (!delta.data || (rows_wide(sum) && rows_wide(delta)));
+    struct norm_args a = {kind, epsilon, sum, x, delta, y, weight, bias, stats};
+    if (x.rows)
+        LAUNCH_ROWS(launch_norm, x.dtype, wide, x.cols, dev, a);
 }
 
 /* -- gradient ---------------------------------------------------------------------------------- */
@@ -89,40 +120,51 @@ struct norm_grad_args {
     struct mm_mat dx, dy, x;
     const float *stats;
     const void *weight;
-    bool wide;
 };
 
 /* With u = (x - mean)·r normalized and v = dy·weight:
  * RMS: dx += r·(v - u·avg(v·u)); layer norm: dx += r·(v - avg(v) - u·avg(v·u)). */
-template <typename T> __global__ static void norm_grad_kernel(struct norm_grad_args a) {
+template <typename T, bool WIDE, unsigned GROUPS>
+__global__ static void __launch_bounds__(NORM_THREADS) norm_grad_kernel(struct norm_grad_args a) {
     size_t C = a.x.cols;
-    const T *x = row_of<T>(a.x, blockIdx.x), *dy = row_of<T>(a.dy, blockIdx.x);
-    const T *weight = static_cast<const T *>(a.weight);
     T *dx = row_of<T>(a.dx, blockIdx.x);
     float mean = a.stats[2 * blockIdx.x], r = a.stats[2 * blockIdx.x + 1];
-    float u[4], v[4], w[4], out[4], sum = 0.0f, dot = 0.0f, average = 0.0f;
-    for (size_t first = 4 * threadIdx.x; first < C; first += 4 * blockDim.x) {
-        load4(u, x, first, 0, C, a.wide);
-        load4(v, dy, first, 0, C, a.wide);
-        load4(w, weight, first, 0, C, a.wide); /* 0 beyond C, and so the products */
-        for (unsigned k = 0; k < 4; k++) {
-            sum += v[k] * w[k];
-            dot += v[k] * w[k] * ((u[k] - mean) * r);
+    float u[GROUPS][GROUP] = {}, v[GROUPS][GROUP] = {}, out[GROUPS][GROUP] = {};
+    float sum = 0.0f, dot = 0.0f, average = 0.0f;
+#pragma unroll
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (column_of(i) < C) {
+            float w[GROUP];
+            load_group<WIDE>(u[i], row_of<T>(a.x, blockIdx.x), column_of(i), 0, C);
+            load_group<WIDE>(v[i], row_of<T>(a.dy, blockIdx.x), column_of(i), 0, C);
+            load_group<WIDE>(w, as<T>(a.weight), column_of(i), 0, C);
+            load_group<WIDE>(out[i], dx, column_of(i), 0, C);
+            for (unsigned k = 0; k < GROUP; k++) { /* beyond C, v is 0 */
+                u[i][k] = (u[i][k] - mean) * r;
+                v[i][k] *= w[k];
+                sum += v[i][k];
+                dot += v[i][k] * u[i][k];
+            }
         }
-    }
     if (a.kind == MM_LAYER_NORM)
         average = block_sum(sum) / static_cast<float>(C);
     float slope = block_sum(dot) / static_cast<float>(C);
-    for (size_t first = 4 * threadIdx.x; first < C; first += 4 * blockDim.x) {
-        load4(u, x, first, 0, C, a.wide);
-        load4(v, dy, first, 0, C, a.wide);
-        load4(w, weight, first, 0, C, a.wide);
-        load4(out, dx, first, 0, C, a.wide);
-        for (unsigned k = 0; k < 4; k++)
-            out[k] += r * (v[k] * w[k] - average - (u[k] - mean) * r * slope);
-        store4(dx, out, first, 0, C, a.wide);
-    }
+#pragma unroll
+    for (unsigned i = 0; i < GROUPS; i++)
+        if (column_of(i) < C) {
+            for (unsigned k = 0; k < GROUP; k++)
+                out[i][k] += r * (v[i][k] - average - u[i][k] * slope);
+            store_group<WIDE>(dx, out[i], column_of(i), 0, C);
+        }
 }
+
+template <unsigned GROUPS> struct launch_norm_grad {
+    template <typename T, bool WIDE>
+    static void with(struct mm_device *dev, const struct norm_grad_args &a) {
+        auto kernel = norm_grad_kernel<T, WIDE, GROUPS>;
+        MM_LAUNCH(kernel, blocks_for(a.x.rows, 1), row_threads(a.x.cols, NORM_THREADS), 0, dev, a);
+    }
+};
 
 /* sums [slabs, 2, C] = over each slab of rows, dy·u and dy by column. */
 template <typename T> __global__ static void slab_kernel(struct norm_grad_args a, float *sums) {
@@ -131,6 +173,7 @@ template <typename T> __global__ static void slab_kernel(struct norm_grad_args a
     float weight = 0.0f, bias = 0.0f;
     if (column >= C)
         return;
+#pragma unroll 8
     for (size_t i = first; i < last; i++) {
         float g = to_float(row_of<T>(a.dy, i)[column]), x = to_float(row_of<T>(a.x, i)[column]);
         weight += g * ((x - a.stats[2 * i]) * a.stats[2 * i + 1]);
@@ -146,6 +189,7 @@ __global__ static void slabs_kernel(const float *sums, size_t slabs, size_t C, f
     float weight = 0.0f, bias = 0.0f;
     if (column >= C)
         return;
+#pragma unroll 8
     for (size_t i = 0; i < slabs; i++) {
         weight += sums[2 * i * C + column];
         bias += sums[(2 * i + 1) * C + column];
@@ -157,24 +201,24 @@ __global__ static void slabs_kernel(const float *sums, size_t slabs, size_t C, f
 }
 
 template <typename T>
-static void norm_grad(struct mm_device *dev, const struct norm_grad_args &a, float *dweight,
-                      float *dbias) {
+static void weight_grads(struct mm_device *dev, const struct norm_grad_args &a, float *dweight,
+                         float *dbias) {
     size_t C = a.x.cols;
-    unsigned rows = blocks_for(a.x.rows, 1), slabs = blocks_for(a.x.rows, SLAB);
-    unsigned threads = row_threads(4 * C), across = blocks_for(C, threads);
-    MM_LAUNCH(norm_grad_kernel<T>, rows, row_threads(C), 0, dev, a);
-    if (!dweight && !dbias)
-        return;
+    unsigned slabs = blocks_for(a.x.rows, SLAB), across = blocks_for(C, BLOCK);
     float *sums = static_cast<float *>(cuda_scratch(dev, slabs * 2 * C * sizeof(float)));
-    MM_LAUNCH(slab_kernel<T>, dim3(slabs, across), threads, 0, dev, a, sums);
-    MM_LAUNCH(slabs_kernel, across, threads, 0, dev, sums, slabs, C, dweight, dbias);
+    MM_LAUNCH(slab_kernel<T>, dim3(slabs, across), BLOCK, 0, dev, a, sums);
+    /* few columns, many slabs: small blocks reach more processors */
+    MM_LAUNCH(slabs_kernel, blocks_for(C, WARP), WARP, 0, dev, sums, slabs, C, dweight, dbias);
 }
 
 void cuda_norm_grad(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
                     struct mm_mat dy, struct mm_mat x, const float *stats, const void *weight,
                     float *dweight, float *dbias) {
-    bool wide = rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned4(weight, x.dtype);
-    struct norm_grad_args a = {kind, dx, dy, x, stats, weight, wide};
-    if (x.rows && x.cols)
-        MM_BY_DTYPE(x.dtype, norm_grad, dev, a, dweight, dbias);
+    bool wide = rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(weight);
+    struct norm_grad_args a = {kind, dx, dy, x, stats, weight};
+    if (!x.rows || !x.cols)
+        return;
+    LAUNCH_ROWS(launch_norm_grad, x.dtype, wide, x.cols, dev, a);
+    if (dweight || dbias)
+        MM_BY_DTYPE(x.dtype, weight_grads, dev, a, dweight, dbias);
 }

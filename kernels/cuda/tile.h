@@ -9,9 +9,11 @@
 #ifndef MM_CUDA_TILE_H
 #define MM_CUDA_TILE_H
 
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/block.h"
 
-#define ALL_LANES 0xffffffffu
+#ifdef MM_CUDA_SHIM
+#include <vector>
+#endif
 
 /* What a thread moves at once: 16 bytes. */
 template <typename Real> struct alignas(16) chunk {
@@ -30,35 +32,71 @@ __device__ static inline int lane_col() {
 
 /* Over the four lanes that share rows. */
 __device__ static inline float quad_sum(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+    x += __shfl_xor_sync(WHOLE_WARP, x, 1);
+    return x + __shfl_xor_sync(WHOLE_WARP, x, 2);
 }
 __device__ static inline float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
-    return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+    x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, 1));
+    return fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, 2));
 }
 
 /* -- memory --------------------------------------------------------------------------------------
  */
 
-/* tile [rows, D] = src [valid, d], zero elsewhere, by a whole block of `threads`. `vector`: places
- * and ld of src are whole chunks. */
-template <typename Real, int D>
-__device__ static inline void tile_load(Real *tile, const Real *src, size_t ld, int rows, int valid,
-                                        int d, bool vector, int threads) {
+/* Begins to copy BYTES from global to shared memory, zeros unless `valid`: there for this thread
+ * after copies_wait(), for others after a barrier that follows it. */
+#ifdef MM_CUDA_SHIM
+struct pending_copy {
+    void *to;
+    const void *from;
+    int bytes;
+    bool valid;
+};
+static std::vector<pending_copy> pending_copies[1024]; /* a thread's; done as late as they may be */
+
+template <int BYTES> static inline void copy_begin(void *to, const void *from, bool valid) {
+    pending_copies[threadIdx.x].push_back({to, from, BYTES, valid});
+}
+static inline void copies_wait() {
+    for (const pending_copy &c : pending_copies[threadIdx.x])
+        c.valid ? memcpy(c.to, c.from, c.bytes) : memset(c.to, 0, c.bytes);
+    pending_copies[threadIdx.x].clear();
+}
+#else
+template <int BYTES>
+__device__ static inline void copy_begin(void *to, const void *from, bool valid) {
+    uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
+    int bytes = valid ? BYTES : 0;
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+                     "r"(bytes)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from),
+                     "n"(BYTES), "r"(bytes)
+                     : "memory");
+}
+__device__ static inline void copies_wait() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+#endif
+
+/* Begins to load tile [ROWS, D] = src [valid, d], zero elsewhere, by a whole block of THREADS;
+ * there as copies are. `vector`: places and ld of src are whole chunks. */
+template <typename Real, int D, int ROWS, int THREADS>
+__device__ static inline void tile_load(Real *tile, const Real *src, size_t ld, int valid, int d,
+                                        bool vector) {
     constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = D / N;
     if (vector) {
-#pragma unroll 4
-        for (int i = (int)threadIdx.x; i < rows * PER_ROW; i += threads) {
+#pragma unroll
+        for (int i = (int)threadIdx.x; i < ROWS * PER_ROW; i += THREADS) {
             int r = i / PER_ROW, c = i % PER_ROW * N;
-            chunk<Real> x = {};
-            if (r < valid && c < d)
-                x = *reinterpret_cast<const chunk<Real> *>(src + (size_t)r * ld + c);
-            *reinterpret_cast<chunk<Real> *>(tile + r * LD + c) = x;
+            bool inside = r < valid && c < d;
+            copy_begin<16>(tile + r * LD + c, inside ? src + (size_t)r * ld + c : src, inside);
         }
         return;
     }
-    for (int i = (int)threadIdx.x; i < rows * D; i += threads) {
+    for (int i = (int)threadIdx.x; i < ROWS * D; i += THREADS) {
         int r = i / D, c = i % D;
         tile[r * LD + c] = r < valid && c < d ? src[(size_t)r * ld + c] : from_float<Real>(0.0f);
     }
@@ -97,22 +135,6 @@ __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d,
 /* -- the two instructions ------------------------------------------------------------------------
  */
 
-/* Two values of one register, `low` at the lower column. */
-__device__ static inline uint32_t bf16_pair(float low, float high) {
-#ifdef MM_CUDA_SHIM
-    bf16 pair[2] = {from_float<bf16>(low), from_float<bf16>(high)};
-#else
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-#endif
-    uint32_t bits;
-    memcpy(&bits, &pair, 4);
-    return bits;
-}
-
-__device__ static inline uint32_t load_pair(const bf16 *p) {
-    return *reinterpret_cast<const uint32_t *>(p);
-}
-
 #ifdef MM_CUDA_SHIM
 static inline float pair_product(uint32_t a, uint32_t b) {
     bf16 x[2], y[2];
@@ -134,13 +156,15 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b
                                  warp[(lane_col() + e % 2) * 4 + k % 4].b[k / 4]);
 }
 
-static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
-    int warp[32];
+template <bool TRANSPOSED>
+static inline void load_matrices(uint32_t (&r)[4], const bf16 *base, int offset) {
+    int warp[32], row = lane_row(), col = lane_col();
     shim_gather(&offset, warp, sizeof offset, {__FILE__, __LINE__});
     for (int i = 0; i < 4; i++) {
         bf16 pair[2];
         for (int e = 0; e < 2; e++)
-            pair[e] = base[warp[8 * i + lane_col() + e] + lane_row()];
+            pair[e] =
+                TRANSPOSED ? base[warp[8 * i + col + e] + row] : base[warp[8 * i + row] + col + e];
         memcpy(&r[i], pair, 4);
     }
 }
@@ -153,14 +177,21 @@ __device__ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four 8 x 8 matrices, each transposed; lane l names row l % 8 of matrix l / 8, at base + offset.
- */
-__device__ static inline void load_transposed(uint32_t (&r)[4], const bf16 *base, int offset) {
+/* Four 8 x 8 matrices: of each, a lane gets columns 2·t and 2·t + 1 of row g; of one TRANSPOSED,
+ * rows 2·t and 2·t + 1 of column g. Lane l names row l % 8 of matrix l / 8, at base + offset. */
+template <bool TRANSPOSED>
+__device__ static inline void load_matrices(uint32_t (&r)[4], const bf16 *base, int offset) {
     uint32_t address = (uint32_t)__cvta_generic_to_shared(base + offset);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
+    if constexpr (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address)
+                     : "memory");
 }
 #endif
 
@@ -171,19 +202,23 @@ __device__ static inline void load_transposed(uint32_t (&r)[4], const bf16 *base
 template <int D, int N>
 __device__ static inline void product_nt(float (&c)[N / 8][4], const bf16 *a, const bf16 *b) {
     constexpr int LD = tile_ld<bf16, D>;
-    const bf16 *row = a + lane_row() * LD + lane_col();
+    int lane = (int)threadIdx.x % 32;
+    int in_a = lane % 16 * LD + lane / 16 * 8;
+    int in_b = (lane % 8 + lane / 16 * 8) * LD + lane / 8 % 2 * 8;
 #pragma unroll
     for (int j = 0; j < N / 8; j++)
         c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < D; k += 16) {
-        uint32_t left[4] = {load_pair(row + k), load_pair(row + 8 * LD + k), load_pair(row + k + 8),
-                            load_pair(row + 8 * LD + k + 8)};
+        uint32_t left[4];
+        load_matrices<false>(left, a, in_a + k);
 #pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-            const bf16 *col = b + (8 * j + lane_row()) * LD + lane_col() + k;
-            uint32_t right[2] = {load_pair(col), load_pair(col + 8)};
-            mma(c[j], left, right);
+        for (int j = 0; j < N / 8; j += 2) {
+            uint32_t r[4];
+            load_matrices<false>(r, b, in_b + 8 * j * LD + k);
+            uint32_t first[2] = {r[0], r[1]}, second[2] = {r[2], r[3]};
+            mma(c[j], left, first);
+            mma(c[j + 1], left, second);
         }
     }
 }
@@ -213,16 +248,17 @@ __device__ static inline void product_nt(float (&c)[N / 8][4], const float *a, c
     }
 }
 
-/* The two columns of p that a lane holds of one row, rounded, and what the rounding left over. */
+/* p's values of one register, rounded, and what the rounding left over. */
 __device__ static inline void split_pair(uint32_t &rounded, uint32_t &rest, float low, float high) {
+    float back[2];
     rounded = bf16_pair(low, high);
-    rest = bf16_pair(low - __uint_as_float(rounded << 16),
-                     high - __uint_as_float(rounded & 0xffff0000u));
+    unpack_pair(back, rounded);
+    rest = bf16_pair(low - back[0], high - back[1]);
 }
 
 /* c [16, W] += p [16, K] · b, p a result in registers, b [K, W] columns of a tile of width D. p is
- * taken as the sum of two bfloat16: it was never rounded in memory and isn't here. */
-template <int D, int K, int W>
+ * rounded to bfloat16 or, EXACT, taken as the sum of two. */
+template <int D, int K, int W, bool EXACT>
 __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[K / 8][4],
                                          const bf16 *b) {
     constexpr int LD = tile_ld<bf16, D>;
@@ -238,18 +274,20 @@ __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[
 #pragma unroll
         for (int j = 0; j < W / 8; j += 2) {
             uint32_t r[4];
-            load_transposed(r, b, (16 * k + lane % 16) * LD + 8 * j + lane / 16 * 8);
+            load_matrices<true>(r, b, (16 * k + lane % 16) * LD + 8 * j + lane / 16 * 8);
             uint32_t first[2] = {r[0], r[1]}, second[2] = {r[2], r[3]};
             mma(c[j], left, first);
             mma(c[j + 1], left, second);
-            mma(c[j], rest, first);
-            mma(c[j + 1], rest, second);
+            if (EXACT) {
+                mma(c[j], rest, first);
+                mma(c[j + 1], rest, second);
+            }
         }
     }
 }
 
 /* The four lanes of a row pass their columns of p round; each meets them in its own order. */
-template <int D, int K, int W>
+template <int D, int K, int W, bool>
 __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[K / 8][4],
                                          const float *b) {
     constexpr int LD = tile_ld<float, D>;
@@ -260,7 +298,7 @@ __device__ static inline void product_nn(float (&c)[W / 8][4], const float (&p)[
             float left[4];
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                left[e] = __shfl_xor_sync(ALL_LANES, p[k][e], turn);
+                left[e] = __shfl_xor_sync(WHOLE_WARP, p[k][e], turn);
             const float *row = b + (8 * k + (lane_col() ^ 2 * turn)) * LD + lane_col();
 #pragma unroll
             for (int j = 0; j < W / 8; j++)

@@ -15,53 +15,57 @@ template <typename S, typename Op> struct pass {
     const float *g;
     size_t n;
     const uint32_t *stop; /* NULL: always */
-    bool wide;
 };
 
-template <typename S, typename Op> __global__ static void pass_kernel(struct pass<S, Op> a) {
-    size_t stride = 4 * static_cast<size_t>(blockDim.x) * gridDim.x;
-    size_t first = 4 * (blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x);
-    if (a.stop && *a.stop)
-        return;
-    for (; first < a.n; first += stride) {
-        float p[4] = {}, q[4] = {}, r[4] = {}, g[4] = {};
-        if (a.p)
-            load4(p, a.p, first, 0, a.n, a.wide);
-        if (a.q)
-            load4(q, a.q, first, 0, a.n, a.wide);
-        if (a.r)
-            load4(r, a.r, first, 0, a.n, a.wide);
-        if (a.g)
-            load4(g, a.g, first, 0, a.n, a.wide);
-        for (unsigned k = 0; k < 4; k++)
-            a.op(p[k], q[k], r[k], g[k]);
-        if (Op::writes & WRITES_P)
-            store4(a.p, p, first, 0, a.n, a.wide);
-        if (Op::writes & WRITES_Q)
-            store4(a.q, q, first, 0, a.n, a.wide);
-        if (Op::writes & WRITES_R)
-            store4(a.r, r, first, 0, a.n, a.wide);
-    }
+/* Groups of four that a thread has under way at once, a block's threads side by side in each. */
+#define AHEAD     2u
+#define PASS_TILE ((size_t)AHEAD * QUAD * BLOCK)
+
+template <bool WIDE, typename T>
+__device__ static inline void load_if(float (&out)[QUAD], const T *p, size_t first, size_t n) {
+    if (p)
+        load_group<WIDE>(out, p, first, 0, n);
 }
 
-/* Enough blocks to fill any GPU; each then goes on in strides. */
-#define MOST_BLOCKS ((size_t)4096)
+template <bool WIDE, typename S, typename Op>
+__global__ static void pass_kernel(struct pass<S, Op> a) {
+    size_t first = PASS_TILE * blockIdx.x + QUAD * threadIdx.x;
+    float p[AHEAD][QUAD] = {}, q[AHEAD][QUAD] = {}, r[AHEAD][QUAD] = {}, g[AHEAD][QUAD] = {};
+#pragma unroll
+    for (unsigned i = 0; i < AHEAD; i++)
+        if (size_t at = first + i * QUAD * BLOCK; at < a.n) {
+            load_if<WIDE>(p[i], a.p, at, a.n);
+            load_if<WIDE>(q[i], a.q, at, a.n);
+            load_if<WIDE>(r[i], a.r, at, a.n);
+            load_if<WIDE>(g[i], a.g, at, a.n);
+        }
+    if (a.stop && *a.stop)
+        return;
+#pragma unroll
+    for (unsigned i = 0; i < AHEAD; i++)
+        if (size_t at = first + i * QUAD * BLOCK; at < a.n) {
+            for (unsigned k = 0; k < QUAD; k++)
+                a.op(p[i][k], q[i][k], r[i][k], g[i][k]);
+            if (Op::writes & WRITES_P)
+                store_group<WIDE>(a.p, p[i], at, 0, a.n);
+            if (Op::writes & WRITES_Q)
+                store_group<WIDE>(a.q, q[i], at, 0, a.n);
+            if (Op::writes & WRITES_R)
+                store_group<WIDE>(a.r, r[i], at, 0, a.n);
+        }
+}
 
 template <typename S, typename Op>
 static void run_pass(struct mm_device *dev, Op op, void *p, void *q, void *r, const void *g,
                      size_t n, const uint32_t *stop) {
-    enum mm_dtype dtype = sizeof(S) == 4 ? MM_F32 : MM_BF16;
-    bool wide =
-        aligned4(p, dtype) && aligned4(q, dtype) && aligned4(r, dtype) && aligned4(g, MM_F32);
-    size_t blocks = (n + 4 * BLOCK - 1) / (4 * BLOCK);
+    bool wide = n % QUAD == 0 && aligned16(p) && aligned16(q) && aligned16(r) && aligned16(g);
     struct pass<S, Op> a = {
         op, static_cast<S *>(p), static_cast<S *>(q), static_cast<S *>(r),
-            static_cast<const float *>(g), n, stop, wide
+            static_cast<const float *>(g), n, stop
     };
-    auto kernel = pass_kernel<S, Op>;
+    auto kernel = wide ? pass_kernel<true, S, Op> : pass_kernel<false, S, Op>;
     if (n)
-        MM_LAUNCH(kernel, static_cast<unsigned>(blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS), BLOCK,
-                  0, dev, a);
+        MM_LAUNCH(kernel, blocks_for(n, PASS_TILE), BLOCK, 0, dev, a);
 }
 
 /* Runs Op<S> with S by dtype; the last argument initializes it. */
@@ -168,14 +172,15 @@ void cuda_adamw_step(struct mm_device *dev, struct mm_vector p, struct mm_vector
 
 /* -- sums -------------------------------------------------------------------------------------- */
 
-template <typename S>
-__global__ static void squares_kernel(double *partial, const float *g, size_t n, bool wide) {
+template <typename S, bool WIDE>
+__global__ static void squares_kernel(double *partial, const float *g, size_t n) {
     size_t low = blockIdx.x * CHUNK, high = low + CHUNK < n ? low + CHUNK : n;
     double sum = 0;
-    for (size_t first = low + 4 * threadIdx.x; first < high; first += 4 * blockDim.x) {
-        float v[4];
-        load4(v, g, first, low, high, wide);
-        for (unsigned k = 0; k < 4; k++) {
+#pragma unroll 4
+    for (size_t first = low + QUAD * threadIdx.x; first < high; first += QUAD * BLOCK) {
+        float v[QUAD];
+        load_group<WIDE>(v, g, first, low, high);
+        for (unsigned k = 0; k < QUAD; k++) {
             double x = round_to<S>(v[k]);
             sum += x * x;
         }
@@ -185,28 +190,34 @@ __global__ static void squares_kernel(double *partial, const float *g, size_t n,
         partial[blockIdx.x] = sum;
 }
 
-__global__ static void add_partials_kernel(double *sum, const double *partial, size_t n) {
+/* One block for all: with the most threads, as it mostly waits. */
+#define PARTIALS_THREADS 1024u
+
+__global__ static void __launch_bounds__(PARTIALS_THREADS)
+    add_partials_kernel(double *sum, const double *partial, size_t n) {
     double total = 0;
-    for (size_t i = threadIdx.x; i < n; i += blockDim.x)
+#pragma unroll 4
+    for (size_t i = threadIdx.x; i < n; i += PARTIALS_THREADS)
         total += partial[i];
     total = block_sum(total);
     if (threadIdx.x == 0)
         *sum += total;
 }
 
+template <typename S, bool WIDE>
+static void sum_squares(struct mm_device *dev, double *sum, struct mm_vector g) {
+    unsigned chunks = blocks_for(g.n, CHUNK);
+    double *partial = static_cast<double *>(cuda_scratch(dev, chunks * sizeof(double)));
+    auto kernel = squares_kernel<S, WIDE>;
+    MM_LAUNCH(kernel, chunks, BLOCK, 0, dev, partial, static_cast<const float *>(g.data), g.n);
+    MM_LAUNCH(add_partials_kernel, 1, PARTIALS_THREADS, 0, dev, sum, partial, chunks);
+}
+
 void cuda_sum_squares(struct mm_device *dev, double *sum, struct mm_vector g,
                       enum mm_dtype state_dtype) {
-    unsigned chunks = blocks_for(g.n, CHUNK);
-    double *partial = static_cast<double *>(cuda_scratch(dev, (chunks + 1) * sizeof(double)));
-    const float *values = static_cast<const float *>(g.data);
-    bool wide = aligned4(values, MM_F32);
-    if (!chunks)
-        return;
-    if (state_dtype == MM_BF16)
-        MM_LAUNCH(squares_kernel<bf16>, chunks, BLOCK, 0, dev, partial, values, g.n, wide);
-    else
-        MM_LAUNCH(squares_kernel<float>, chunks, BLOCK, 0, dev, partial, values, g.n, wide);
-    MM_LAUNCH(add_partials_kernel, 1, BLOCK, 0, dev, sum, partial, chunks);
+    if (g.n)
+        BY_DTYPE_AND_WIDTH(state_dtype, g.n % QUAD == 0 && aligned16(g.data), sum_squares, dev, sum,
+                           g);
 }
 
 /* In order, so one thread adds what the others fetch. */

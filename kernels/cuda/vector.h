@@ -4,6 +4,9 @@
 
 #include "kernels/cuda/block.h"
 
+/* Elements a thread takes at once: 16 bytes of float32, side by side across a warp. */
+#define QUAD 4u
+
 /* Elements a block sums up; the blocks' sums are added in an order of their own. */
 #define CHUNK ((size_t)16384)
 

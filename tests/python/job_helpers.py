@@ -60,7 +60,8 @@ class Outcome:
 class Job:
     """A job that runs: the program alone, or an mpirun (of several ranks, or with `launcher`).
 
-    `wrapper` is a command that starts the program, each rank of it: prlimit, for instance.
+    `wrapper` is a command that starts the program, each rank of it: prlimit, for instance;
+    `binary` is another build of the program.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Job:
         launcher: bool = False,
         wrapper: Sequence[str] = (),
         cwd: Path | None = None,
+        binary: Path = BINARY,
     ):
-        assert BINARY.is_file(), f"{BINARY} is not built: build it, or set MUDMAN_BINARY"
+        assert binary.is_file(), f"{binary} is not built: build it, or set MUDMAN_BINARY"
+        self._binary = binary
         mpirun = ["mpirun", "-n", str(ranks), "--bind-to", "none"]
         before = mpirun if launcher or ranks > 1 else []
-        self.command = [*before, *wrapper, str(BINARY), *map(str, arguments)]
+        self.command = [*before, *wrapper, str(binary), *map(str, arguments)]
         self.started = time.monotonic()
         self._process = subprocess.Popen(
             self.command,
@@ -103,7 +106,7 @@ class Job:
         found = []
         for pid in self._members():
             try:
-                if Path(f"/proc/{pid}/exe").resolve() == BINARY:
+                if Path(f"/proc/{pid}/exe").resolve() == self._binary:
                     found.append(pid)
             except OSError:
                 continue

@@ -1,0 +1,34 @@
+/* job.h - the job as the files of comm/ that speak MPI see it. */
+#ifndef MM_JOB_H
+#define MM_JOB_H
+
+#include <mpi.h>
+
+#include "comm/transport.h"
+
+struct mm_comm {
+    MPI_Comm world, node;
+    int rank, size, local_rank, local_size;
+    int machine;   /* the rank that stands for this machine: its first */
+    double *sums;  /* every rank's numbers in a sum, grown to the most there were */
+    size_t sums_n; /* doubles of it */
+    struct mm_watch *watch;
+    struct mm_carrier *transport; /* NULL before mm_comm_attach */
+    enum mm_dtype reduce_dtype;
+    uint64_t started; /* bit t: the bucket of ticket t was not waited for */
+};
+
+#define CHECK_MPI(call)                                                                            \
+    do {                                                                                           \
+        int mpi_result = (call);                                                                   \
+        MM_CHECK(mpi_result == MPI_SUCCESS, "MPI error %d in %s", mpi_result, #call);              \
+    } while (0)
+
+/* mm_comm_sum without the watchdog: part of a watched function. Collective. */
+void mm_job_sum(struct mm_comm *comm, double *values, size_t n);
+
+/* Buckets on the CPU's memory, or on a GPU's through host memory. Collective. */
+struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev,
+                                    enum mm_dtype reduce_dtype);
+
+#endif

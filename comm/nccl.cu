@@ -1,0 +1,399 @@
+/* nccl.cu - buckets between GPUs, over NCCL.
+ *
+ * One communicator and one stream beside the device's, on which all of it goes, so that its order
+ * is the same on every rank. A bucket's stream work:
+ *
+ *   device's stream   ... gradients ──ready                     ┌─> what follows mm_comm_wait
+ *   stream beside              └─> mark, group of messages, mark, done[ticket]
+ *
+ * Nothing waits for the host, and no memory is taken once all sizes have been seen: so the device's
+ * recording may hold all of it; the events bring the second stream into it and back. */
+#include "kernels/cuda/block.h"
+
+#ifndef MM_CUDA_SHIM
+#include <nccl.h>
+#endif
+#include <stdio.h>
+#include <unistd.h>
+
+extern "C" {
+#include "comm/transport.h"
+}
+
+#define CONNECTION_SECONDS 120
+
+#define CHECK_NCCL(call)                                                                           \
+    do {                                                                                           \
+        ncclResult_t nccl_result = (call);                                                         \
+        MM_CHECK(nccl_result == ncclSuccess, "NCCL: %s: %s", ncclGetErrorString(nccl_result),      \
+                 ncclGetLastError(nullptr));                                                       \
+    } while (0)
+
+/* Device memory. What it has outgrown stays, for recordings know it. */
+struct grown {
+    struct grown *outgrown;
+    void *data;
+    size_t bytes;
+};
+
+struct over_nccl {
+    struct mm_carrier base; /* the first: a carrier's address is its transport's */
+    struct mm_comm *comm;
+    struct mm_device *dev;
+    struct mm_device beside; /* launches on the stream beside the device's */
+    struct cuda_context beside_context;
+    cudaStream_t stream; /* the same */
+    int rank, size;
+    bool rounds; /* reductions cross the network as bfloat16 */
+    ncclComm_t nccl;
+    cudaEvent_t ready, summed, done[MM_BUCKETS];
+    uint64_t *steps;                /* on the device: marks so far */
+    struct grown *outbox, *doubles; /* rounded gradients to send | every rank's numbers of a sum */
+};
+
+static struct over_nccl *over_nccl(struct mm_carrier *base) {
+    return reinterpret_cast<struct over_nccl *>(base);
+}
+
+static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
+    if (!*newest || bytes > (*newest)->bytes) {
+        MM_CHECK(!cuda_context(t->dev)->recording, "buffers grow while recording");
+        struct grown *bigger = static_cast<struct grown *>(mm_calloc(1, sizeof *bigger));
+        *bigger = {*newest, t->dev->ops->alloc(t->dev, bytes), bytes};
+        *newest = bigger;
+    }
+    return (*newest)->data;
+}
+
+static void drop(struct over_nccl *t, struct grown *newest) {
+    while (newest) {
+        struct grown *outgrown = newest->outgrown;
+        t->dev->ops->free(t->dev, newest->data);
+        mm_free(newest);
+        newest = outgrown;
+    }
+}
+
+/* -- kernels ----------------------------------------------------------------------------------- */
+
+/* Tells the watchdog what is under way. */
+__global__ static void mark_kernel(volatile struct mm_progress *progress, uint64_t *steps,
+                                   uint64_t doing) {
+    progress->doing = doing;
+    progress->steps = ++*steps;
+    __threadfence_system();
+}
+
+__global__ static void round_kernel(bf16 *out, const float *in, size_t n) {
+    size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    if (i < n)
+        out[i] = from_float<bf16>(in[i]);
+}
+
+__device__ static inline double widened(double x) {
+    return x;
+}
+__device__ static inline float widened(bf16 x) {
+    return to_float(x);
+}
+
+/* sum[i] = parts[i] + parts[n + i] + ..., in rank order, in S */
+template <typename S, typename P>
+__global__ static void add_kernel(S *sum, const P *parts, int size, size_t n) {
+    size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    if (i >= n)
+        return;
+    S total = widened(parts[i]);
+    for (int r = 1; r < size; r++)
+        total += widened(parts[static_cast<size_t>(r) * n + i]);
+    sum[i] = total;
+}
+
+/* -- between the streams ----------------------------------------------------------------------- */
+
+static void mark(struct over_nccl *t, uint64_t doing) {
+    MM_LAUNCH(mark_kernel, 1, 1, 0, &t->beside, mm_watch_progress(mm_comm_watch(t->comm)), t->steps,
+              doing);
+}
+
+/* What is put on the stream now follows all that was asked of the device. */
+static void leave_device(struct over_nccl *t, uint64_t watched) {
+    MM_CUDA(cudaEventRecord(t->ready, cuda_context(t->dev)->stream));
+    MM_CUDA(cudaStreamWaitEvent(t->stream, t->ready, 0));
+    if (watched)
+        mark(t, watched);
+}
+
+static void finish(struct over_nccl *t, cudaEvent_t done, uint64_t watched) {
+    if (watched)
+        mark(t, 0);
+    MM_CUDA(cudaEventRecord(done, t->stream));
+}
+
+static void nccl_wait(struct mm_carrier *base, mm_ticket ticket) {
+    struct over_nccl *t = over_nccl(base);
+    MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->done[ticket], 0));
+}
+
+/* -- sums -------------------------------------------------------------------------------------- */
+
+static void nccl_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+    struct over_nccl *t = over_nccl(base);
+    if (n == 0)
+        return;
+    double *all = static_cast<double *>(
+        reserve(t, &t->doubles, n * static_cast<size_t>(t->size) * sizeof *all));
+    leave_device(t, watched);
+    CHECK_NCCL(ncclAllGather(values, all, n, ncclFloat64, t->nccl, t->stream));
+    MM_LAUNCH(add_kernel, blocks_for(n, BLOCK), BLOCK, 0, &t->beside, values,
+              static_cast<const double *>(all), t->size, n);
+    finish(t, t->summed, watched);
+    
+}
+
+/* -- reductions -------------------------------------------------------------------------------- */
+
+struct blocks {
+    size_t n;         /* elements of a block, with padding */
+    size_t own_first; /* the first of this rank's block */
+    size_t own_n;     /* without padding */
+};
+
+static struct blocks blocks_of(const struct over_nccl *t, const struct mm_reduction *r) {
+    size_t n = mm_rows_block(r->rows, t->size) * r->full.cols;
+    return {n, n * static_cast<size_t>(t->rank),
+            mm_rows_of(r->rows, t->size, t->rank).count * r->full.cols};
+}
+
+/* A whole block goes straight to its owner's memory; one with padding has no room there. */
+static void reduce_exact(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
+    CHECK_NCCL(ncclGroupStart());
+    for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
+        struct blocks block = blocks_of(t, r);
+        float *full = static_cast<float *>(r->full.data);
+        float *sum = block.own_n == block.n ? r->own : full + block.own_first;
+        CHECK_NCCL(ncclReduceScatter(full, sum, block.n, ncclFloat32, ncclSum, t->nccl, t->stream));
+    }
+    CHECK_NCCL(ncclGroupEnd());
+    for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
+        struct blocks block = blocks_of(t, r);
+        if (block.own_n && block.own_n < block.n)
+            MM_CUDA(cudaMemcpyAsync(r->own, static_cast<float *>(r->full.data) + block.own_first,
+                                    block.own_n * sizeof *r->own, cudaMemcpyDeviceToDevice,
+                                    t->stream));
+    }
+}
+
+/* Rows of `r` that rank `to` owns, rounded in `out`, go to it; this rank's come to full's memory,
+ * one rank's part behind the other's. */
+static void exchange(struct over_nccl *t, const struct mm_reduction *r, const bf16 *out) {
+    struct blocks block = blocks_of(t, r);
+    bf16 *in = static_cast<bf16 *>(r->full.data);
+    for (int peer = 0; peer < t->size; peer++) {
+        size_t its_n = mm_rows_of(r->rows, t->size, peer).count * r->full.cols;
+        if (its_n)
+            CHECK_NCCL(ncclSend(out + static_cast<size_t>(peer) * block.n, its_n * sizeof *out,
+                                ncclUint8, peer, t->nccl, t->stream));
+        if (block.own_n)
+            CHECK_NCCL(ncclRecv(in + static_cast<size_t>(peer) * block.own_n,
+                                block.own_n * sizeof *in, ncclUint8, peer, t->nccl, t->stream));
+    }
+}
+
+static size_t elements_of(const struct mm_reduction *r) {
+    return r->rows * r->full.cols;
+}
+
+static void reduce_rounded(struct over_nccl *t, const struct mm_reduction *tensors, size_t n,
+                           bf16 *outbox) {
+    bf16 *out = outbox;
+    for (const struct mm_reduction *r = tensors; r < tensors + n; out += elements_of(r), r++)
+        if (elements_of(r))
+            MM_LAUNCH(round_kernel, blocks_for(elements_of(r), BLOCK), BLOCK, 0, &t->beside, out,
+                      static_cast<const float *>(r->full.data), elements_of(r));
+    out = outbox;
+    CHECK_NCCL(ncclGroupStart());
+    for (const struct mm_reduction *r = tensors; r < tensors + n; out += elements_of(r), r++)
+        exchange(t, r, out);
+    CHECK_NCCL(ncclGroupEnd());
+    for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
+        size_t own_n = blocks_of(t, r).own_n;
+        if (own_n)
+            MM_LAUNCH(add_kernel, blocks_for(own_n, BLOCK), BLOCK, 0, &t->beside, r->own,
+                      static_cast<const bf16 *>(r->full.data), t->size, own_n);
+    }
+}
+
+static void nccl_reduce(struct mm_carrier *base, mm_ticket ticket,
+                        const struct mm_reduction *tensors, size_t n, uint64_t watched) {
+    struct over_nccl *t = over_nccl(base);
+    bf16 *outbox = nullptr;
+    if (t->rounds) {
+        size_t elements = 0;
+        for (size_t i = 0; i < n; i++)
+            elements += elements_of(&tensors[i]);
+        outbox = static_cast<bf16 *>(reserve(t, &t->outbox, elements * sizeof *outbox));
+    }
+    leave_device(t, watched);
+    if (t->rounds)
+        reduce_rounded(t, tensors, n, outbox);
+    else
+        reduce_exact(t, tensors, n);
+    finish(t, t->done[ticket], watched);
+}
+
+/* -- gathers ----------------------------------------------------------------------------------- */
+
+static void gather_one(struct over_nccl *t, const struct mm_mat *m) {
+    size_t row_bytes = m->cols * mm_dtype_bytes(m->dtype);
+    char *full = static_cast<char *>(m->data);
+    if (m->rows % static_cast<size_t>(t->size) == 0) {
+        struct mm_rows mine = mm_rows_of(m->rows, t->size, t->rank);
+        CHECK_NCCL(ncclAllGather(full + mine.first * row_bytes, full, mine.count * row_bytes,
+                                 ncclUint8, t->nccl, t->stream));
+        return;
+    }
+    for (int r = 0; r < t->size; r++) {
+        struct mm_rows its = mm_rows_of(m->rows, t->size, r);
+        char *rows = full + its.first * row_bytes;
+        if (its.count)
+            CHECK_NCCL(
+                ncclBroadcast(rows, rows, its.count * row_bytes, ncclUint8, r, t->nccl, t->stream));
+    }
+}
+
+static void nccl_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+                        size_t n, uint64_t watched) {
+    struct over_nccl *t = over_nccl(base);
+    leave_device(t, watched);
+    CHECK_NCCL(ncclGroupStart());
+    for (size_t i = 0; i < n; i++)
+        gather_one(t, &tensors[i]);
+    CHECK_NCCL(ncclGroupEnd());
+    finish(t, t->done[ticket], watched);
+}
+
+/* -- for the watchdog -------------------------------------------------------------------------- */
+
+static bool nccl_failed(struct mm_carrier *base, char *text, size_t bytes) {
+    struct over_nccl *t = over_nccl(base);
+    ncclResult_t state = ncclSuccess;
+    ncclResult_t asked = ncclCommGetAsyncError(t->nccl, &state);
+    if (asked == ncclSuccess && (state == ncclSuccess || state == ncclInProgress))
+        return false;
+    snprintf(text, bytes, "%s: %s", ncclGetErrorString(asked == ncclSuccess ? state : asked),
+             ncclGetLastError(t->nccl));
+    return true;
+}
+
+static void nccl_abandon(struct mm_carrier *base) {
+    (void)ncclCommAbort(over_nccl(base)->nccl);
+}
+
+/* -- begin and end ----------------------------------------------------------------------------- */
+
+struct place {
+    int machine; /* see mm_comm_machine */
+    char gpu[32], host[64];
+};
+
+/* NCCL forbids two ranks on one GPU. All ranks see the same places, and decide alike. */
+static bool own_gpu_each(struct mm_comm *comm, struct mm_error *err) {
+    int size = mm_comm_size(comm), index = 0;
+    struct place mine = {};
+    mine.machine = mm_comm_machine(comm);
+    gethostname(mine.host, sizeof mine.host - 1);
+    MM_CUDA(cudaGetDevice(&index));
+    MM_CUDA(cudaDeviceGetPCIBusId(mine.gpu, sizeof mine.gpu, index));
+    struct place *all =
+        static_cast<struct place *>(mm_calloc(static_cast<size_t>(size), sizeof *all));
+    mm_comm_gather_all(comm, &mine, sizeof mine, all);
+    bool each = true;
+    for (int a = 0; each && a < size; a++)
+        for (int b = a + 1; each && b < size; b++)
+            if (all[a].machine == all[b].machine && strcmp(all[a].gpu, all[b].gpu) == 0) {
+                each = false;
+                mm_fail(err, MM_BAD_INPUT,
+                        "ranks %d and %d share GPU %s of %s, which NCCL forbids: start one rank a "
+                        "GPU, or choose the staged transport",
+                        a, b, all[a].gpu, all[a].host);
+            }
+    mm_free(all);
+    return each;
+}
+
+/* A rank that doesn't come is the watchdog's matter. */
+static void connect(struct over_nccl *t) {
+    ncclUniqueId id = {};
+    struct mm_watch *watch = mm_comm_watch(t->comm);
+    if (t->rank == 0)
+        CHECK_NCCL(ncclGetUniqueId(&id));
+    mm_comm_broadcast(t->comm, 0, &id, sizeof id);
+    mm_watch_begin(watch, CONNECTION_SECONDS, "start of rank", static_cast<size_t>(t->rank));
+    mm_watch_enter(watch, MM_WATCHED_CONNECTION, true, 0);
+    CHECK_NCCL(ncclCommInitRank(&t->nccl, t->size, id, t->rank));
+    mm_watch_leave(watch);
+    mm_watch_end(watch);
+}
+
+/* Messages go before the device's other work, which would else keep them from overlapping. */
+static cudaStream_t open_stream(void) {
+    int last = 0, first = 0;
+    cudaStream_t stream;
+    MM_CUDA(cudaDeviceGetStreamPriorityRange(&last, &first));
+    MM_CUDA(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, first));
+    return stream;
+}
+
+static void nccl_free(struct mm_carrier *base) {
+    struct over_nccl *t = over_nccl(base);
+    MM_CUDA(cudaStreamSynchronize(t->stream));
+    CHECK_NCCL(ncclCommDestroy(t->nccl));
+    drop(t, t->outbox);
+    drop(t, t->doubles);
+    t->dev->ops->free(t->dev, t->steps);
+    MM_CUDA(cudaEventDestroy(t->ready));
+    MM_CUDA(cudaEventDestroy(t->summed));
+    for (cudaEvent_t event : t->done)
+        MM_CUDA(cudaEventDestroy(event));
+    MM_CUDA(cudaStreamDestroy(t->stream));
+    mm_free(t);
+}
+
+static void fill_table(struct mm_carrier *table) {
+    int version = 0;
+    CHECK_NCCL(ncclGetVersion(&version));
+    snprintf(table->name, sizeof table->name, "NCCL %d.%d.%d", version / 10000,
+             version % 10000 / 100, version % 100);
+    table->records = true;
+    table->sum = nccl_sum;
+    table->reduce = nccl_reduce;
+    table->gather = nccl_gather;
+    table->wait = nccl_wait;
+    table->free = nccl_free;
+    table->failed = nccl_failed;
+    table->abandon = nccl_abandon;
+}
+
+extern "C" struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
+                                                enum mm_dtype reduce_dtype, struct mm_error *err) {
+    if (!own_gpu_each(comm, err))
+        return nullptr;
+    struct over_nccl *t = static_cast<struct over_nccl *>(mm_calloc(1, sizeof *t));
+    t->comm = comm;
+    t->dev = dev;
+    t->rank = mm_comm_rank(comm);
+    t->size = mm_comm_size(comm);
+    t->rounds = reduce_dtype == MM_BF16 && t->size > 1;
+    fill_table(&t->base);
+    t->stream = t->beside_context.stream = open_stream();
+    t->beside.ops = dev->ops;
+    t->beside.context = &t->beside_context;
+    t->steps = static_cast<uint64_t *>(dev->ops->alloc(dev, sizeof *t->steps));
+    MM_CUDA(cudaEventCreateWithFlags(&t->ready, cudaEventDisableTiming));
+    MM_CUDA(cudaEventCreateWithFlags(&t->summed, cudaEventDisableTiming));
+    for (cudaEvent_t &event : t->done)
+        MM_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    connect(t);
+    return &t->base;
+}

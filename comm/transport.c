@@ -1,0 +1,182 @@
+/* transport.c - the section of comm.h on the memory of a device: which transport it is, the
+ * tickets, and the transport of one rank. */
+#include <stdio.h>
+
+#include "comm/job.h"
+
+/* -- one rank: nothing to send ----------------------------------------------------------------- */
+
+struct alone {
+    struct mm_carrier base;
+    struct mm_device *dev;
+};
+
+static void alone_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+    (void)base;
+    (void)values;
+    (void)n;
+    (void)watched;
+}
+
+static void alone_reduce(struct mm_carrier *base, mm_ticket ticket,
+                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
+    struct mm_device *dev = ((struct alone *)base)->dev;
+    (void)ticket;
+    (void)watched;
+    for (size_t i = 0; i < n; i++)
+        if (tensors[i].own != tensors[i].full.data)
+            dev->ops->copy(dev, tensors[i].own, tensors[i].full.data,
+                           tensors[i].rows * tensors[i].full.cols * sizeof(float));
+}
+
+static void alone_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+                         size_t n, uint64_t watched) {
+    (void)base;
+    (void)ticket;
+    (void)tensors;
+    (void)n;
+    (void)watched;
+}
+
+static void alone_wait(struct mm_carrier *base, mm_ticket ticket) {
+    (void)base;
+    (void)ticket;
+}
+
+static void alone_free(struct mm_carrier *base) {
+    mm_free(base);
+}
+
+static struct mm_carrier *transport_alone(struct mm_device *dev) {
+    struct alone *t = mm_calloc(1, sizeof *t);
+    t->base = (struct mm_carrier){
+        .name = "one rank",
+        .records = true,
+        .sum = alone_sum,
+        .reduce = alone_reduce,
+        .gather = alone_gather,
+        .wait = alone_wait,
+        .free = alone_free,
+    };
+    t->dev = dev;
+    return &t->base;
+}
+
+/* -- the choice -------------------------------------------------------------------------------- */
+
+static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
+                                 enum mm_transport transport, enum mm_dtype reduce_dtype,
+                                 struct mm_error *err) {
+    struct mm_carrier *chosen = NULL;
+    bool gpu = dev->ops->asynchronous;
+    if (transport == MM_TRANSPORT_NCCL && !gpu) {
+        mm_fail(err, MM_BAD_INPUT, "NCCL is a transport between GPUs, and the device is %s",
+                dev->ops->name);
+        return NULL;
+    }
+    if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)
+        return transport_alone(dev);
+    if (gpu && transport != MM_TRANSPORT_STAGED) {
+        chosen = mm_transport_nccl(comm, dev, reduce_dtype, err);
+        if (chosen || transport == MM_TRANSPORT_NCCL)
+            return chosen;
+        mm_log0(MM_LOG_WARN, "not NCCL but MPI, through host memory: %s", err->text);
+    }
+    return mm_transport_mpi(comm, dev, reduce_dtype);
+}
+
+enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
+                              enum mm_transport transport, enum mm_dtype reduce_dtype,
+                              struct mm_error *err) {
+    MM_CHECK(!comm->transport, "attached twice");
+    MM_CHECK(reduce_dtype == MM_F32 || reduce_dtype == MM_BF16, "reductions as %s",
+             mm_dtype_name(reduce_dtype));
+    comm->transport = choose(comm, dev, transport, reduce_dtype, err);
+    if (!comm->transport)
+        return MM_BAD_INPUT;
+    comm->reduce_dtype = reduce_dtype;
+    mm_watch_attach(comm->watch, dev, comm->transport);
+    return MM_OK;
+}
+
+static struct mm_carrier *attached(const struct mm_comm *comm) {
+    MM_CHECK(comm->transport, "no device is attached");
+    return comm->transport;
+}
+
+const char *mm_comm_transport_name(const struct mm_comm *comm) {
+    return attached(comm)->name;
+}
+
+bool mm_comm_records(const struct mm_comm *comm) {
+    return attached(comm)->records;
+}
+
+/* -- the functions ----------------------------------------------------------------------------- */
+
+static uint64_t enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
+    return mm_watch_enter(comm->watch, kind, attached(comm)->failed != NULL, bytes);
+}
+
+static mm_ticket take_ticket(struct mm_comm *comm) {
+    mm_ticket ticket = 0;
+    while (ticket < MM_BUCKETS && comm->started >> ticket & 1)
+        ticket++;
+    MM_CHECK(ticket < MM_BUCKETS, "more than %d buckets were not waited for", MM_BUCKETS);
+    comm->started |= (uint64_t)1 << ticket;
+    return ticket;
+}
+
+void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
+    struct mm_carrier *transport = attached(comm);
+    uint64_t watched = enter(comm, MM_WATCHED_SUM, n * sizeof *values);
+    transport->sum(transport, values, n, watched);
+    mm_watch_leave(comm->watch);
+}
+
+mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n) {
+    struct mm_carrier *transport = attached(comm);
+    mm_ticket ticket = take_ticket(comm);
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct mm_mat full = tensors[i].full;
+        size_t padded = mm_rows_block(tensors[i].rows, comm->size) * (size_t)comm->size;
+        MM_CHECK(full.dtype == MM_F32 && full.ld == full.cols && full.rows == padded,
+                 "a reduction of %zu rows with a padded matrix of %zu", tensors[i].rows, full.rows);
+        bytes += full.rows * full.cols * mm_dtype_bytes(comm->reduce_dtype);
+    }
+    uint64_t watched = enter(comm, MM_WATCHED_REDUCTION, bytes);
+    transport->reduce(transport, ticket, tensors, n, watched);
+    mm_watch_leave(comm->watch);
+    return ticket;
+}
+
+mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n) {
+    struct mm_carrier *transport = attached(comm);
+    mm_ticket ticket = take_ticket(comm);
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        MM_CHECK(tensors[i].ld == tensors[i].cols, "a matrix that isn't contiguous");
+        bytes += tensors[i].rows * tensors[i].cols * mm_dtype_bytes(tensors[i].dtype);
+    }
+    uint64_t watched = enter(comm, MM_WATCHED_GATHER, bytes);
+    transport->gather(transport, ticket, tensors, n, watched);
+    mm_watch_leave(comm->watch);
+    return ticket;
+}
+
+void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket) {
+    struct mm_carrier *transport = attached(comm);
+    MM_CHECK(ticket >= 0 && ticket < MM_BUCKETS && comm->started >> ticket & 1,
+             "no bucket of ticket %d was started", ticket);
+    transport->wait(transport, ticket);
+    comm->started &= ~((uint64_t)1 << ticket);
+}
+
+void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
+    mm_watch_begin(comm->watch, seconds, what, number);
+}
+
+void mm_comm_watch_end(struct mm_comm *comm) {
+    mm_watch_end(comm->watch);
+}

@@ -1,0 +1,197 @@
+/* transport_mpi.c - buckets over MPI: between CPUs, or staged: between GPUs through host memory, so
+ * that MPI never sees a device's pointer.
+ *
+ * Reductions are not MPI's: every rank sends each owner its rows and the owner adds them in rank
+ * order. The same bytes cross the network as in a ring, and the order of additions is ours. */
+#include <stdio.h>
+
+#include "comm/job.h"
+
+/* Host memory, grown to the most that was asked for. */
+struct buffer {
+    void *data;
+    size_t bytes;
+};
+
+struct over_mpi {
+    struct mm_carrier base;
+    struct mm_comm *comm;
+    struct mm_device *dev;
+    enum mm_dtype reduce_dtype;
+    bool staged;
+    struct buffer outbox, inbox; /* of reductions */
+    struct buffer stage;         /* what is on the device, pinned */
+    int *counts, *firsts;        /* rows of each rank */
+};
+
+static void *reserve(struct buffer *buffer, size_t bytes) {
+    if (bytes > buffer->bytes) {
+        mm_free(buffer->data);
+        buffer->data = mm_calloc(bytes, 1);
+        buffer->bytes = bytes;
+    }
+    return buffer->data;
+}
+
+/* The last upload from the stage may still be under way. What comes next is always a download of
+ * `src`: it follows the upload, and waits. */
+static void *reserve_stage(struct over_mpi *t, const void *src, size_t bytes) {
+    if (bytes > t->stage.bytes) {
+        void *bigger = t->dev->ops->pinned_alloc(t->dev, bytes);
+        if (t->stage.data) {
+            t->dev->ops->download(t->dev, bigger, src, 1);
+            t->dev->ops->pinned_free(t->dev, t->stage.data);
+        }
+        t->stage = (struct buffer){bigger, bytes};
+    }
+    return t->stage.data;
+}
+
+/* A datatype of one row, so that counts are rows and fit an int. The caller frees it. */
+static MPI_Datatype row_type(size_t cols, enum mm_dtype dtype) {
+    MPI_Datatype type;
+    MPI_Datatype element = dtype == MM_F32 ? MPI_FLOAT : MPI_UINT16_T;
+    CHECK_MPI(MPI_Type_contiguous((int)cols, element, &type));
+    CHECK_MPI(MPI_Type_commit(&type));
+    return type;
+}
+
+/* own = sum of the ranks' parts, n elements each, part r at element r·step of `parts` */
+static void add_in_rank_order(float *own, const void *parts, enum mm_dtype dtype, size_t step,
+                              size_t n, int size) {
+    const float *exact = parts;
+    const uint16_t *rounded = parts;
+    for (int r = 0; r < size; r++) {
+        size_t first = (size_t)r * step;
+        for (size_t i = 0; i < n; i++) {
+            float part = dtype == MM_F32 ? exact[first + i] : mm_f32_from_bf16(rounded[first + i]);
+            own[i] = r == 0 ? part : own[i] + part;
+        }
+    }
+}
+
+/* `full` in host memory, of which the padding may be anything; `own` may be at its beginning. */
+static void reduce_in_host(struct over_mpi *t, const float *full, size_t rows, size_t cols,
+                           float *own) {
+    int size = t->comm->size;
+    size_t c = mm_rows_block(rows, size), block_n = c * cols;
+    size_t all_bytes = block_n * (size_t)size * mm_dtype_bytes(t->reduce_dtype);
+    const void *out = full;
+    if (t->reduce_dtype == MM_BF16) {
+        mm_convert(reserve(&t->outbox, all_bytes), MM_BF16, full, MM_F32, rows * cols);
+        out = t->outbox.data;
+    }
+    void *in = reserve(&t->inbox, all_bytes);
+    MPI_Datatype row = row_type(cols, t->reduce_dtype);
+    CHECK_MPI(MPI_Alltoall(out, (int)c, row, in, (int)c, row, t->comm->world));
+    CHECK_MPI(MPI_Type_free(&row));
+    size_t own_n = mm_rows_of(rows, size, t->comm->rank).count * cols;
+    add_in_rank_order(own, in, t->reduce_dtype, block_n, own_n, size);
+}
+
+static void mpi_reduce(struct mm_carrier *base, mm_ticket ticket,
+                       const struct mm_reduction *tensors, size_t n, uint64_t watched) {
+    struct over_mpi *t = (struct over_mpi *)base;
+    const struct mm_ops *ops = t->dev->ops;
+    (void)ticket;
+    (void)watched;
+    for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
+        size_t cols = r->full.cols, row_bytes = cols * sizeof(float);
+        if (!t->staged) {
+            reduce_in_host(t, r->full.data, r->rows, cols, r->own);
+            continue;
+        }
+        float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes);
+        ops->download(t->dev, stage, r->full.data, r->rows * row_bytes);
+        reduce_in_host(t, stage, r->rows, cols, stage);
+        size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
+        if (own_rows)
+            ops->upload(t->dev, r->own, stage, own_rows * row_bytes);
+    }
+}
+
+/* Every rank's rows to `full` in host memory, where this rank's are. */
+static void gather_in_host(struct over_mpi *t, void *full, const struct mm_mat *shape) {
+    for (int r = 0; r < t->comm->size; r++) {
+        struct mm_rows block = mm_rows_of(shape->rows, t->comm->size, r);
+        t->counts[r] = (int)block.count;
+        t->firsts[r] = (int)block.first;
+    }
+    MPI_Datatype row = row_type(shape->cols, shape->dtype);
+    CHECK_MPI(
+        MPI_Allgatherv(MPI_IN_PLACE, 0, row, full, t->counts, t->firsts, row, t->comm->world));
+    CHECK_MPI(MPI_Type_free(&row));
+}
+
+static void mpi_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+                       size_t n, uint64_t watched) {
+    struct over_mpi *t = (struct over_mpi *)base;
+    const struct mm_ops *ops = t->dev->ops;
+    (void)ticket;
+    (void)watched;
+    for (const struct mm_mat *m = tensors; m < tensors + n; m++) {
+        if (!t->staged) {
+            gather_in_host(t, m->data, m);
+            continue;
+        }
+        size_t row_bytes = m->cols * mm_dtype_bytes(m->dtype);
+        struct mm_rows mine = mm_rows_of(m->rows, t->comm->size, t->comm->rank);
+        char *stage = reserve_stage(t, m->data, m->rows * row_bytes);
+        size_t first = mine.count ? mine.first * row_bytes : 0; /* without rows: only to wait */
+        size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
+        ops->download(t->dev, stage + first, (char *)m->data + first, bytes);
+        gather_in_host(t, stage, m);
+        ops->upload(t->dev, m->data, stage, m->rows * row_bytes);
+    }
+}
+
+static void mpi_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+    struct over_mpi *t = (struct over_mpi *)base;
+    (void)watched;
+    if (!t->staged) {
+        mm_job_sum(t->comm, values, n);
+        return;
+    }
+    double *stage = reserve_stage(t, values, n * sizeof *values);
+    t->dev->ops->download(t->dev, stage, values, n * sizeof *values);
+    mm_job_sum(t->comm, stage, n);
+    t->dev->ops->upload(t->dev, values, stage, n * sizeof *values);
+}
+
+/* All was done when the bucket was started. */
+static void mpi_wait(struct mm_carrier *base, mm_ticket ticket) {
+    (void)base;
+    (void)ticket;
+}
+
+static void mpi_free(struct mm_carrier *base) {
+    struct over_mpi *t = (struct over_mpi *)base;
+    mm_free(t->outbox.data);
+    mm_free(t->inbox.data);
+    if (t->stage.data)
+        t->dev->ops->pinned_free(t->dev, t->stage.data);
+    mm_free(t->counts);
+    mm_free(t->firsts);
+    mm_free(t);
+}
+
+struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev,
+                                    enum mm_dtype reduce_dtype) {
+    struct over_mpi *t = mm_calloc(1, sizeof *t);
+    t->base = (struct mm_carrier){
+        .sum = mpi_sum,
+        .reduce = mpi_reduce,
+        .gather = mpi_gather,
+        .wait = mpi_wait,
+        .free = mpi_free,
+    };
+    t->comm = comm;
+    t->dev = dev;
+    t->reduce_dtype = reduce_dtype;
+    t->staged = dev->ops->asynchronous;
+    snprintf(t->base.name, sizeof t->base.name, "MPI%s",
+             t->staged ? ", staged through host memory" : "");
+    t->counts = mm_calloc((size_t)comm->size, sizeof *t->counts);
+    t->firsts = mm_calloc((size_t)comm->size, sizeof *t->firsts);
+    return &t->base;
+}

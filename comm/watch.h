@@ -1,0 +1,56 @@
+/* watch.h - the watchdog: a thread that ends the job when something takes too long.
+ *
+ * It looks at three things: the call the host is in, the bucket the device is in, and whether the
+ * device has done all that was asked of it up to a begin or end. A collective is one word: what it
+ * is, which of its section (what lies between two begins), and its size; so that a bucket can tell
+ * its own from inside a device's recording, by writing it to host memory. Local, all of it. */
+#ifndef MM_WATCH_H
+#define MM_WATCH_H
+
+#include "kernels/ops.h"
+
+struct mm_watch;
+struct mm_carrier;
+
+enum mm_watched {
+    MM_WATCHED_REDUCTION = 1,
+    MM_WATCHED_GATHER,
+    MM_WATCHED_SUM,
+    MM_WATCHED_MAXIMUM,
+    MM_WATCHED_AGREEMENT,
+    MM_WATCHED_BARRIER,
+    MM_WATCHED_BROADCAST,
+    MM_WATCHED_CONNECTION,
+};
+
+/* Written by the device, read by the watchdog; memory of pinned_alloc. */
+struct mm_progress {
+    uint64_t doing; /* the word of the bucket that is under way, or 0 */
+    uint64_t steps; /* changes with every begin and end of a bucket */
+    uint64_t done;  /* sections that are done, modulo MM_SECTIONS */
+};
+#define MM_SECTIONS 256
+
+/* rank: for messages. abort_job ends all ranks; if it returns or hangs, this process exits. The
+ * caller frees with mm_watch_stop, after which the attached transport may be freed, and then
+ * mm_watch_free, after which the attached device may be. */
+struct mm_watch *mm_watch_create(int rank, void (*abort_job)(int exit_status));
+void mm_watch_stop(struct mm_watch *watch);
+void mm_watch_free(struct mm_watch *watch);
+
+/* From now on the work of `dev` and the buckets of `transport` are watched too (both borrowed), if
+ * the device is asynchronous. Once. */
+void mm_watch_attach(struct mm_watch *watch, struct mm_device *dev, struct mm_carrier *transport);
+/* Where the attached device writes what it is doing; NULL: nowhere. */
+struct mm_progress *mm_watch_progress(struct mm_watch *watch);
+
+/* See mm_comm_watch_begin; `what` is copied. */
+void mm_watch_begin(struct mm_watch *watch, double seconds, const char *what, size_t number);
+void mm_watch_end(struct mm_watch *watch);
+
+/* This thread enters a collective, over NCCL or MPI, of `bytes` bytes, and leaves it. Returns its
+ * word, 0 where nothing is watched. Not nested. */
+uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, bool nccl, size_t bytes);
+void mm_watch_leave(struct mm_watch *watch);
+
+#endif

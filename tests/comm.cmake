@@ -1,0 +1,77 @@
+# Ranks on the memory of a device, over every transport, on 1 to 4 ranks; and jobs that must not hang.
+# On the host shim NCCL's messages are MPI's (cuda_shim_nccl.h).
+
+# add_comm_test(NAME RANKS COMMAND...)
+function(add_comm_test name ranks)
+  add_test(NAME ${name} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} --bind-to none ${ARGN})
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 PROCESSORS 2
+                       ENVIRONMENT "${TEST_ENVIRONMENT};OMP_NUM_THREADS=1")
+endfunction()
+
+# add_stuck_test(NAME PROGRAM MODE TRANSPORT MESSAGE)
+function(add_stuck_test name program)
+  add_test(NAME ${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/comm_stuck.sh $<TARGET_FILE:${program}>
+                                ${ARGN})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 60 ENVIRONMENT "${TEST_ENVIRONMENT}")
+endfunction()
+
+# add_comm_program(NAME SOURCE LIBRARIES...): built for GPUs
+function(add_comm_program name source)
+  add_executable(${name} ${source})
+  target_compile_definitions(${name} PRIVATE MM_TEST_CUDA)
+  target_link_libraries(${name} PRIVATE ${ARGN} PkgConfig::CMOCKA OpenMP::OpenMP_C m)
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+endfunction()
+
+add_executable(comm_stuck comm_stuck.c)
+target_link_libraries(comm_stuck PRIVATE mm_comm)
+set_target_properties(comm_stuck PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+set(IN_TIME "has not ended after 1 s")
+add_stuck_test(comm_stuck_barrier comm_stuck barrier auto
+               "rank 0: loop 7: barrier #1 (MPI) ${IN_TIME}")
+add_stuck_test(comm_stuck_bucket comm_stuck bucket auto
+               "rank 0: loop 7: reduction #2 (1.02 kB, MPI) ${IN_TIME}")
+add_stuck_test(comm_stuck_dead comm_stuck dead auto "")
+foreach(ranks 1 2 3 4)
+  foreach(dtype float32 bfloat16)
+    add_comm_test(comm_rows_${dtype}_${ranks}_ranks ${ranks} $<TARGET_FILE:test_comm_rows> auto
+                  ${dtype})
+  endforeach()
+endforeach()
+
+if(TARGET mm_nccl)
+  add_comm_program(test_comm_rows_cuda test_comm_rows.c mm_comm)
+  foreach(transport auto nccl)
+    add_comm_test(gpu_comm_rows_${transport} 1 $<TARGET_FILE:test_comm_rows_cuda> ${transport})
+  endforeach()
+  add_comm_test(gpu_comm_rows_staged_2_ranks 2 $<TARGET_FILE:test_comm_rows_cuda> staged bfloat16)
+  set_tests_properties(gpu_comm_rows_auto gpu_comm_rows_nccl gpu_comm_rows_staged_2_ranks PROPERTIES
+                       LABELS gpu RESOURCE_LOCK gpu)
+endif()
+
+if(NOT TARGET mm_shim_nccl)
+  return()
+endif()
+foreach(source test_comm_rows comm_stuck)
+  add_comm_program(${source}_shim ${source}.c mm_shim_nccl mm_shim mm_comm MPI::MPI_C)
+  set_target_properties(${source}_shim PROPERTIES LINKER_LANGUAGE CXX)
+endforeach()
+foreach(ranks 1 2 3 4)
+  foreach(dtype float32 bfloat16)
+    foreach(transport staged nccl)
+      set(test shim_comm_rows_${transport}_${dtype}_${ranks}_ranks)
+      add_comm_test(${test} ${ranks} $<TARGET_FILE:test_comm_rows_shim> ${transport} ${dtype})
+      set_tests_properties(${test} PROPERTIES LABELS shim)
+    endforeach()
+  endforeach()
+endforeach()
+# Ranks that share a GPU: staged, where nobody insists on NCCL.
+add_comm_test(shim_comm_rows_shared 2 $<TARGET_FILE:test_comm_rows_shim> auto float32)
+add_stuck_test(shim_comm_shared comm_stuck_shim shared nccl
+               "ranks 0 and 1 share GPU 0000:00:00.0 of .*, which NCCL forbids")
+add_stuck_test(shim_comm_stuck_nccl comm_stuck_shim bucket nccl
+               "rank 0: loop 7: reduction #2 (1.02 kB, NCCL) ${IN_TIME}")
+add_stuck_test(shim_comm_stuck_staged comm_stuck_shim bucket staged
+               "rank 0: loop 7: reduction #2 (1.02 kB, MPI) ${IN_TIME}")
+set_tests_properties(shim_comm_rows_shared shim_comm_shared shim_comm_stuck_nccl
+                     shim_comm_stuck_staged PROPERTIES LABELS shim)
