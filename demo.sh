@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 tools/setup.sh
-[ -e build/CMakeCache.txt ] || cmake -S . -B build -DMUDMAN_CUDA=OFF >/dev/null # a tiny model: the CPU does
+# A build that is there stays as it was asked for; a new one needs no GPU for so small a model.
+[ -e build/CMakeCache.txt ] || cmake -S . -B build -DMUDMAN_CUDA=OFF >/dev/null
 cmake --build build -j "$(nproc)" --target mudman-mpi | { grep -vE '^\[|Built target' || true; }
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

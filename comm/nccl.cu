@@ -148,7 +148,7 @@ static void nccl_sum(struct mm_carrier *base, double *values, size_t n, uint64_t
     MM_LAUNCH(add_kernel, blocks_for(n, BLOCK), BLOCK, 0, &t->beside, values,
               static_cast<const double *>(all), t->size, n);
     finish(t, t->summed, watched);
-    
+    MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
 
 /* -- reductions -------------------------------------------------------------------------------- */

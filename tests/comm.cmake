@@ -31,7 +31,7 @@ add_stuck_test(comm_stuck_barrier comm_stuck barrier auto
                "rank 0: loop 7: barrier #1 (MPI) ${IN_TIME}")
 add_stuck_test(comm_stuck_bucket comm_stuck bucket auto
                "rank 0: loop 7: reduction #2 (1.02 kB, MPI) ${IN_TIME}")
-add_stuck_test(comm_stuck_dead comm_stuck dead auto "")
+add_stuck_test(comm_stuck_dead comm_stuck dead auto ".") # whatever the launcher says
 foreach(ranks 1 2 3 4)
   foreach(dtype float32 bfloat16)
     add_comm_test(comm_rows_${dtype}_${ranks}_ranks ${ranks} $<TARGET_FILE:test_comm_rows> auto
