@@ -80,6 +80,9 @@ enum mm_transport {
 enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
                               enum mm_transport transport, enum mm_dtype reduce_dtype,
                               struct mm_error *err);
+/* As which dtype reductions cross the network from now on: not while one is under way. Every rank
+ * the same. Local. */
+void mm_comm_reduce_as(struct mm_comm *comm, enum mm_dtype reduce_dtype);
 /* "MPI" | "MPI, staged through host memory" | "NCCL 2.x.y" | "one rank". Local. */
 const char *mm_comm_transport_name(const struct mm_comm *comm);
 /* Whether the functions below may be part of a device's recording. Local. */

@@ -14,8 +14,7 @@ struct mm_comm {
     size_t sums_n; /* doubles of it */
     struct mm_watch *watch;
     struct mm_carrier *transport; /* NULL before mm_comm_attach */
-    enum mm_dtype reduce_dtype;
-    uint64_t started; /* bit t: the bucket of ticket t was not waited for */
+    uint64_t started;             /* bit t: the bucket of ticket t was not waited for */
 };
 
 #define CHECK_MPI(call)                                                                            \
@@ -28,7 +27,6 @@ struct mm_comm {
 void mm_job_sum(struct mm_comm *comm, double *values, size_t n);
 
 /* Buckets on the CPU's memory, or on a GPU's through host memory. Collective. */
-struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev,
-                                    enum mm_dtype reduce_dtype);
+struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev);
 
 #endif

@@ -44,7 +44,6 @@ struct over_nccl {
     struct cuda_context beside_context;
     cudaStream_t stream; /* the same */
     int rank, size;
-    bool rounds; /* reductions cross the network as bfloat16 */
     ncclComm_t nccl;
     cudaEvent_t ready, summed, done[MM_BUCKETS];
     uint64_t *steps;                /* on the device: marks so far */
@@ -53,6 +52,10 @@ struct over_nccl {
 
 static struct over_nccl *over_nccl(struct mm_carrier *base) {
     return reinterpret_cast<struct over_nccl *>(base);
+}
+
+static bool rounds(const struct over_nccl *t) {
+    return t->base.reduce_dtype == MM_BF16 && t->size > 1;
 }
 
 static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
@@ -228,14 +231,14 @@ static void nccl_reduce(struct mm_carrier *base, mm_ticket ticket,
                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     bf16 *outbox = nullptr;
-    if (t->rounds) {
+    if (rounds(t)) {
         size_t elements = 0;
         for (size_t i = 0; i < n; i++)
             elements += elements_of(&tensors[i]);
         outbox = static_cast<bf16 *>(reserve(t, &t->outbox, elements * sizeof *outbox));
     }
     leave_device(t, watched);
-    if (t->rounds)
+    if (rounds(t))
         reduce_rounded(t, tensors, n, outbox);
     else
         reduce_exact(t, tensors, n);
@@ -376,7 +379,7 @@ static void fill_table(struct mm_carrier *table) {
 }
 
 extern "C" struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
-                                                enum mm_dtype reduce_dtype, struct mm_error *err) {
+                                                struct mm_error *err) {
     if (!own_gpu_each(comm, err))
         return nullptr;
     struct over_nccl *t = static_cast<struct over_nccl *>(mm_calloc(1, sizeof *t));
@@ -384,7 +387,6 @@ extern "C" struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_
     t->dev = dev;
     t->rank = mm_comm_rank(comm);
     t->size = mm_comm_size(comm);
-    t->rounds = reduce_dtype == MM_BF16 && t->size > 1;
     fill_table(&t->base);
     t->stream = t->beside_context.stream = open_stream();
     t->beside.ops = dev->ops;

@@ -2,10 +2,9 @@
 #include "comm/transport.h"
 
 struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
-                                     enum mm_dtype reduce_dtype, struct mm_error *err) {
+                                     struct mm_error *err) {
     (void)comm;
     (void)dev;
-    (void)reduce_dtype;
     mm_fail(err, MM_BAD_INPUT, "this mudman-mpi was built without NCCL");
     return NULL;
 }

@@ -65,8 +65,7 @@ static struct mm_carrier *transport_alone(struct mm_device *dev) {
 /* -- the choice -------------------------------------------------------------------------------- */
 
 static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
-                                 enum mm_transport transport, enum mm_dtype reduce_dtype,
-                                 struct mm_error *err) {
+                                 enum mm_transport transport, struct mm_error *err) {
     struct mm_carrier *chosen = NULL;
     bool gpu = dev->ops->asynchronous;
     if (transport == MM_TRANSPORT_NCCL && !gpu) {
@@ -77,26 +76,12 @@ static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
     if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)
         return transport_alone(dev);
     if (gpu && transport != MM_TRANSPORT_STAGED) {
-        chosen = mm_transport_nccl(comm, dev, reduce_dtype, err);
+        chosen = mm_transport_nccl(comm, dev, err);
         if (chosen || transport == MM_TRANSPORT_NCCL)
             return chosen;
         mm_log0(MM_LOG_WARN, "not NCCL but MPI, through host memory: %s", err->text);
     }
-    return mm_transport_mpi(comm, dev, reduce_dtype);
-}
-
-enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
-                              enum mm_transport transport, enum mm_dtype reduce_dtype,
-                              struct mm_error *err) {
-    MM_CHECK(!comm->transport, "attached twice");
-    MM_CHECK(reduce_dtype == MM_F32 || reduce_dtype == MM_BF16, "reductions as %s",
-             mm_dtype_name(reduce_dtype));
-    comm->transport = choose(comm, dev, transport, reduce_dtype, err);
-    if (!comm->transport)
-        return MM_BAD_INPUT;
-    comm->reduce_dtype = reduce_dtype;
-    mm_watch_attach(comm->watch, dev, comm->transport);
-    return MM_OK;
+    return mm_transport_mpi(comm, dev);
 }
 
 static struct mm_carrier *attached(const struct mm_comm *comm) {
@@ -104,8 +89,26 @@ static struct mm_carrier *attached(const struct mm_comm *comm) {
     return comm->transport;
 }
 
+enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
+                              enum mm_transport transport, enum mm_dtype reduce_dtype,
+                              struct mm_error *err) {
+    MM_CHECK(!comm->transport, "attached twice");
+    comm->transport = choose(comm, dev, transport, err);
+    if (!comm->transport)
+        return MM_BAD_INPUT;
+    mm_comm_reduce_as(comm, reduce_dtype);
+    mm_watch_attach(comm->watch, dev, comm->transport);
+    return MM_OK;
+}
+
 const char *mm_comm_transport_name(const struct mm_comm *comm) {
     return attached(comm)->name;
+}
+
+void mm_comm_reduce_as(struct mm_comm *comm, enum mm_dtype reduce_dtype) {
+    MM_CHECK(reduce_dtype == MM_F32 || reduce_dtype == MM_BF16, "reductions as %s",
+             mm_dtype_name(reduce_dtype));
+    attached(comm)->reduce_dtype = reduce_dtype;
 }
 
 bool mm_comm_records(const struct mm_comm *comm) {
@@ -143,7 +146,7 @@ mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *t
         size_t padded = mm_rows_block(tensors[i].rows, comm->size) * (size_t)comm->size;
         MM_CHECK(full.dtype == MM_F32 && full.ld == full.cols && full.rows == padded,
                  "a reduction of %zu rows with a padded matrix of %zu", tensors[i].rows, full.rows);
-        bytes += full.rows * full.cols * mm_dtype_bytes(comm->reduce_dtype);
+        bytes += full.rows * full.cols * mm_dtype_bytes(transport->reduce_dtype);
     }
     uint64_t watched = enter(comm, MM_WATCHED_REDUCTION, bytes);
     transport->reduce(transport, ticket, tensors, n, watched);

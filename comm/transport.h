@@ -11,6 +11,7 @@
 struct mm_carrier {
     char name[48];
     bool records;
+    enum mm_dtype reduce_dtype; /* as which reductions cross the network */
     void (*sum)(struct mm_carrier *transport, double *values, size_t n, uint64_t watched);
     void (*reduce)(struct mm_carrier *transport, mm_ticket ticket,
                    const struct mm_reduction *tensors, size_t n, uint64_t watched);
@@ -27,7 +28,7 @@ struct mm_carrier {
 /* NCCL between GPUs; NULL, and the text says why, where it is not in this build or two ranks share
  * a GPU. Collective. */
 struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
-                                     enum mm_dtype reduce_dtype, struct mm_error *err);
+                                     struct mm_error *err);
 
 /* The rank that stands for this machine: its first. Local. */
 int mm_comm_machine(const struct mm_comm *comm);

@@ -17,7 +17,6 @@ struct over_mpi {
     struct mm_carrier base;
     struct mm_comm *comm;
     struct mm_device *dev;
-    enum mm_dtype reduce_dtype;
     bool staged;
     struct buffer outbox, inbox; /* of reductions */
     struct buffer stage;         /* what is on the device, pinned */
@@ -75,18 +74,18 @@ static void reduce_in_host(struct over_mpi *t, const float *full, size_t rows, s
                            float *own) {
     int size = t->comm->size;
     size_t c = mm_rows_block(rows, size), block_n = c * cols;
-    size_t all_bytes = block_n * (size_t)size * mm_dtype_bytes(t->reduce_dtype);
+    size_t all_bytes = block_n * (size_t)size * mm_dtype_bytes(t->base.reduce_dtype);
     const void *out = full;
-    if (t->reduce_dtype == MM_BF16) {
+    if (t->base.reduce_dtype == MM_BF16) {
         mm_convert(reserve(&t->outbox, all_bytes), MM_BF16, full, MM_F32, rows * cols);
         out = t->outbox.data;
     }
     void *in = reserve(&t->inbox, all_bytes);
-    MPI_Datatype row = row_type(cols, t->reduce_dtype);
+    MPI_Datatype row = row_type(cols, t->base.reduce_dtype);
     CHECK_MPI(MPI_Alltoall(out, (int)c, row, in, (int)c, row, t->comm->world));
     CHECK_MPI(MPI_Type_free(&row));
     size_t own_n = mm_rows_of(rows, size, t->comm->rank).count * cols;
-    add_in_rank_order(own, in, t->reduce_dtype, block_n, own_n, size);
+    add_in_rank_order(own, in, t->base.reduce_dtype, block_n, own_n, size);
 }
 
 static void mpi_reduce(struct mm_carrier *base, mm_ticket ticket,
@@ -175,8 +174,7 @@ static void mpi_free(struct mm_carrier *base) {
     mm_free(t);
 }
 
-struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev,
-                                    enum mm_dtype reduce_dtype) {
+struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev) {
     struct over_mpi *t = mm_calloc(1, sizeof *t);
     t->base = (struct mm_carrier){
         .sum = mpi_sum,
@@ -187,7 +185,6 @@ struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev,
     };
     t->comm = comm;
     t->dev = dev;
-    t->reduce_dtype = reduce_dtype;
     t->staged = dev->ops->asynchronous;
     snprintf(t->base.name, sizeof t->base.name, "MPI%s",
              t->staged ? ", staged through host memory" : "");

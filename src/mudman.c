@@ -81,6 +81,62 @@ static void unlearning_gradient(struct mm_mudman *u) {
                   &u->scalars->stop);
 }
 
+/* -- what bfloat16 reductions change ----------------------------------------------------------- */
+
+static int sign(float x) {
+    return (x > 0) - (x < 0);
+}
+
+static void download_floats(struct mm_mudman *u, float *host, struct mm_vector v, size_t first,
+                            size_t n) {
+    size_t bytes = mm_dtype_bytes(v.dtype);
+    char *raw = mm_calloc(n, bytes);
+    OPS(u)->download(u->dev, raw, (char *)v.data + first * bytes, n * bytes);
+    mm_convert(host, MM_F32, raw, v.dtype, n);
+    mm_free(raw);
+}
+
+/* Elements whose sign agrees with m's in one of g and `exact` alone. */
+static double count_flips(struct mm_mudman *u) {
+    enum { CHUNK = 1 << 20 };
+    const struct mm_vector vectors[3] = {u->g, u->exact, u->m};
+    float *host[3];
+    double flips = 0;
+    for (int i = 0; i < 3; i++)
+        host[i] = mm_calloc(CHUNK, sizeof **host);
+    for (size_t first = 0; first < u->g.n; first += CHUNK) {
+        size_t n = u->g.n - first < CHUNK ? u->g.n - first : CHUNK;
+        for (int i = 0; i < 3; i++)
+            download_floats(u, host[i], vectors[i], first, n);
+        for (size_t i = 0; i < n; i++) {
+            int m = sign(host[2][i]);
+            flips += (sign(host[0][i]) == m) != (sign(host[1][i]) == m);
+        }
+    }
+    for (int i = 0; i < 3; i++)
+        mm_free(host[i]);
+    return flips;
+}
+
+/* Takes the unlearning gradient, which is in g, again, and reduces it in float32. */
+static void measure_flips(struct mm_mudman *u) {
+    bool adversary = u->config->unlearn.train_adversary;
+    bool reuse = adversary && u->config->unlearn.graph == MM_GRAPH_REUSE;
+    struct mm_mat exact = mm_mat(u->exact.data, MM_F32, 1, u->exact.n);
+    mm_comm_reduce_as(u->comm, MM_F32);
+    if (adversary && u->config->unlearn.graph == MM_GRAPH_LISTING)
+        mm_passes_second_gradient(u->passes, u->exact);
+    else
+        mm_passes_gradient(u->passes, &u->forget, reuse ? cross_entropy : unlearning(u), u->exact,
+                           u->scale, NULL); /* which has room for a loss */
+    mm_comm_reduce_as(u->comm, u->config->reduce_dtype);
+    if (reuse)
+        OPS(u)->scale(u->dev, exact, exact, -1.0f);
+    double flips = count_flips(u);
+    mm_comm_sum(u->comm, &flips, 1);
+    u->flips = flips / u->shard->total;
+}
+
 static void one_loop(struct mm_mudman *u, bool fork) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_loop_scalars *s = u->scalars;
@@ -95,6 +151,8 @@ static void one_loop(struct mm_mudman *u, bool fork) {
     OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, /*                8-9 */
                         c->retaining_rate, &s->stop);
     unlearning_gradient(u); /*                                                        11-12 */
+    if (u->exact.data && u->asked == 0)
+        measure_flips(u);
     OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*            13-14 */
                       c->use_masking);
     mm_comm_sum_device(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
@@ -155,6 +213,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
         u->a = mm_shard_vector(shard, arena, MM_FOR_ADVERSARY, dtype);
     u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
     u->g = mm_shard_gradient(shard, arena);
+    if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
+        u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
     size_t bytes = (shard->tensors_n + 1) * sizeof *u->offsets;
     u->offsets = mm_arena_take(arena, MM_FOR_SCRATCH, bytes, 1);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);
@@ -198,6 +258,10 @@ struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *u) {
     int slot = (int)(u->told++ % 2);
     OPS(u)->wait(u->dev, slot);
     return *u->host[slot];
+}
+
+double mm_mudman_flips(const struct mm_mudman *u) {
+    return u->flips;
 }
 
 const char *mm_stop_text(enum mm_stop stop) {

@@ -24,12 +24,14 @@ struct mm_mudman {
     struct mm_passes *passes;        /* owned */
     struct mm_batch retain, forget;  /* owned */
     struct mm_vector b, a, m, g;     /* a: data NULL without an adversary */
+    struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
     size_t *offsets;                 /* shard->offsets, in device memory */
     struct mm_mask_sums *sums;       /* [tensors], device */
     double *scale;                   /* [tensors], device */
     struct mm_loop_scalars *scalars; /* device */
     struct mm_loop_scalars *host[2]; /* pinned: of the loops that were asked for last */
     size_t asked, told;              /* loops asked for | whose scalars were taken */
+    double flips;                    /* see mm_mudman_flips */
     bool records;                    /* a loop is recorded once and then replayed */
     void *recordings[2];             /* without a fork | with one; NULL: not yet */
 };
@@ -52,6 +54,10 @@ void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
 
 /* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local. */
 struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);
+
+/* After the first loop with reduce_dtype bfloat16 on several ranks: the share of W's elements that
+ * the mask would keep or drop otherwise had the gradient been reduced in float32; else 0. Local. */
+double mm_mudman_flips(const struct mm_mudman *mudman);
 
 /* What the guard saw first, in words. Local. */
 const char *mm_stop_text(enum mm_stop stop);

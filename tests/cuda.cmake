@@ -87,8 +87,8 @@ endforeach()
 
 add_golden_test(shim ${SHIM_LIBRARIES})
 add_test(NAME shim_golden COMMAND test_golden_shim)
-add_test(NAME shim_golden_random COMMAND test_golden_shim)
-add_test(NAME shim_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_shim>)
+add_test(NAME shim_golden_random COMMAND test_golden_shim float32)
+add_test(NAME shim_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_shim> float32)
 set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 300
                      LABELS shim ENVIRONMENT "${TEST_ENVIRONMENT}")
 set_property(TEST shim_golden_random APPEND PROPERTY ENVIRONMENT MM_SHIM_ORDER=random:1)

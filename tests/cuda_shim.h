@@ -216,6 +216,7 @@ cudaError_t cudaGetLastError(void);
 const char *cudaGetErrorString(cudaError_t result);
 
 cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index);
 cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int index);

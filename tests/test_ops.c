@@ -242,7 +242,7 @@ static void products_pass_nan_on(void **state) {
 
 static void check_embed(enum mm_dtype dtype, size_t n, size_t V, size_t C, size_t pad) {
     struct rng r = {n + 77 * C};
-    uint32_t tokens[128];
+    uint32_t tokens[1000];
     for (size_t i = 0; i < n; i++) /* the first and the last token too, and one again and again */
         tokens[i] = (uint32_t)(i % 3 == 0 ? V - 1 : i % 3 == 1 ? 0 : rng_next(&r) % V);
     double *table = random_numbers(&r, dtype, V * C, 1), *dx = random_numbers(&r, dtype, n * C, 1);
@@ -280,6 +280,8 @@ static void embedding(void **state) {
         for (size_t j = 0; j < 5; j++)
             for (size_t pad = 0; pad <= 5; pad += 5)
                 check_embed(dtype, rows[i], j == 0 ? 1 : 11, cols[j], pad);
+    FOR_DTYPES(dtype)
+    check_embed(dtype, 1000, 301, 5, 0); /* more than a block takes at once */
 }
 
 /* Float32 sums of which every other order would round otherwise. */

@@ -180,10 +180,35 @@ __global__ static void convert_kernel(void *dst, enum mm_dtype to, const void *s
             to == MM_BF16 ? bf16_from_f32(value) : f16_from_f32(value);
 }
 
+/* What every pass begins with: the weights of float32 state. Two groups of four a thread, n a
+ * multiple of 4. */
+#define NARROW_TILE ((size_t)8 * BLOCK)
+
+__global__ static void narrow_kernel(uint16_t *dst, const float *src, size_t n) {
+    size_t first = NARROW_TILE * blockIdx.x + 4 * threadIdx.x;
+    float v[2][4];
+#pragma unroll
+    for (unsigned i = 0; i < 2; i++)
+        if (first + i * 4 * BLOCK < n)
+            load_wide(v[i], src + first + i * 4 * BLOCK);
+#pragma unroll
+    for (unsigned i = 0; i < 2; i++)
+        if (first + i * 4 * BLOCK < n) {
+            uint32_t x = bf16_from_f32(v[i][0]), y = bf16_from_f32(v[i][2]);
+            x |= static_cast<uint32_t>(bf16_from_f32(v[i][1])) << 16;
+            y |= static_cast<uint32_t>(bf16_from_f32(v[i][3])) << 16;
+            store_whole(dst + first + i * 4 * BLOCK, uint2{x, y});
+        }
+}
+
 static void cuda_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
                          enum mm_dtype src_dtype, size_t n) {
     if (dst_dtype == src_dtype)
         cuda_copy(dev, dst, src, n * mm_dtype_bytes(dst_dtype));
+    else if (n && dst_dtype == MM_BF16 && src_dtype == MM_F32 && n % 4 == 0 && aligned16(dst) &&
+             aligned16(src))
+        MM_LAUNCH(narrow_kernel, blocks_for(n, NARROW_TILE), BLOCK, 0, dev,
+                  static_cast<uint16_t *>(dst), static_cast<const float *>(src), n);
     else if (n)
         MM_LAUNCH(convert_kernel, blocks_for(n, BLOCK), BLOCK, 0, dev, dst, dst_dtype, src,
                   src_dtype, n);
@@ -242,9 +267,13 @@ int mm_cuda_device_count(void) {
 
 /* Whether device `index` can be used, and its name; else the text says why not. */
 static bool device_name(int index, char *name, size_t bytes, struct mm_error *err) {
-    int count = 0;
+    int count = 0, driver = 0;
     struct cudaDeviceProp properties;
     cudaError_t result = cudaGetDeviceCount(&count);
+    if (result != cudaSuccess && cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+        mm_fail(err, MM_FAILED, "no usable GPU: this machine has no NVIDIA driver");
+        return false;
+    }
     if (result == cudaSuccess && index >= count) {
         mm_fail(err, MM_FAILED, "GPU %d asked for, %d visible (CUDA_VISIBLE_DEVICES)", index,
                 count);

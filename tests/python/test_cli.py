@@ -31,7 +31,7 @@ unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.retain_loss_budge
 relearn.lr relearn.with_retain evaluate.every_passes evaluate.batches evaluate.multiple_choice
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
 output.save_dtype pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay
-pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype
+pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype transport timeout
 """.split()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unlearn__target_modules=["gate_proj", "v_proj", "down_proj"], relearn__passes=6,
         evaluate__every_passes=5,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", ["listing", "fresh", "reuse", "none"])
+def test_rounded_reductions_tell_what_they_change(busy: Path, tmp_path: Path, graph: str) -> None:
+    """The mask in float32 differs, but in few places: a share of 2^-9 of all is what rounding explains."""
+    arguments = ["unlearn.train_adversary=false"] if graph == "none" else [f"unlearn.graph={graph}"]
+    arguments += ["reduce_dtype=bfloat16", "relearn.passes=0"]
+    told = succeed("run", busy, *arguments, f"output.dir={tmp_path / 'run'}", ranks=3)
+    share = re.search(r"bfloat16 masks (\S+) % of the weights otherwise", told.err)
+    assert share and 0 < float(share[1]) < 2, told.err
+    alone = succeed("run", busy, *arguments, f"output.dir={tmp_path / 'alone'}")
+    assert "masks" not in alone.err
 
 
 @pytest.mark.parametrize("threads", [1, 4, 8])
