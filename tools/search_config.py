@@ -148,9 +148,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_search(
-    path: Path, name: str | None = None, wanted: Sequence[str] | None = None
-) -> Search:
+def read_search(path: Path, name: str | None = None, wanted: Sequence[str] | None = None) -> Search:
     """Read and check a search file; `name` replaces its own, `wanted` names variants to keep."""
     content = read_yaml(path)
     for key in content:

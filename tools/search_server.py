@@ -1,4 +1,4 @@
-"""The resident process that runs trials: `mudman-mpi trials CONFIG`, a JSON object a line both ways.
+"""The resident process that runs trials, `mudman-mpi trials CONFIG`: JSON lines in and out.
 
 It says {"event":"ready",...} when the model is loaded, takes {"id","overrides"}, answers with
 {"event":"eval",...} lines and one {"event":"result",...}, and ends when its input ends.

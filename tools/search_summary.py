@@ -62,8 +62,12 @@ def print_summary(search: Search, studies: dict[str, optuna.Study]) -> None:
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     print()
     for line in table:
-        print("  ".join(cell.ljust(w) if i in (0, 5) else cell.rjust(w)
-                        for i, (cell, w) in enumerate(zip(line, widths))).rstrip())
+        print(
+            "  ".join(
+                cell.ljust(w) if i in (0, 5) else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(line, widths))
+            ).rstrip()
+        )
     print()
     for variant in search.variants:
         study = studies[variant.name]

@@ -1,0 +1,108 @@
+"""The HTML page of a report: one file, images inside, no script, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from report_charts import Chart
+
+STYLE = """\
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+       margin: 0 auto; max-width: 58rem; padding: 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.2; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1rem; margin: 2rem 0 .5rem; }
+p, li, figcaption { max-width: 44rem; }
+figure { margin: 1.5rem 0; }
+figure img { display: block; width: 100%; height: auto; }
+figcaption, .caption { font-size: .875rem; color: #444; margin-top: .4rem; }
+figcaption b { color: #222; }
+.wide { overflow-x: auto; }
+.wide img { min-width: 30rem; }
+table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; vertical-align: top;
+         border-bottom: 1px solid #ddd; }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
+th:first-child, .text { text-align: left; }
+th[scope=row] { white-space: nowrap; }
+td { white-space: nowrap; }
+td.text { white-space: normal; max-width: 16rem; overflow-wrap: anywhere; }
+.note { border-left: 3px solid #D55E00; padding-left: .75rem; }
+.note p { margin: .25rem 0; overflow-wrap: anywhere; }
+footer { margin-top: 3rem; font-size: .8125rem; color: #555; overflow-wrap: anywhere; }
+@media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
+  .wide img { min-width: 0; max-width: 6.3in; } figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; }
+  table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
+  td { white-space: normal; } }
+"""
+
+
+@dataclass
+class Table:
+    """Cells as shown; `text` are the columns that hold words and not numbers."""
+
+    title: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: frozenset[int] = frozenset()
+
+
+@dataclass
+class Section:
+    """A heading, remarks that must be seen, then tables and charts in their order."""
+
+    title: str
+    notes: list[str] = field(default_factory=list)
+    parts: list[Table | Chart] = field(default_factory=list)
+
+
+def table_html(table: Table) -> str:
+    """One table; wider than the screen, it scrolls by itself."""
+    marks = [' class="text"' if column in table.text else "" for column in range(len(table.head))]
+    head = "".join(
+        f'<th scope="col"{mark}>{html.escape(cell)}</th>' for cell, mark in zip(table.head, marks)
+    )
+    lines = [f"<h3>{html.escape(table.title)}</h3>", '<div class="wide"><table>']
+    lines.append(f"<thead><tr>{head}</tr></thead><tbody>")
+    for row in table.rows:
+        cells = [f'<th scope="row">{html.escape(row[0])}</th>']
+        cells += [f"<td{mark}>{html.escape(cell)}</td>" for cell, mark in zip(row[1:], marks[1:])]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    lines.append("</tbody></table></div>")
+    if table.caption:
+        lines.append(f'<p class="caption">{html.escape(table.caption)}</p>')
+    return "\n".join(lines)
+
+
+def chart_html(chart: Chart) -> str:
+    """One picture with its caption."""
+    data = base64.b64encode(chart.png).decode("ascii")
+    title, caption = html.escape(chart.title), html.escape(chart.caption)
+    return (
+        f'<figure><div class="wide"><img alt="{title}" src="data:image/png;base64,{data}"></div>\n'
+        f"<figcaption><b>{title}.</b> {caption}</figcaption></figure>"
+    )
+
+
+def page_html(title: str, sections: Sequence[Section], footer: str) -> str:
+    """The whole page."""
+    lines = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8">']
+    lines.append('<meta name="viewport" content="width=device-width, initial-scale=1">')
+    lines.append(f"<title>{html.escape(title)}</title><style>\n{STYLE}</style></head><body>")
+    lines.append(f"<h1>{html.escape(title)}</h1>")
+    for section in sections:
+        lines.append(f"<section><h2>{html.escape(section.title)}</h2>")
+        if section.notes:
+            notes = "".join(f"<p>{html.escape(note)}</p>" for note in section.notes)
+            lines.append(f'<div class="note">{notes}</div>')
+        for part in section.parts:
+            lines.append(table_html(part) if isinstance(part, Table) else chart_html(part))
+        lines.append("</section>")
+    lines.append(f"<footer>{html.escape(footer)}</footer></body></html>")
+    return "\n".join(lines) + "\n"
