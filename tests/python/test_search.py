@@ -234,7 +234,8 @@ def test_killed_server(place: Place, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_server_that_always_dies(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.write(die={f"s/{n}": 9 for n in range(9)})
+    never_rejected = SEARCH.replace("high: 0.1", "high: 0.04")
+    place.write(never_rejected, die={f"s/{n}": 9 for n in range(9)})
     place.search(6, status=1)
     assert len(place.trials(TrialState.FAIL)) == 3
     assert "3 trials in a row failed" in capsys.readouterr().err.splitlines()[-1]
