@@ -16,8 +16,14 @@ from token_files import CHOICES, Question
 LETTERS = "ABCD"
 
 
-def question_prompt(record: dict[str, Any], place: str, describe: str | None) -> str:
-    """Return the prompt up to and with "Answer:"."""
+def question_prompt(
+    record: dict[str, Any], place: str, describe: str | None, about: str | None = None
+) -> str:
+    """Return the prompt up to and with "Answer:".
+
+    With a field's name to `describe`, or a subject that the questions are `about`, it begins as
+    lm-evaluation-harness begins.
+    """
     choices = look_up(record, "choices", place)
     if (
         not isinstance(choices, list)
@@ -30,9 +36,10 @@ def question_prompt(record: dict[str, Any], place: str, describe: str | None) ->
         f"{letter}. {checked_text(choice, place)}" for letter, choice in zip(LETTERS, choices)
     ]
     if describe:
-        subject = look_up_text(record, describe, place).replace("_", " ")
+        about = look_up_text(record, describe, place).replace("_", " ")
+    if about:
         lines[:0] = [
-            f"The following are multiple choice questions (with answers) about {subject}.",
+            f"The following are multiple choice questions (with answers) about {about}.",
             "",
         ]
     return "\n".join([*lines, "Answer:"])

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from multiple_choice import question_prompt, right_answer, tokenize_questions
 from python_functions import read_functions
+from python_strip import strip_python
 from text_records import (
     JSON_SUFFIXES,
     TEXT_SUFFIXES,
@@ -39,6 +40,7 @@ from token_files import Origin, file_sha256, write_multiple_choice_file, write_t
 EXIT_BAD_INPUT = 2
 SPLIT_SEED = 42
 TOKENIZE_AT_ONCE = 512
+ALL = "all"
 
 DESCRIPTION = """\
 Turn text into the token files (HDF5) that mudman-mpi reads: PREFIX-train.h5,
@@ -53,14 +55,16 @@ that do not parse left out.
 The paper's split: records in a random order fixed by seed 42, half of them train, a
 quarter validation, a quarter test. --where, --match and --exclude choose records before
 the split. Then each record is tokenised, cut to --context tokens, and dropped when it has
-fewer. The same input gives the same bytes.
+fewer. With --pack the records follow one another, a line break after each, and none is
+dropped: for short facts. With --no-split all go into one file PREFIX.h5. The same input
+gives the same bytes.
 
 With --multiple-choice: JSON lines with `question`, four `choices` and `answer` (0 to 3)
 become one file PREFIX.h5. A prompt is the question, the lines "A. ..." to "D. ...", and
 "Answer:"; the answers are the tokens " A" to " D", each of which must be one token. With
 --tokenizer bytes the prompt ends in "Answer: " and the answers are the bytes "A" to "D".
 Prompts are stored from the shortest to the longest, so that a batch holds similar
-lengths.
+lengths. --describe and --about make the prompts of lm-evaluation-harness.
 """
 
 EXAMPLES = """\
@@ -75,9 +79,21 @@ examples:
   # Python functions of a source tree
   prepare_data.py --python-functions /usr/lib/python3.11 --tokenizer M --output data/python
 
+  # functions in JSON lines, comments taken out as in the paper's study
+  prepare_data.py code.jsonl --field code --strip-python --tokenizer M --output data/python
+
+  # short facts, all in one file
+  prepare_data.py facts-1.jsonl --no-split --pack --tokenizer M --output data/facts-1
+
   # questions, without one subject
   prepare_data.py --multiple-choice mmlu.jsonl --where subject!=virology --tokenizer M \\
       --output data/mmlu
+
+  # questions in the prompts of lm-evaluation-harness
+  prepare_data.py --multiple-choice mmlu.jsonl --describe subject --tokenizer M \\
+      --output data/mmlu-harness
+  prepare_data.py --multiple-choice bio.jsonl --about biology --tokenizer M \\
+      --output data/bio-harness
 
 M is a model's folder, such as models/Llama-3.2-1B.
 
@@ -97,11 +113,19 @@ class Corpus:
 
 @dataclass
 class Split:
-    """One of the three splits in tokens; `lengths` are those of its records before the cut."""
+    """One of the three splits in tokens, or all; `lengths` are those of its records before the cut.
+
+    Records of `too_short` are dropped.
+    """
 
     name: str
     rows: np.ndarray
     lengths: list[int]
+    too_short: int
+
+    @property
+    def place(self) -> str:
+        return "the input" if self.name == ALL else f"the {self.name} split"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,15 +211,30 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="REGEX",
         help="leave out texts in which this is found; repeatable",
     )
+    add(
+        "--strip-python",
+        action="store_true",
+        help="texts are Python code: leave out strings in triple quotes, comments and blank lines",
+    )
+    add("--no-split", action="store_true", help="one file PREFIX.h5, in the input's order")
+    add(
+        "--pack",
+        action="store_true",
+        help="fill rows with one record after the other instead of one record a row",
+    )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--python-functions", action="store_true", help="the input is Python source")
     modes.add_argument("--multiple-choice", action="store_true", help="the input is questions")
-    add(
+    subjects = parser.add_mutually_exclusive_group()
+    subjects.add_argument(
         "--describe",
         metavar="FIELD",
         help='questions: begin each with "The following are multiple choice questions '
         '(with answers) about X." and a blank line, X from this field, as lm-evaluation-harness '
         "does",
+    )
+    subjects.add_argument(
+        "--about", metavar="X", help="questions: as --describe, the same X for all of them"
     )
     options = parser.parse_args(arguments)
     for option, mode in _without_effect(options):
@@ -214,17 +253,20 @@ def _without_effect(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         "--where": options.where,
         "--match": options.match,
         "--exclude": options.exclude,
+        "--strip-python": options.strip_python,
+        "--no-split": options.no_split,
+        "--pack": options.pack,
         "--describe": options.describe,
+        "--about": options.about,
     }
+    of_questions = {"--describe", "--about"}
     if options.multiple_choice:
-        mode, useless = (
-            "--multiple-choice",
-            {"--context", "--field", "--records", "--match", "--exclude"},
-        )
+        mode, useless = "--multiple-choice", given.keys() - of_questions - {"--where"}
     elif options.python_functions:
-        mode, useless = "--python-functions", {"--field", "--records", "--where", "--describe"}
+        useless = {"--field", "--records", "--where", "--strip-python"} | of_questions
+        mode = "--python-functions"
     else:
-        mode, useless = "text", {"--describe"}
+        mode, useless = "text", of_questions
     return ((option, mode) for option, value in given.items() if option in useless and value)
 
 
@@ -234,17 +276,20 @@ def prepare_tokens(options: argparse.Namespace) -> None:
     corpus = read_corpus(options)
     if not corpus.texts:
         raise InputError(f"no record left: {corpus.read} read, the filters keep none")
+    parts = {ALL: np.arange(len(corpus.texts))} if options.no_split else None
     splits = []
-    for name, indices in paper_split(len(corpus.texts)).items():
+    for name, indices in (parts or paper_split(len(corpus.texts))).items():
         texts = [corpus.texts[i] for i in indices]
-        splits.append(tokenize_split(name, texts, tokenizer, options.context))
+        splits.append(tokenize_split(name, texts, tokenizer, options))
     # All are checked before the first is written: three files that belong together, or none.
     for split in splits:
-        check_split(split, options.context)
+        check_split(split, options)
     paths = {}
     for split in splits:
-        paths[split.name] = options.output.with_name(f"{options.output.name}-{split.name}.h5")
-        source = f"{corpus.source}; {split.name} split of {len(corpus.texts)} records"
+        suffix = "" if options.no_split else f"-{split.name}"
+        paths[split.name] = options.output.with_name(f"{options.output.name}{suffix}.h5")
+        part = "all" if options.no_split else f"{split.name} split of"
+        source = f"{corpus.source}; {part} {len(corpus.texts)} records"
         write_token_file(
             paths[split.name], split.rows, Origin(tokenizer.vocab_size, tokenizer.name, source)
         )
@@ -269,11 +314,15 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
             continue
         for text in records:
             read += 1
+            if text is not None and options.strip_python:
+                text = strip_python(text)
             if text is not None and wanted.holds(text):
                 texts.append(text)
     words = [", ".join(given.resolve().name for given in options.inputs)]
     words.append("functions" if options.python_functions else f"field={options.field or 'text'}")
+    words += ["Python, comments stripped"] if options.strip_python else []
     words += [f"where={condition}" for condition in conditions] + [str(wanted)]
+    words += ["packed"] if options.pack else []
     return Corpus(texts, read, unparsable, " ".join(filter(None, words)))
 
 
@@ -306,33 +355,43 @@ def _halve(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tokenize_split(
-    name: str, texts: Sequence[str], tokenizer: TextTokenizer, context: int
+    name: str, texts: Sequence[str], tokenizer: TextTokenizer, options: argparse.Namespace
 ) -> Split:
-    """Tokenise, cut to the context, drop what is shorter."""
-    rows, lengths = [], []
+    """Tokenise; cut to the context and drop what is shorter, or pack."""
+    context = options.context
+    records, lengths = [], []
     with tqdm(total=len(texts), desc=f"tokenizing {name}", unit="record", disable=None) as progress:
         for start in range(0, len(texts), TOKENIZE_AT_ONCE):
             some = texts[start : start + TOKENIZE_AT_ONCE]
-            for ids in tokenizer.encode(some):
+            for ids in tokenizer.encode([f"{text}\n" for text in some] if options.pack else some):
                 lengths.append(len(ids))
-                if len(ids) >= context:
-                    rows.append(np.asarray(ids[:context], dtype=np.uint32))
+                if options.pack:
+                    records.append(np.asarray(ids, dtype=np.uint32))
+                elif len(ids) >= context:
+                    records.append(np.asarray(ids[:context], dtype=np.uint32))
             progress.update(len(some))
-    return Split(name, np.asarray(rows, dtype=np.uint32).reshape(-1, context), lengths)
+    too_short = len(texts) - len(records)
+    tokens = np.concatenate([np.empty(0, np.uint32), *records])
+    rows = tokens[: len(tokens) // context * context].reshape(-1, context)
+    return Split(name, rows, lengths, too_short)
 
 
-def check_split(split: Split, context: int) -> None:
+def check_split(split: Split, options: argparse.Namespace) -> None:
     """Refuse a split without a row, saying why it has none."""
     if len(split.rows):
         return
     if not split.lengths:
         raise InputError(
-            f"the {split.name} split has no record: the paper's split needs 3 or more; "
-            "give more text"
+            f"{split.place} has no record: the paper's split needs 3 or more; give more text"
+        )
+    if options.pack:
+        raise InputError(
+            f"too little text: {split.place} has {sum(split.lengths)} tokens, a row "
+            f"{options.context}; lower --context or give more text"
         )
     raise InputError(
-        f"no example long enough: none of the {len(split.lengths)} records of the {split.name} "
-        f"split has {context} tokens, the longest has {max(split.lengths)}; "
+        f"no example long enough: none of the {len(split.lengths)} records of {split.place} "
+        f"has {options.context} tokens, the longest has {max(split.lengths)}; "
         "lower --context or give longer text"
     )
 
@@ -352,7 +411,7 @@ def print_summary(
     for split in splits:
         records, rows = len(split.lengths), len(split.rows)
         print(
-            f"{split.name:<12}{records:>9}{records - rows:>11}{rows:>10}{split.rows.size:>11}  "
+            f"{split.name:<12}{records:>9}{split.too_short:>11}{rows:>10}{split.rows.size:>11}  "
             f"{paths[split.name]}"
         )
         print(f"{'':<55}{file_sha256(paths[split.name])}")
@@ -367,9 +426,8 @@ def prepare_questions(options: argparse.Namespace) -> None:
         for place, record in read_json_lines(path):
             read += 1
             if all(condition.holds(record, place) for condition in conditions):
-                asked.append(
-                    (question_prompt(record, place, options.describe), right_answer(record, place))
-                )
+                prompt = question_prompt(record, place, options.describe, options.about)
+                asked.append((prompt, right_answer(record, place)))
     if not asked:
         raise InputError(f"no question left: {read} read, --where keeps none")
     asked.sort(
@@ -379,6 +437,7 @@ def prepare_questions(options: argparse.Namespace) -> None:
     words = [", ".join(given.resolve().name for given in options.inputs)]
     words += [f"where={condition}" for condition in conditions]
     words += [f"describe={options.describe}"] if options.describe else []
+    words += [f"about={options.about}"] if options.about else []
     path = options.output.with_name(f"{options.output.name}.h5")
     write_multiple_choice_file(
         path, questions, Origin(tokenizer.vocab_size, tokenizer.name, " ".join(words))
