@@ -15,10 +15,16 @@
 #define MM_CHECKPOINT_PART   "mudman-mpi checkpoint part"
 #define MM_CHECKPOINT_WHOLE  "checkpoint.h5"
 
-enum { MM_CHECKPOINT_VERSION = 1, MM_USER_BLOCK = 512, MM_CHECKPOINT_GROUPS = 3 };
+enum { MM_CHECKPOINT_VERSION = 1, MM_USER_BLOCK = 512 };
+enum {
+    MM_GROUP_BASE,
+    MM_GROUP_ADVERSARY,
+    MM_GROUP_RETAIN_ACC,
+    MM_GROUP_FORGET_ACC,
+    MM_CHECKPOINT_GROUPS,
+};
 
-extern const char
-    *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS]; /* base, adversary, retain_acc */
+extern const char *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS]; /* their names in the file */
 /* This rank's rows of a tensor in group `group`: NULL where absent. */
 void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group);
 
@@ -56,7 +62,7 @@ struct mm_checkpoint_head {
     char (*hashes)[33];
     struct mm_checkpoint_shape *tensors; /* in order of name; of base and every other group */
     size_t tensors_n;
-    bool adversary;
+    bool has[MM_CHECKPOINT_GROUPS]; /* the groups that are there; base and retain_acc always */
 };
 
 /* Reads folder/checkpoint.h5: its hash first, so that HDF5 never sees damaged bytes. MM_BAD_INPUT.

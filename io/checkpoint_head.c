@@ -14,10 +14,12 @@
 
 enum { RANKS_MAX = 1 << 20 };
 
-const char *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS] = {"base", "adversary", "retain_acc"};
+const char *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS] = {"base", "adversary", "retain_acc",
+                                                                "forget_acc"};
 
 void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group) {
-    void *const rows[MM_CHECKPOINT_GROUPS] = {tensor->base, tensor->adversary, tensor->retain_acc};
+    void *const rows[MM_CHECKPOINT_GROUPS] = {tensor->base, tensor->adversary, tensor->retain_acc,
+                                              tensor->forget_acc};
     return rows[group];
 }
 
@@ -227,7 +229,7 @@ static enum mm_status read_tensor(struct mm_checkpoint_head *head, hid_t file, c
     struct mm_checkpoint_shape *tensor = &head->tensors[head->tensors_n++];
     *tensor = (struct mm_checkpoint_shape){mm_strdup(name), dims[0], dims[1]};
     for (int g = 0; status == MM_OK && g < MM_CHECKPOINT_GROUPS; g++)
-        if (g != 1 || head->adversary)
+        if (head->has[g])
             status = check_virtual(head, file, path, g, tensor, err);
     return status;
 }
@@ -236,10 +238,14 @@ static enum mm_status read_tensors(struct mm_checkpoint_head *head, hid_t file, 
                                    struct mm_error *err) {
     size_t n = group_size(file, "base");
     enum mm_status status = MM_OK;
-    head->adversary = mm_h5_has(file, "adversary");
-    if (n == 0 || group_size(file, "retain_acc") != n ||
-        (head->adversary && group_size(file, "adversary") != n))
-        return mm_fail(err, MM_BAD_INPUT, "%s: the groups hold different tensors, or none", path);
+    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++) {
+        const char *name = mm_checkpoint_groups[g];
+        bool always = g == MM_GROUP_BASE || g == MM_GROUP_RETAIN_ACC;
+        head->has[g] = always || mm_h5_has(file, name);
+        if (n == 0 || (head->has[g] && group_size(file, name) != n))
+            return mm_fail(err, MM_BAD_INPUT, "%s: the groups hold different tensors, or none",
+                           path);
+    }
     head->tensors = mm_calloc(n, sizeof *head->tensors);
     for (size_t i = 0; status == MM_OK && i < n; i++)
         status = read_tensor(head, file, path, i, err);
@@ -286,7 +292,7 @@ static enum mm_status check_rows(const struct mm_checkpoint_head *head, hid_t fi
         size_t rows = mm_rows_of(tensor->rows, head->ranks, rank).count;
         for (int g = 0; status == MM_OK && rows && g < MM_CHECKPOINT_GROUPS; g++) {
             hid_t set = -1;
-            if (g != 1 || head->adversary)
+            if (head->has[g])
                 status =
                     open_tensor(head, file, path, g, tensor->name, rows, tensor->cols, &set, err);
             mm_h5_close(set);

@@ -214,6 +214,8 @@ static bool state_has(const struct mm_state *state, const char *name) {
 static enum mm_status compare(const struct mm_checkpoint_head *head, const char *folder,
                               const struct mm_state *state, int rank, int size,
                               struct mm_error *err) {
+    static const char *const words[MM_CHECKPOINT_GROUPS] = {
+        "base", "adversary", "retain accumulator", "forget accumulator"};
     if (head->dtype != state->dtype)
         return mm_fail(err, MM_BAD_INPUT, "%s: the state is of %s there and of %s here", folder,
                        mm_dtype_name(head->dtype), mm_dtype_name(state->dtype));
@@ -228,10 +230,14 @@ static enum mm_status compare(const struct mm_checkpoint_head *head, const char 
                            tensor->name, stored->rows, stored->cols, tensor->rows, tensor->cols);
         /* Of no rows, the pointer says nothing. */
         bool owns = mm_rows_of(tensor->rows, size, rank).count > 0;
-        if (owns && head->adversary != (tensor->adversary != NULL))
-            return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' has %s adversary there but %s here",
-                           folder, tensor->name, head->adversary ? "an" : "no",
-                           head->adversary ? "none" : "one");
+        for (int g = 0; owns && g < MM_CHECKPOINT_GROUPS; g++)
+            if (head->has[g] != (mm_checkpoint_rows(tensor, g) != NULL))
+                return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' has %s %s there but %s here",
+                               folder, tensor->name,
+                               !head->has[g]             ? "no"
+                               : g == MM_GROUP_ADVERSARY ? "an"
+                                                         : "a",
+                               words[g], head->has[g] ? "none" : "one");
     }
     for (size_t i = 0; i < head->tensors_n; i++)
         if (!state_has(state, head->tensors[i].name))
@@ -250,7 +256,7 @@ static enum mm_status read_own(const struct mm_checkpoint_head *head, const char
         const struct mm_state_tensor *tensor = &state->tensors[i];
         struct mm_rows rows = mm_rows_of(tensor->rows, size, rank);
         for (int g = 0; status == MM_OK && rows.count && g < MM_CHECKPOINT_GROUPS; g++)
-            if (g != 1 || head->adversary)
+            if (head->has[g])
                 status = mm_checkpoint_rows_read(head, file, path, g,
                                                  find_shape(head, tensor->name), rows.first,
                                                  rows.count, mm_checkpoint_rows(tensor, g), err);

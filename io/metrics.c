@@ -61,6 +61,13 @@ enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir,
     return status;
 }
 
+struct mm_metrics *mm_metrics_on(int fd, const char *name) {
+    struct mm_metrics *m = mm_calloc(1, sizeof *m);
+    m->path = mm_strdup(name);
+    m->fd = fd;
+    return m;
+}
+
 void mm_metrics_free(struct mm_metrics *metrics) {
     if (!metrics)
         return;
@@ -76,10 +83,18 @@ static void add(struct mm_metrics *metrics, const char *key, cJSON *item) {
     MM_CHECK(item && cJSON_AddItemToObject(metrics->line, key, item), "out of memory");
 }
 
-void mm_metrics_begin(struct mm_metrics *metrics, const char *phase) {
+static void begin(struct mm_metrics *metrics, const char *key, const char *value) {
     MM_CHECK(!metrics->line, "a line of metrics inside another");
     metrics->line = cJSON_CreateObject();
-    mm_metrics_text(metrics, "phase", phase);
+    mm_metrics_text(metrics, key, value);
+}
+
+void mm_metrics_begin(struct mm_metrics *metrics, const char *phase) {
+    begin(metrics, "phase", phase);
+}
+
+void mm_metrics_begin_event(struct mm_metrics *metrics, const char *event) {
+    begin(metrics, "event", event);
 }
 
 /* Length of the UTF-8 sequence at p, 0 if it is none. */
@@ -111,6 +126,10 @@ void mm_metrics_count(struct mm_metrics *metrics, const char *key, uint64_t valu
     char digits[24];
     snprintf(digits, sizeof digits, "%" PRIu64, value);
     add(metrics, key, cJSON_CreateRaw(digits));
+}
+
+void mm_metrics_json(struct mm_metrics *metrics, const char *key, const char *json) {
+    add(metrics, key, cJSON_CreateRaw(json));
 }
 
 void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value) {

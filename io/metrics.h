@@ -1,4 +1,4 @@
-/* metrics.h - metrics.jsonl: one JSON object a line, appended by rank 0.
+/* metrics.h - JSON lines: metrics.jsonl, appended by rank 0, and the answers of `trials`.
  *
  * Usage: begin, fields, end. A double that is not finite is written as null. Numbers are written
  * with the digits that give the same double back. All functions local, called on one rank. */
@@ -13,12 +13,16 @@ struct mm_metrics;
  * shorter than that, no line ends there, or it cannot be written. The caller frees. */
 enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir, size_t keep_bytes,
                                struct mm_error *err);
+/* The same on a descriptor, which mm_metrics_free closes. */
+struct mm_metrics *mm_metrics_on(int fd, const char *name);
 void mm_metrics_free(struct mm_metrics *metrics);
 
 void mm_metrics_begin(struct mm_metrics *metrics, const char *phase); /* "phase" comes first */
+void mm_metrics_begin_event(struct mm_metrics *metrics, const char *event); /* "event" does */
 void mm_metrics_text(struct mm_metrics *metrics, const char *key, const char *value);
 void mm_metrics_count(struct mm_metrics *metrics, const char *key, uint64_t value);
 void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value);
+void mm_metrics_json(struct mm_metrics *metrics, const char *key, const char *json); /* as it is */
 /* Writes the line (one write call). MM_FAILED on a full disk; the file then ends with the line
  * before. Text that is not UTF-8 has '?' for each wrong byte. */
 enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err);

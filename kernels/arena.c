@@ -5,8 +5,16 @@
 #include <string.h>
 
 const char *const mm_purpose_names[MM_PURPOSES] = {
-    "weights",   "base (b)",  "adversary (a)", "retain accumulator (m)",
-    "gradients", "optimizer", "activations",   "scratch",
+    "weights",
+    "base (b)",
+    "adversary (a)",
+    "retain accumulator (m)",
+    "forget accumulator (f)",
+    "frozen model",
+    "gradients",
+    "optimizer",
+    "activations",
+    "scratch",
 };
 
 /* What makes each of them smaller. */
@@ -15,6 +23,8 @@ static const char *const remedies[MM_PURPOSES] = {
     [MM_FOR_BASE] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_ADVERSARY] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_RETAIN_ACC] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_FORGET_ACC] = "more ranks or model.state_dtype: bfloat16",
+    [MM_FOR_FROZEN] = "more ranks or model.dtype: bfloat16",
     [MM_FOR_GRADIENTS] = "fewer unlearn.target_modules (relearning: relearn.passes 0)",
     [MM_FOR_OPTIMIZER] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_ACTIVATIONS] = "a lower data.micro_batch, with unlearn.graph fresh or reuse",

@@ -12,6 +12,8 @@ enum mm_purpose {
     MM_FOR_BASE,
     MM_FOR_ADVERSARY,
     MM_FOR_RETAIN_ACC,
+    MM_FOR_FORGET_ACC,
+    MM_FOR_FROZEN,    /* W as the model came, and hidden states of that model */
     MM_FOR_GRADIENTS, /* whole gradients of this rank's sequences, and the reduced shard */
     MM_FOR_OPTIMIZER, /* float32 masters and moments: relearning, pretraining */
     MM_FOR_ACTIVATIONS,

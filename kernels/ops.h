@@ -25,6 +25,19 @@ enum mm_loss_fn {
     MM_LOSS_NEG_CROSS_ENTROPY,       /* its negative */
     MM_LOSS_NEG_ENTROPY,             /* mean of sum p log p, over all B·T positions, no shift */
     MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
+    MM_LOSS_NPO,                     /* of whole sequences: sequence_loss */
+    MM_LOSS_SIMNPO,
+    MM_LOSS_CIRCUIT_BREAKER, /* from here on not of logits: src/representation.h */
+    MM_LOSS_STREAM_ACTIVATION,
+    MM_LOSS_RMU,
+    MM_LOSS_NONE,
+};
+/* Terms of losses on hidden states: of a token's state h and another one r. */
+enum mm_state_loss {
+    MM_STATE_DISTANCE,        /* ‖h - r‖ */
+    MM_STATE_SQUARE_DISTANCE, /* ‖h - r‖² */
+    MM_STATE_COSINE,          /* max(0, cos(h, r)) */
+    MM_STATE_LENGTH,          /* ‖h‖ */
 };
 enum mm_normalization { /* METHOD.md 1.1 steps 7-11 and Table 1 */
                         MM_NORM_GLOBAL_PRE_MASK,
@@ -68,13 +81,24 @@ struct mm_mask_sums {
     double kept_n;
 };
 
-/* A run's vectors b, a, m, g over this rank's shard of W: n elements of `dtype` (g: float32
+/* A run's vectors b, a, m, f, g over this rank's shard of W: n elements of `dtype` (g: float32
  * always). With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch
  * does it (METHOD.md 1.3). stop: nothing is written once *stop != 0. */
 struct mm_vector {
     void *data;
     size_t n;
     enum mm_dtype dtype;
+};
+
+/* What the paper's ablations add to lines 13 to 15 (METHOD.md 1.1, steps 8, 10 and 12). */
+struct mm_unlearn_options {
+    struct mm_vector f; /* forget accumulator, of b's dtype; data NULL: none */
+    double momentum;    /* β: f = β·f + (1-β)·g, then g = f */
+    struct mm_vector b;
+    double discard;     /* c: an element that is kept where sign(b) != sign(g) counts c times */
+    struct mm_vector a; /* takes the step too, at its own rate; data NULL: it does not */
+    double adv_rate;
+    const uint32_t *stop;
 };
 
 #define MM_MARKS 2
@@ -175,10 +199,28 @@ struct mm_ops {
     /* -- losses -------------------------------------------------------------------------------- */
     /* For each row of logits [r, V] with next token target[i] (UINT32_MAX: the position has none):
      * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count); and, where
-     * dlogits.data is not NULL, dlogits = gradient of (sum of terms)·scale. dlogits may be logits.
-     */
+     * dlogits.data is not NULL, dlogits = gradient of (sum of weights[i]·terms)·scale; weights [r]
+     * NULL: all 1. dlogits may be logits. */
     void (*loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
-                 const uint32_t *targets, float scale, float *losses, struct mm_mat dlogits);
+                 const uint32_t *targets, float scale, const float *weights, float *losses,
+                 struct mm_mat dlogits);
+    /* For each of B sequences of T tokens whose cross-entropy terms are losses [B·T], with
+     * s = -(their sum), the log-probability: terms[b] = its loss (2/β)·log(1 + e^x), where
+     *   NPO     x = β·(s - the same of `reference` [B·T])           (Zhang et al. 2024)
+     *   SimNPO  x = β·s/(T-1) + γ, reference is not read            (Fan et al. 2024)
+     * and weights[b·T + t] = gradient of (sum of terms)·scale by losses[b·T + t]. */
+    void (*sequence_loss)(struct mm_device *dev, enum mm_loss_fn fn, double beta, double gamma,
+                          const float *losses, const float *reference, size_t B, size_t T,
+                          double scale, float *terms, float *weights);
+    /* For each row h of `states` [n, C]: values[i] = its term f, unless values is NULL; and
+     * dx += scale · *factor · df/dh, unless dx.data is NULL (factor NULL: 1; the gradient is 0
+     * where h - r, or h or r of the last two, is 0). others [n, C] holds the r, one row for all if
+     * its ld is 0; not read for MM_STATE_LENGTH. */
+    void (*state_loss)(struct mm_device *dev, enum mm_state_loss kind, struct mm_mat states,
+                       struct mm_mat others, float scale, const double *factor, float *values,
+                       struct mm_mat dx);
+    /* *sum += x[0]² + ... + x[n-1]², in order */
+    void (*add_squares)(struct mm_device *dev, double *sum, const double *x, size_t n);
     /* *sum += scale · (values[0] + ... + values[n-1]), in double, in order */
     void (*sum)(struct mm_device *dev, double *sum, const float *values, size_t n, double scale);
 
@@ -204,19 +246,24 @@ struct mm_ops {
     void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                            struct mm_vector g, double rate, double decay, const uint32_t *stop);
     /* sums[t] = sums over tensor t, elements offsets[t] ... offsets[t+1]-1 of g; an element is kept
-     * where sign(m) = sign(g), zero matching only zero; all are without `masking` (line 14) */
+     * where sign(m) = sign(g), zero matching only zero; all are without `masking` (line 14).
+     * options NULL: none. With f it becomes g, which is written, after `raw` is summed; `kept` is
+     * of what is left after the mask and the discarding. */
     void (*mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                      struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking);
+                      struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking,
+                      const struct mm_unlearn_options *options);
     /* scale[t] from the sums over all ranks (line 13), n_w = elements of W over all ranks; and
      * scalars->grad_norm, mask_fraction, and the guard on the norms that are divided by.
      * study: the two global norms also multiply by sqrt(n_w). */
     void (*unlearn_scale)(struct mm_device *dev, double *scale, const struct mm_mask_sums *sums,
                           size_t tensors_n, enum mm_normalization normalization, bool study,
                           double n_w, enum mm_dtype state_dtype, struct mm_loop_scalars *scalars);
-    /* b = b - α·scale[t]·g where g is kept (lines 13-15) */
+    /* b = b - α·scale[t]·g where g is kept (lines 13-15); options NULL: none; with a: the same of a
+     * at its rate. Whether g is discarded is decided by b before the step. */
     void (*unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                          struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                         const double *scale, double rate, bool masking, const uint32_t *stop);
+                         const double *scale, double rate, bool masking,
+                         const struct mm_unlearn_options *options, const uint32_t *stop);
 
     /* -- vectors: relearning and pretraining --------------------------------------------------- */
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
@@ -233,9 +280,10 @@ struct mm_ops {
 #define MM_OPERATIONS(op)                                                                          \
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
-            op(loss) op(sum) op(scale) op(scale_scalar) op(sum_squares) op(guard) op(fork)         \
-                op(retain_step) op(adversary_step) op(mask_sums) op(unlearn_scale)                 \
-                    op(unlearn_step) op(sgd_step) op(adamw_step)
+            op(loss) op(sequence_loss) op(state_loss) op(add_squares) op(sum) op(scale)            \
+                op(scale_scalar) op(sum_squares) op(guard) op(fork) op(retain_step)                \
+                    op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step)            \
+                        op(sgd_step) op(adamw_step)
 
 struct mm_device {
     const struct mm_ops *ops;

@@ -8,6 +8,7 @@
 #include "src/config_value.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -124,11 +125,21 @@ static enum mm_status check_needed(const struct check *c) {
 
 static enum mm_status check_together(const struct check *c) {
     const struct mm_config *config = c->config;
+    if (config->unlearn.adv_update > 0 && !config->unlearn.train_adversary)
+        return wrong(c, "unlearn.adv_update",
+                     "is given, but without train_adversary there is no adversary to update");
     if (config->unlearn.graph == MM_GRAPH_REUSE &&
         config->unlearn.loss_fn != MM_LOSS_NEG_CROSS_ENTROPY)
         return wrong(c, "unlearn.graph",
                      "is reuse, one backward for both losses, which only unlearning_loss_fn "
                      "neg_cross_entropy allows");
+    if (!config->unlearn.retain_cross_entropy && config->unlearn.rep_eng_retain_lr == 0)
+        return wrong(c, "unlearn.retain_cross_entropy",
+                     "is false while rep_eng_retain_lr is 0: nothing would be retained");
+    if (!config->unlearn.retain_cross_entropy && config->unlearn.use_masking)
+        return wrong(c, "unlearn.retain_cross_entropy",
+                     "is false with use_masking: what is left of the retain loss has no gradient "
+                     "at the initial model, and the mask would keep nothing");
     return MM_OK;
 }
 
@@ -214,6 +225,31 @@ enum mm_status mm_config_read(struct mm_config *config, const char *path, char *
 void mm_config_free(struct mm_config *config) {
     mm_values_free(mm_config_rows, mm_config_rows_n, config);
     memset(config, 0, sizeof *config);
+}
+
+struct mm_attack mm_config_attack(const struct mm_config *config, size_t i) {
+    const __typeof__(config->relearn) *r = &config->relearn;
+    const struct mm_attack all = {.optimizer = r->optimizer,
+                                  .passes = r->passes,
+                                  .lr = r->lr,
+                                  .with_retain = r->with_retain,
+                                  .lora_rank = r->lora_rank};
+    if (!r->attacks_n)
+        return all;
+    struct mm_attack a = r->attacks[i];
+    a.optimizer = (unsigned)a.optimizer == MM_ABSENT_CHOICE ? all.optimizer : a.optimizer;
+    a.passes = a.passes == MM_ABSENT ? all.passes : a.passes;
+    a.lr = isnan(a.lr) ? all.lr : a.lr;
+    a.with_retain = a.with_retain == MM_ABSENT_CHOICE ? all.with_retain : a.with_retain;
+    a.lora_rank = a.lora_rank == MM_ABSENT ? all.lora_rank : a.lora_rank;
+    return a;
+}
+
+size_t mm_config_relearn_passes(const struct mm_config *config) {
+    size_t passes = 0;
+    for (size_t i = 0; i < mm_config_attacks_n(config); i++)
+        passes += mm_config_attack(config, i).passes;
+    return passes;
 }
 
 char *mm_config_yaml(const struct mm_config *config) {

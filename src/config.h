@@ -9,6 +9,8 @@
 
 #include "comm/comm.h"
 
+#include <limits.h>
+
 enum mm_device_choice { MM_DEVICE_AUTO, MM_DEVICE_CPU, MM_DEVICE_CUDA };
 enum mm_dtype_choice { MM_DTYPE_AUTO, MM_DTYPE_F32, MM_DTYPE_BF16 }; /* auto: by device */
 enum mm_rate_scale { MM_RATE_LISTING, MM_RATE_STUDY };
@@ -22,11 +24,25 @@ struct mm_multiple_choice {
     double temperature; /* 0: argmax; 1: probability of the answer among the choices */
 };
 
+enum mm_optimizer { MM_SGD, MM_ADAMW };
+
+/* An attack of relearn.attacks; what it leaves out is as relearn has it, and absent here. */
+struct mm_attack {
+    char *name; /* NULL: relearn itself, without a list */
+    enum mm_optimizer optimizer;
+    size_t passes;
+    double lr;
+    unsigned with_retain; /* 0 or 1 */
+    size_t lora_rank;     /* of the adapters on every matrix of the layers; 0: all parameters */
+};
+
 /* Which keys a command needs: missing ones are errors. */
 enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
 
 /* A whole number without a default that is not given. */
 #define MM_ABSENT SIZE_MAX
+/* A choice of words that is not given. */
+#define MM_ABSENT_CHOICE UINT_MAX
 
 struct mm_config {
     struct {
@@ -50,22 +66,30 @@ struct mm_config {
         char **target_modules;
         size_t target_modules_n;
         enum mm_loss_fn loss_fn;
-        double clip_at;
+        double clip_at, npo_beta, simnpo_gamma;
         /* The rates are NaN where absent, which only commands that don't use them allow; adv_lr
          * also without train_adversary. */
         double unlearning_rate, retaining_rate, adv_lr, retain_momentum;
         size_t fork_every_n_loops;
         double adv_decay;
+        double forget_momentum, discard_growing_weights, adv_update; /* 0, 1, 0: off */
         bool train_adversary, use_masking;
         enum mm_normalization normalization;
         enum mm_rate_scale rate_scale;
         enum mm_graph graph;
+        double rep_eng_retain_lr, rmu_coefficient; /* losses on hidden states: representation.h */
+        bool square_norm, retain_cross_entropy;
+        size_t rmu_layer;          /* MM_ABSENT: floor(layers/2) */
         double retain_loss_budget; /* NaN: none (null in the file) */
     } unlearn;
     struct {
         size_t passes; /* 0: no relearning */
         double lr;
         bool with_retain;
+        enum mm_optimizer optimizer;
+        size_t lora_rank;
+        struct mm_attack *attacks; /* [attacks_n]; none: one attack of the keys above */
+        size_t attacks_n;
     } relearn;
     struct {
         size_t every_passes, batches;
@@ -115,6 +139,15 @@ void mm_config_free(struct mm_config *config);
 static inline enum mm_dtype mm_config_dtype(const struct mm_config *config) {
     return config->model.dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
 }
+
+/* Attacks to make: those of the list, or one. */
+static inline size_t mm_config_attacks_n(const struct mm_config *config) {
+    return config->relearn.attacks_n ? config->relearn.attacks_n : 1;
+}
+/* Attack i, nothing absent; name borrowed. */
+struct mm_attack mm_config_attack(const struct mm_config *config, size_t i);
+/* Passes of all attacks; 0: no relearning. */
+size_t mm_config_relearn_passes(const struct mm_config *config);
 
 /* Every key with its resolved value as YAML that mm_config_parse reads back to the same values
  * (doubles with 17 digits where 15 don't do). The caller frees the text with mm_free. */

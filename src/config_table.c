@@ -18,7 +18,9 @@ NAMES(dtype_names, {"auto", MM_DTYPE_AUTO}, {"float32", MM_DTYPE_F32}, {"bfloat1
 NAMES(state_names, {"float32", MM_F32}, {"bfloat16", MM_BF16});
 NAMES(loss_names, {"neg_cross_entropy", MM_LOSS_NEG_CROSS_ENTROPY},
       {"neg_entropy", MM_LOSS_NEG_ENTROPY},
-      {"correct_logit_minus_avg", MM_LOSS_CORRECT_LOGIT_MINUS_AVG});
+      {"correct_logit_minus_avg", MM_LOSS_CORRECT_LOGIT_MINUS_AVG}, {"npo", MM_LOSS_NPO},
+      {"simnpo", MM_LOSS_SIMNPO}, {"circuit_breaker", MM_LOSS_CIRCUIT_BREAKER},
+      {"stream_activation", MM_LOSS_STREAM_ACTIVATION}, {"rmu", MM_LOSS_RMU});
 NAMES(normalization_names, {"global_pre_mask", MM_NORM_GLOBAL_PRE_MASK},
       {"global_post_mask", MM_NORM_GLOBAL_POST_MASK}, {"per_parameter", MM_NORM_PER_PARAMETER},
       {"none", MM_NORM_NONE});
@@ -30,6 +32,8 @@ NAMES(save_names, {"stored", MM_SAVE_STORED}, {"float32", MM_SAVE_F32}, {"bfloat
       {"float16", MM_SAVE_F16});
 NAMES(transport_names, {"auto", MM_TRANSPORT_AUTO}, {"nccl", MM_TRANSPORT_NCCL},
       {"staged", MM_TRANSPORT_STAGED});
+NAMES(optimizer_names, {"sgd", MM_SGD}, {"adamw", MM_ADAMW});
+NAMES(bool_names, {"false", false}, {"true", true}); /* where it may be absent */
 NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
 
 /* ---- the rows ---- */
@@ -105,6 +109,8 @@ const struct mm_config_row mm_config_rows[] = {
           "what the unlearning gradient minimizes on the forget batch"),
     NUMBER(unlearn.clip_at, "0", "[-1000000000, 1000000000]", 0,
            "least value of correct_logit_minus_avg"),
+    NUMBER(unlearn.npo_beta, "0.1", POSITIVE, 0, "inverse temperature of npo and simnpo"),
+    NUMBER(unlearn.simnpo_gamma, "0", "[-1000000000, 1000000000]", 0, "margin of simnpo"),
     NUMBER(unlearn.unlearning_rate, NULL, RATE, UNLEARN,
            "step of the base along the unlearning gradient"),
     NUMBER(unlearn.retaining_rate, NULL, RATE, UNLEARN,
@@ -115,6 +121,12 @@ const struct mm_config_row mm_config_rows[] = {
     INTEGER(unlearn.fork_every_n_loops, "32", COUNTS, 0, "loops between copies base to adversary"),
     NUMBER(unlearn.adv_decay, "1.0", "[0, 1]", 0,
            "share the adversary keeps of itself each loop; the rest is the base"),
+    NUMBER(unlearn.forget_momentum, "0", "[0, 1)", 0,
+           "decay of an accumulator of the unlearning gradient that takes its place; 0: none"),
+    NUMBER(unlearn.discard_growing_weights, "1", "[0, 1]", 0,
+           "share left of an unlearning step that makes a weight larger; 1: all"),
+    NUMBER(unlearn.adv_update, "0", RATE, 0,
+           "the adversary takes the unlearning step too, so many times"),
     BOOL(unlearn.train_adversary, "true", 0, "false: the base is its own adversary"),
     BOOL(unlearn.use_masking, "true", 0, "unlearn only where the accumulator's sign agrees"),
     ENUM(unlearn.normalization, "global_pre_mask", normalization_names, 0,
@@ -123,12 +135,28 @@ const struct mm_config_row mm_config_rows[] = {
          "study: extra factor sqrt(trained weights), with the two global norms only"),
     ENUM(unlearn.graph, "listing", graph_names, 0,
          "listing: the paper's code; fresh: Algorithm 1; reuse: one backward (neg_cross_entropy)"),
+    NUMBER(unlearn.rep_eng_retain_lr, "0", RATE, 0,
+           "weight of the distance of hidden states from the initial model's in the retain loss"),
+    BOOL(unlearn.square_norm, "false", 0, "that distance squared"),
+    BOOL(unlearn.retain_cross_entropy, "true", 0,
+         "false: the retain loss is that distance alone (with rep_eng_retain_lr)"),
+    INTEGER(unlearn.rmu_layer, NULL, "[1, 1000000]", 0,
+            "rmu: the layer whose input is steered; null: half of the layers"),
+    NUMBER(unlearn.rmu_coefficient, "6.5", RATE, 0,
+           "rmu: length of the random vector that it is steered to"),
     NUMBER(unlearn.retain_loss_budget, NULL, RATE, 0,
            "reject beyond the initial retain loss + this; null: never (the paper: 0.05)"),
     INTEGER(relearn.passes, "120", "[0, 1000000000]", RESUMABLE,
             "forward and backward passes of the attack; 0: none"),
     NUMBER(relearn.lr, "1.0e-3", POSITIVE, RESUMABLE, "rate of the attack"),
     BOOL(relearn.with_retain, "false", RESUMABLE, "a retain step after each forget step"),
+    ENUM(relearn.optimizer, "sgd", optimizer_names, RESUMABLE,
+         "adamw: betas 0.9 and 0.999, no decay of weights"),
+    INTEGER(relearn.lora_rank, "0", "[0, 65536]", RESUMABLE,
+            "train adapters of this rank on the matrices of the layers; 0: all parameters"),
+    {"relearn.attacks", MM_KEY_ATTACKS, AT(struct mm_attack *, relearn.attacks),
+     AT(size_t, relearn.attacks_n), "[]", NULL, NULL, RESUMABLE,
+     "several, each on the unlearned model; the score is the worst; keys default to relearn's"},
     INTEGER(evaluate.every_passes, "30", COUNTS, RESUMABLE, "passes between evaluations"),
     INTEGER(evaluate.batches, "1", "[1, 1000000]", RESUMABLE, "batches in an evaluation"),
     {"evaluate.multiple_choice", MM_KEY_CHOICES,
@@ -162,13 +190,32 @@ const struct mm_config_row mm_config_rows[] = {
 const size_t mm_config_rows_n = COUNT(mm_config_rows);
 
 #define CHOICE_AT(type, field) FIELD(struct mm_multiple_choice, type, field)
-const struct mm_config_row mm_choice_rows[] = {
+static const struct mm_config_row choice_rows[] = {
     {"name", MM_KEY_TEXT, CHOICE_AT(char *, name), 0, NULL, NULL, NULL, 0, "in the metrics"},
     {"file", MM_KEY_PATH, CHOICE_AT(char *, file), 0, NULL, NULL, NULL, 0, "questions"},
     {"temperature", MM_KEY_NUMBER, CHOICE_AT(double, temperature), 0, "0", "[0, 1000000]", NULL, 0,
      "0: share of hits; otherwise the answer's mean probability among the choices"},
 };
-const size_t mm_choice_rows_n = COUNT(mm_choice_rows);
+
+#define ATTACK_AT(type, field) FIELD(struct mm_attack, type, field)
+static const struct mm_config_row attack_rows[] = {
+    {"name", MM_KEY_TEXT, ATTACK_AT(char *, name), 0, NULL, NULL, NULL, 0, "in the metrics"},
+    {"optimizer", MM_KEY_ENUM, ATTACK_AT(enum mm_optimizer, optimizer), 0, NULL, NULL,
+     optimizer_names, 0, ""},
+    {"lr", MM_KEY_NUMBER, ATTACK_AT(double, lr), 0, NULL, POSITIVE, NULL, 0, ""},
+    {"passes", MM_KEY_INTEGER, ATTACK_AT(size_t, passes), 0, NULL, COUNTS, NULL, 0, ""},
+    {"with_retain", MM_KEY_ENUM, ATTACK_AT(unsigned, with_retain), 0, NULL, NULL, bool_names, 0,
+     ""},
+    {"lora_rank", MM_KEY_INTEGER, ATTACK_AT(size_t, lora_rank), 0, NULL, "[0, 65536]", NULL, 0, ""},
+};
+
+const struct mm_config_list *mm_config_list(enum mm_config_type type) {
+    static const struct mm_config_list choices = {choice_rows, COUNT(choice_rows),
+                                                  sizeof(struct mm_multiple_choice), "files"};
+    static const struct mm_config_list attacks = {attack_rows, COUNT(attack_rows),
+                                                  sizeof(struct mm_attack), "attacks"};
+    return type == MM_KEY_CHOICES ? &choices : type == MM_KEY_ATTACKS ? &attacks : NULL;
+}
 
 /* ---- looking up ---- */
 
@@ -257,12 +304,14 @@ const char *mm_config_accepts(const struct mm_config_row *row, char out[MM_CONFI
         }
         break;
     default: {
-        static const char *const texts[] = {[MM_KEY_BOOL] = "true or false",
-                                            [MM_KEY_TEXT] = "a text",
-                                            [MM_KEY_PATH] = "a path",
-                                            [MM_KEY_WORDS] = "a list of different names, [a, b]",
-                                            [MM_KEY_CHOICES] =
-                                                "a list of {name: a, file: b.h5, temperature: 0}"};
+        static const char *const texts[] = {
+            [MM_KEY_BOOL] = "true or false",
+            [MM_KEY_TEXT] = "a text",
+            [MM_KEY_PATH] = "a path",
+            [MM_KEY_WORDS] = "a list of different names, [a, b]",
+            [MM_KEY_CHOICES] = "a list of {name: a, file: b.h5, temperature: 0}",
+            [MM_KEY_ATTACKS] = "a list of {name: a, optimizer: adamw, "
+                               "lr: 1.0e-4, lora_rank: 8, ...}"};
         snprintf(out, MM_CONFIG_ACCEPTS, "%s", texts[row->type]);
     }
     }
@@ -278,16 +327,39 @@ bool mm_config_within(const struct mm_config_row *row, double value) {
 
 /* ---- help ---- */
 
+enum { HELP_COLUMN = 35, HELP_WIDTH = 115 };
+
+/* Words from HELP_COLUMN on, in as many lines as they need. */
+static void print_words(FILE *out, const char *words) {
+    for (int column = HELP_COLUMN; *words; words += *words == ' ') {
+        int n = (int)strcspn(words, " ");
+        bool breaks = column > HELP_COLUMN && column + 1 + n > HELP_WIDTH;
+        if (breaks)
+            fprintf(out, "\n%*s", HELP_COLUMN, "");
+        else if (column > HELP_COLUMN)
+            fputc(' ', out);
+        fprintf(out, "%.*s", n, words);
+        column = (breaks ? HELP_COLUMN : column + (column > HELP_COLUMN)) + n;
+        words += n;
+    }
+}
+
 static void print_help(FILE *out, const struct mm_config_row *row) {
     char accepts[MM_CONFIG_ACCEPTS];
-    fprintf(out, "  %-27s %s", row->name, mm_config_accepts(row, accepts));
-    if (row->initial)
-        fprintf(out, " (default %s)", row->initial);
-    fprintf(out, "\n%30s%s\n", "", row->help);
+    mm_config_accepts(row, accepts);
+    char *text =
+        row->initial ? mm_format("%s (default %s)", accepts, row->initial) : mm_strdup(accepts);
+    fprintf(out, "  %-*s", HELP_COLUMN - 2, row->name);
+    print_words(out, text);
+    fprintf(out, "\n%*s", HELP_COLUMN, "");
+    print_words(out, row->help);
+    fputc('\n', out);
+    mm_free(text);
     const char *before = "needed by ";
     for (enum mm_command c = MM_RUN; c <= MM_TRIALS; c++)
         if (row->flags & MM_KEY_NEEDED_BY(c)) {
-            fprintf(out, "%*s%s%s", *before == 'n' ? 30 : 0, "", before, mm_command_name(c));
+            fprintf(out, "%*s%s%s", *before == 'n' ? HELP_COLUMN : 0, "", before,
+                    mm_command_name(c));
             before = ", ";
         }
     if (*before != 'n')

@@ -17,6 +17,7 @@ enum mm_config_type {
     MM_KEY_WORDS,   /* char ** and its count */
     MM_KEY_PAIR,    /* double[2] */
     MM_KEY_CHOICES, /* struct mm_multiple_choice * and its count */
+    MM_KEY_ATTACKS, /* struct mm_attack * and its count */
 };
 
 struct mm_config_name {
@@ -28,8 +29,8 @@ struct mm_config_row {
     const char *name; /* dotted */
     enum mm_config_type type;
     size_t offset, count_offset; /* into struct mm_config; the count of a list */
-    /* The default as YAML. NULL: none, the key may be null, and where it is the field holds NULL, 0
-     * or NaN. */
+    /* The default as YAML. NULL: none, the key may be null, and where it is the field holds NULL,
+     * MM_ABSENT, NaN or MM_ABSENT_CHOICE. */
     const char *initial;
     const char *bounds; /* of numbers: an interval, "[0, 1)" leaves 1 out */
     const struct mm_config_name *values;
@@ -43,9 +44,16 @@ struct mm_config_row {
 extern const struct mm_config_row mm_config_rows[];
 extern const size_t mm_config_rows_n;
 
-/* The rows of one element of evaluate.multiple_choice: offsets into struct mm_multiple_choice. */
-extern const struct mm_config_row mm_choice_rows[];
-extern const size_t mm_choice_rows_n;
+/* A list of mappings, by the rows of one: offsets into its struct. Texts and paths are needed, and
+ * no two have the same name, which comes first. */
+struct mm_config_list {
+    const struct mm_config_row *rows;
+    size_t rows_n, bytes; /* of the struct */
+    const char *plural;   /* what they are, for messages */
+};
+
+/* That of a row's type; NULL where it is no such list. */
+const struct mm_config_list *mm_config_list(enum mm_config_type type);
 
 /* The command's word on the command line. */
 const char *mm_command_name(enum mm_command command);

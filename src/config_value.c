@@ -140,9 +140,8 @@ static enum mm_status read_pair(const struct mm_value_place *at, const struct mm
     return MM_OK;
 }
 
-static enum mm_status read_choices(const struct mm_value_place *at, const struct mm_config_row *row,
-                                   const struct mm_yaml_node *node,
-                                   struct mm_multiple_choice **choices, size_t *n);
+static enum mm_status read_list(const struct mm_value_place *at, const struct mm_config_row *row,
+                                const struct mm_yaml_node *node, void **list, size_t *n);
 
 enum mm_status mm_value_read(const struct mm_value_place *at, const struct mm_config_row *row,
                              const struct mm_yaml_node *node, void *base) {
@@ -175,60 +174,86 @@ enum mm_status mm_value_read(const struct mm_value_place *at, const struct mm_co
     case MM_KEY_PAIR:
         return read_pair(at, row, node, field);
     case MM_KEY_CHOICES:
-        return read_choices(at, row, node, field, count);
+    case MM_KEY_ATTACKS:
+        return read_list(at, row, node, field, count);
     }
     return MM_OK;
 }
 
-static enum mm_status read_choice(const struct mm_value_place *at, const struct mm_yaml_node *node,
-                                  struct mm_multiple_choice *choice) {
+static enum mm_status unknown_field(const struct mm_value_place *at,
+                                    const struct mm_config_list *list,
+                                    const struct mm_yaml_node *item) {
+    char shown[MM_YAML_SHOWN], valid[256] = "";
+    for (size_t r = 0, used = 0; r < list->rows_n; r++)
+        used += (size_t)snprintf(valid + used, sizeof valid - used, "%s%s",
+                                 r == 0                  ? ""
+                                 : r + 1 == list->rows_n ? " and "
+                                                         : ", ",
+                                 list->rows[r].name);
+    return mm_yaml_fail(at->err, at->origin, item->key_line, "%s: unknown key '%s'; valid are %s",
+                        at->key, mm_yaml_shown(shown, item->key), valid);
+}
+
+static enum mm_status read_element(const struct mm_value_place *at,
+                                   const struct mm_config_list *list,
+                                   const struct mm_yaml_node *node, void *element) {
     size_t seen[8] = {0}; /* lines, by row */
     for (size_t i = 0; i < node->items_n; i++) {
         const struct mm_yaml_node *item = &node->items[i];
-        char shown[MM_YAML_SHOWN];
         size_t r = 0;
-        while (r < mm_choice_rows_n && strcmp(mm_choice_rows[r].name, item->key) != 0)
+        while (r < list->rows_n && strcmp(list->rows[r].name, item->key) != 0)
             r++;
-        if (r == mm_choice_rows_n)
-            return mm_yaml_fail(at->err, at->origin, item->key_line,
-                                "%s: unknown key '%s'; valid are name, file and temperature",
-                                at->key, mm_yaml_shown(shown, item->key));
+        if (r == list->rows_n)
+            return unknown_field(at, list, item);
         if (seen[r])
             return mm_yaml_fail(at->err, at->origin, item->key_line,
                                 "%s: repeated key '%s' (first on line %zu)", at->key,
-                                mm_choice_rows[r].name, seen[r]);
+                                list->rows[r].name, seen[r]);
         seen[r] = item->key_line;
-        enum mm_status status = mm_value_read(at, &mm_choice_rows[r], item, choice);
+        char *key = mm_format("%s: %s", at->key, list->rows[r].name);
+        struct mm_value_place here = {key, at->origin, at->err};
+        enum mm_status status = mm_value_read(&here, &list->rows[r], item, element);
+        mm_free(key);
         if (status)
             return status;
     }
-    if (!choice->name || !choice->file)
-        return mm_yaml_fail(at->err, at->origin, node->line, "%s: %s is missing", at->key,
-                            choice->name ? "file" : "name");
+    for (size_t r = 0; r < list->rows_n; r++) {
+        enum mm_config_type type = list->rows[r].type;
+        if ((type == MM_KEY_TEXT || type == MM_KEY_PATH) &&
+            mm_value_absent(&list->rows[r], element))
+            return mm_yaml_fail(at->err, at->origin, node->line, "%s: %s is missing", at->key,
+                                list->rows[r].name);
+    }
     return MM_OK;
 }
 
-static enum mm_status read_choices(const struct mm_value_place *at, const struct mm_config_row *row,
-                                   const struct mm_yaml_node *node,
-                                   struct mm_multiple_choice **choices, size_t *n) {
+static const char *name_of(const struct mm_config_list *list, const void *element) {
+    return *(char *const *)((const char *)element + list->rows[0].offset);
+}
+
+static enum mm_status read_list(const struct mm_value_place *at, const struct mm_config_row *row,
+                                const struct mm_yaml_node *node, void **elements, size_t *n) {
+    const struct mm_config_list *list = mm_config_list(row->type);
     if (node->kind != MM_YAML_LIST)
         return expected(at, row, node);
     if (node->items_n == 0)
         return MM_OK;
-    *choices = mm_calloc(node->items_n, sizeof **choices);
+    char *first = *elements = mm_calloc(node->items_n, list->bytes);
     for (size_t i = 0; i < node->items_n; i++) {
         if (node->items[i].kind != MM_YAML_MAP)
             return expected(at, row, &node->items[i]);
+        char *element = first + i * list->bytes;
+        mm_values_clear(list->rows, list->rows_n, element);
         *n = i + 1;
-        enum mm_status status = read_choice(at, &node->items[i], &(*choices)[i]);
+        enum mm_status status = read_element(at, list, &node->items[i], element);
         if (status)
             return status;
         char shown[MM_YAML_SHOWN];
-        for (size_t j = 0; j < i; j++)
-            if (strcmp((*choices)[i].name, (*choices)[j].name) == 0)
+        for (char *other = first; other < element; other += list->bytes)
+            if (strcmp(name_of(list, element), name_of(list, other)) == 0)
                 return mm_yaml_fail(at->err, at->origin, node->items[i].line,
-                                    "%s: two files are called %s", at->key,
-                                    mm_yaml_shown(shown, (*choices)[i].name));
+                                    "%s: two %s are called %s", at->key, list->plural,
+                                    mm_yaml_shown(shown, name_of(list, element)));
     }
     return MM_OK;
 }
@@ -244,6 +269,8 @@ bool mm_value_absent(const struct mm_config_row *row, const void *base) {
         return *(const size_t *)field == MM_ABSENT;
     case MM_KEY_NUMBER:
         return isnan(*(const double *)field);
+    case MM_KEY_ENUM:
+        return *(const unsigned *)field == MM_ABSENT_CHOICE;
     case MM_KEY_TEXT:
     case MM_KEY_PATH:
         return !*(char *const *)field;
@@ -289,14 +316,17 @@ static void write_words(FILE *out, char *const *words, size_t n) {
 }
 
 /* One line each. */
-static void write_choices(FILE *out, const struct mm_multiple_choice *choices, size_t n) {
+static void write_list(FILE *out, const struct mm_config_list *list, const char *elements,
+                       size_t n) {
     fputc('[', out);
     for (size_t i = 0; i < n; i++) {
-        fputs(i ? ",\n      {" : "{", out);
-        for (size_t r = 0; r < mm_choice_rows_n; r++) {
-            fprintf(out, "%s%s: ", r ? ", " : "", mm_choice_rows[r].name);
-            mm_value_write(out, &mm_choice_rows[r], &choices[i]);
-        }
+        const char *element = elements + i * list->bytes, *before = i ? ",\n      {" : "{";
+        for (size_t r = 0; r < list->rows_n; r++)
+            if (!mm_value_absent(&list->rows[r], element)) {
+                fprintf(out, "%s%s: ", before, list->rows[r].name);
+                mm_value_write(out, &list->rows[r], element);
+                before = ", ";
+            }
         fputc('}', out);
     }
     fputc(']', out);
@@ -337,7 +367,8 @@ void mm_value_write(FILE *out, const struct mm_config_row *row, const void *base
         fputc(']', out);
         break;
     case MM_KEY_CHOICES:
-        write_choices(out, *(struct mm_multiple_choice *const *)field, *count);
+    case MM_KEY_ATTACKS:
+        write_list(out, mm_config_list(row->type), *(char *const *)field, *count);
         break;
     }
 }
@@ -346,10 +377,14 @@ void mm_value_write(FILE *out, const struct mm_config_row *row, const void *base
 
 void mm_values_clear(const struct mm_config_row *rows, size_t n, void *base) {
     for (size_t i = 0; i < n; i++)
-        if (rows[i].type == MM_KEY_NUMBER)
+        if (rows[i].initial)
+            continue;
+        else if (rows[i].type == MM_KEY_NUMBER)
             *(double *)((char *)base + rows[i].offset) = NAN;
         else if (rows[i].type == MM_KEY_INTEGER)
             *(size_t *)((char *)base + rows[i].offset) = MM_ABSENT;
+        else if (rows[i].type == MM_KEY_ENUM)
+            *(unsigned *)((char *)base + rows[i].offset) = MM_ABSENT_CHOICE;
 }
 
 static void free_list(const struct mm_config_row *row, void *field, size_t n) {
@@ -357,8 +392,10 @@ static void free_list(const struct mm_config_row *row, void *field, size_t n) {
     for (size_t i = 0; i < n; i++)
         if (row->type == MM_KEY_WORDS)
             mm_free(((char **)list)[i]);
-        else
-            mm_values_free(mm_choice_rows, mm_choice_rows_n, (struct mm_multiple_choice *)list + i);
+        else {
+            const struct mm_config_list *kind = mm_config_list(row->type);
+            mm_values_free(kind->rows, kind->rows_n, (char *)list + i * kind->bytes);
+        }
     mm_free(list);
 }
 
@@ -367,7 +404,7 @@ void mm_values_free(const struct mm_config_row *rows, size_t n, void *base) {
         void *field = (char *)base + rows[i].offset;
         if (rows[i].type == MM_KEY_TEXT || rows[i].type == MM_KEY_PATH)
             mm_free(*(char **)field);
-        else if (rows[i].type == MM_KEY_WORDS || rows[i].type == MM_KEY_CHOICES)
+        else if (rows[i].type == MM_KEY_WORDS || mm_config_list(rows[i].type))
             free_list(&rows[i], field, *(size_t *)((char *)base + rows[i].count_offset));
     }
 }

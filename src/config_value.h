@@ -18,7 +18,7 @@ struct mm_value_place {
     struct mm_error *err;
 };
 
-/* Sets every field to what "absent" is: NULL, 0 or NaN. */
+/* Sets every field without a default, in zeroed memory, to what "absent" is. */
 void mm_values_clear(const struct mm_config_row *rows, size_t n, void *base);
 
 /* Reads `node` into a clear field. On MM_BAD_INPUT, too, what it holds is freed by mm_values_free.

@@ -22,11 +22,16 @@ static enum mm_status check_config(const struct mm_job *job, struct mm_error *er
     if (c->reduction == MM_REDUCTION_EXACT)
         return mm_fail(err, MM_BAD_INPUT,
                        "reduction: exact is not implemented in this version; use fast");
-    size_t relearn_step = c->relearn.with_retain ? 4 : 2;
-    if (c->relearn.passes % relearn_step)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "relearn.passes is %zu, not a multiple of the %zu passes of a step",
-                       c->relearn.passes, relearn_step);
+    for (size_t i = 0; i < mm_config_attacks_n(c); i++) {
+        struct mm_attack a = mm_config_attack(c, i);
+        size_t each = a.with_retain ? 4 : 2;
+        if (a.passes % each)
+            return mm_fail(
+                err, MM_BAD_INPUT,
+                "relearn.%spasses%s%s is %zu, not a multiple of the %zu passes of a step",
+                a.name ? "attacks: " : "", a.name ? " of " : "", a.name ? a.name : "", a.passes,
+                each);
+    }
     if (c->data.batch_size < ranks)
         return mm_fail(err, MM_BAD_INPUT,
                        "data.batch_size is %zu, but there are %zu ranks: start at most %zu ranks "
@@ -119,6 +124,7 @@ void mm_job_close(struct mm_job *job) {
     mm_free(job->at_start.accuracy);
     mm_free(job->after_unlearning.accuracy);
     mm_free(job->after_relearning.accuracy);
+    mm_free(job->attack_scores);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
     mm_model_free(job->model);
@@ -165,18 +171,25 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
 
 /* -- evaluation and result --------------------------------------------------------------------- */
 
+void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
+                             const struct mm_evaluation *e) {
+    mm_metrics_number(to, "forget_loss", e->forget_loss);
+    mm_metrics_number(to, "retain_loss", e->retain_loss);
+    for (size_t i = 0; i < job->data.questions_n; i++) {
+        char key[128];
+        snprintf(key, sizeof key, "accuracy_%s", job->config->evaluate.multiple_choice[i].name);
+        mm_metrics_number(to, key, e->accuracy[i]);
+    }
+}
+
 static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_t passes,
                                        const struct mm_evaluation *e, struct mm_error *err) {
     mm_metrics_begin(job->metrics, "eval");
     mm_metrics_text(job->metrics, "at", at);
+    if (job->attack)
+        mm_metrics_text(job->metrics, "attack", job->attack);
     mm_metrics_count(job->metrics, "passes", passes);
-    mm_metrics_number(job->metrics, "forget_loss", e->forget_loss);
-    mm_metrics_number(job->metrics, "retain_loss", e->retain_loss);
-    for (size_t i = 0; i < job->data.questions_n; i++) {
-        char key[128];
-        snprintf(key, sizeof key, "accuracy_%s", job->config->evaluate.multiple_choice[i].name);
-        mm_metrics_number(job->metrics, key, e->accuracy[i]);
-    }
+    mm_job_write_evaluation(job, job->metrics, e);
     return mm_metrics_end(job->metrics, err);
 }
 
@@ -188,7 +201,10 @@ enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes
         status = write_evaluation(job, at, passes, out, err);
     mm_log0(MM_LOG_DEBUG, "eval at %s, %zu passes: forget %.4f retain %.4f", at, passes,
             out->forget_loss, out->retain_loss);
-    return mm_comm_agree(job->comm, status, err);
+    status = mm_comm_agree(job->comm, status, err);
+    if (status == MM_OK && job->listener.evaluated)
+        status = job->listener.evaluated(job->listener.self, at, passes, out, err);
+    return status;
 }
 
 /* The largest resident size of this very program; getrusage would count what the process held
@@ -225,6 +241,29 @@ static void write_losses(struct mm_job *job) {
     }
 }
 
+static double attack_score(const struct mm_job *job, size_t i) {
+    return job->attack_scores ? job->attack_scores[i] : NAN;
+}
+
+static void write_attacks(struct mm_job *job) {
+    for (size_t i = 0; i < job->config->relearn.attacks_n; i++) {
+        char *key = mm_format("score_%s", job->config->relearn.attacks[i].name);
+        mm_metrics_number(job->metrics, key, attack_score(job, i));
+        mm_free(key);
+    }
+}
+
+static void print_attacks(const struct mm_job *job) {
+    for (size_t i = 0; i < job->config->relearn.attacks_n && job->attack_scores; i++) {
+        struct mm_attack a = mm_config_attack(job->config, i);
+        if (a.passes && isnan(attack_score(job, i)))
+            mm_log0(MM_LOG_INFO, "%-18s %12s", a.name, "diverged");
+        else if (a.passes)
+            mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack", a.name,
+                    attack_score(job, i));
+    }
+}
+
 static void print_summary(const struct mm_job *job, double seconds, double peak) {
     const char *const names[] = {"start", "after unlearning", "after relearning"};
     const struct mm_evaluation *const all[] = {&job->at_start, &job->after_unlearning,
@@ -248,12 +287,14 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
         mm_metrics_text(job->metrics, "status", reason ? "rejected" : "done");
         mm_metrics_text(job->metrics, "reason", reason ? reason : "");
         mm_metrics_number(job->metrics, "score", score);
+        write_attacks(job);
         write_losses(job);
         mm_metrics_number(job->metrics, "peak_bytes", peak);
         mm_metrics_number(job->metrics, "seconds", seconds);
         status = mm_metrics_end(job->metrics, err);
     }
     print_summary(job, seconds, peak);
+    print_attacks(job);
     if (!isnan(score))
         mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning): %.4f", score);
     return mm_comm_agree(job->comm, status, err);

@@ -8,6 +8,14 @@
 #include "src/evaluate.h"
 #include "src/training.h"
 
+/* Who is told of every evaluation of a phase, on every rank: MM_REJECTED, with a text, gives the
+ * phase up. Collective. */
+struct mm_listener {
+    void *self;
+    enum mm_status (*evaluated)(void *self, const char *at, size_t passes,
+                                const struct mm_evaluation *evaluation, struct mm_error *err);
+};
+
 struct mm_job {
     struct mm_comm *comm;           /* borrowed */
     struct mm_device *dev;          /* borrowed */
@@ -21,7 +29,12 @@ struct mm_job {
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_evaluation at_start, after_unlearning, after_relearning;
-    double started; /* mm_now() */
+    const char *attack;    /* the name of the one under way; NULL: none, or there is no list */
+    double *attack_scores; /* as mm_config_attack; NaN: not made, or diverged; NULL: none made */
+    double started;        /* mm_now() */
+    bool trial;            /* no run folder: nothing is written, and at_start is known */
+    struct mm_listener listener; /* evaluated NULL: nobody */
+    double busy;                 /* seconds in loops and steps, their evaluations included */
 };
 
 /* What a command needs of the job. */
@@ -54,6 +67,10 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
 /* The most memory this process has held, in bytes, over all ranks the largest: on a GPU that which
  * it took of the GPU's, else of the machine's. Collective. */
 double mm_job_peak_bytes(struct mm_job *job);
+
+/* The fields of an evaluation in a line that was begun. Local. */
+void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
+                             const struct mm_evaluation *evaluation);
 
 /* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err);

@@ -17,36 +17,103 @@ void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct m
     if (two_losses)
         head->spare = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, head->rows, V);
     head->losses = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *head->losses);
+    head->weights = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *head->weights);
+    head->sequences = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *head->sequences);
+}
+
+static bool of_sequences(enum mm_loss_fn fn) {
+    return fn == MM_LOSS_NPO || fn == MM_LOSS_SIMNPO;
 }
 
 double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T) {
+    if (of_sequences(fn))
+        return (double)B;
     return (double)B * (double)(fn == MM_LOSS_NEG_ENTROPY ? T : T - 1);
+}
+
+/* What mm_head_losses works on. */
+struct head_pass {
+    const struct mm_model *model;
+    struct mm_head *head;
+    const struct mm_acts *acts;
+    const uint32_t *targets;
+    float *dhead;
+    bool first;
+};
+
+/* Losses of positions, a chunk of logits at a time. The positions' terms of the last loss stay in
+ * head->losses. weights [n]: the gradient is of the terms times these; NULL: of the mean. */
+static void position_losses(const struct head_pass *p, const struct mm_loss_term *terms,
+                            size_t terms_n, const float *weights) {
+    const struct mm_model *m = p->model;
+    struct mm_head *head = p->head;
+    const struct mm_ops *ops = m->dev->ops;
+    size_t n = p->acts->B * p->acts->T, V = m->arch.vocab;
+    struct mm_mat w = m->params[m->head_part].w, none = {0};
+    for (size_t row = 0; row < n; row += head->rows) {
+        size_t rows = smaller(head->rows, n - row);
+        struct mm_mat hidden = mm_mat_rows(p->acts->hidden, row, rows);
+        struct mm_mat logits = mm_mat_rows(head->logits, 0, rows);
+        ops->linear(m->dev, logits, hidden, w, NULL, false);
+        for (size_t i = 0; i < terms_n; i++) {
+            const struct mm_loss_term *term = &terms[i];
+            double mean = 1 / mm_loss_positions(term->fn, term->global_batch, p->acts->T);
+            struct mm_mat d = i + 1 < terms_n ? mm_mat_rows(head->spare, 0, rows) : logits;
+            bool gradient = term->dhidden.data != NULL;
+            ops->loss(m->dev, term->fn, (float)term->clip_at, logits, p->targets + row,
+                      weights ? 1.0f : (float)mean, weights ? weights + row : NULL,
+                      head->losses + row, gradient ? d : none);
+            if (term->sum)
+                ops->sum(m->dev, term->sum, head->losses + row, rows, mean);
+            if (gradient)
+                ops->linear_dx(m->dev, mm_mat_rows(term->dhidden, row, rows), d, w, false);
+            if (p->dhead && i == 0)
+                ops->linear_dw(m->dev, mm_mat(p->dhead, MM_F32, V, w.cols), d, hidden,
+                               row > 0 || !p->first);
+        }
+    }
+}
+
+/* From the cross-entropy terms in head->losses. Its gradient is cross-entropy's by position, times
+ * what the sequence's own loss makes of it: that needs the logits again. */
+static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *term) {
+    const struct mm_ops *ops = p->model->dev->ops;
+    struct mm_head *head = p->head;
+    double mean = 1 / mm_loss_positions(term->fn, term->global_batch, p->acts->T);
+    ops->sequence_loss(p->model->dev, term->fn, term->beta, term->gamma, head->losses,
+                       term->reference, p->acts->B, p->acts->T, mean, head->sequences,
+                       head->weights);
+    ops->sum(p->model->dev, term->sum, head->sequences, p->acts->B, mean);
+    struct mm_loss_term gradient = {
+        .fn = MM_LOSS_CROSS_ENTROPY, .global_batch = term->global_batch, .dhidden = term->dhidden};
+    if (gradient.dhidden.data)
+        position_losses(p, &gradient, 1, head->weights);
 }
 
 void mm_head_losses(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
                     float *dhead, bool first) {
-    const struct mm_ops *ops = m->dev->ops;
-    size_t n = acts->B * acts->T, V = m->arch.vocab;
-    struct mm_mat w = m->params[m->head_part].w, none = {0};
-    for (size_t row = 0; row < n; row += head->rows) {
-        size_t rows = smaller(head->rows, n - row);
-        struct mm_mat hidden = mm_mat_rows(acts->hidden, row, rows);
-        struct mm_mat logits = mm_mat_rows(head->logits, 0, rows);
-        ops->linear(m->dev, logits, hidden, w, NULL, false);
-        for (size_t i = 0; i < terms_n; i++) {
-            const struct mm_loss_term *term = &terms[i];
-            double positions = mm_loss_positions(term->fn, term->global_batch, acts->T);
-            struct mm_mat d = i + 1 < terms_n ? mm_mat_rows(head->spare, 0, rows) : logits;
-            bool gradient = term->dhidden.data != NULL;
-            ops->loss(m->dev, term->fn, (float)term->clip_at, logits, targets + row,
-                      (float)(1 / positions), head->losses, gradient ? d : none);
-            ops->sum(m->dev, term->sum, head->losses, rows, 1 / positions);
-            if (gradient)
-                ops->linear_dx(m->dev, mm_mat_rows(term->dhidden, row, rows), d, w, false);
-            if (dhead && i == 0)
-                ops->linear_dw(m->dev, mm_mat(dhead, MM_F32, V, w.cols), d, hidden,
-                               row > 0 || !first);
-        }
+    struct head_pass p = {m, head, acts, targets, dhead, first};
+    const struct mm_loss_term *last = &terms[terms_n - 1];
+    if (!of_sequences(last->fn)) {
+        position_losses(&p, terms, terms_n, NULL);
+        return;
     }
+    MM_CHECK(!dhead, "the head's gradient is of a loss of positions");
+    MM_CHECK(terms_n == 1 || terms[0].fn == MM_LOSS_CROSS_ENTROPY, "not beside cross-entropy");
+    if (terms_n > 1)
+        position_losses(&p, terms, 1, NULL);
+    else
+        mm_head_terms(m, head, acts, targets, head->losses);
+    sequence_loss(&p, last);
+}
+
+void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
+                   const uint32_t *targets, float *terms) {
+    struct head_pass p = {m, head, acts, targets, NULL, false};
+    struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .global_batch = acts->B};
+    size_t bytes = acts->B * acts->T * sizeof *terms;
+    position_losses(&p, &term, 1, NULL);
+    if (terms != head->losses)
+        m->dev->ops->copy(m->dev, terms, head->losses, bytes);
 }

@@ -11,7 +11,8 @@
 struct mm_head {
     size_t rows;                 /* of a chunk */
     struct mm_mat logits, spare; /* [rows, V]; spare only where two losses are taken at once */
-    float *losses;               /* [capacity], device */
+    float *losses, *weights;     /* [capacity], device: by position */
+    float *sequences;            /* [capacity], device: by sequence */
 };
 
 void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct mm_model *model,
@@ -20,20 +21,29 @@ void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct m
 /* One loss on the hidden states of a micro-batch. */
 struct mm_loss_term {
     enum mm_loss_fn fn;
-    double clip_at;
+    double clip_at, beta, gamma;
+    const float *reference; /* [n], device: the frozen model's cross-entropy terms, of NPO */
     size_t global_batch; /* sequences over which the loss is a mean: all ranks, all micro-batches */
     double *sum;         /* device; += this micro-batch's share of the mean loss */
     struct mm_mat dhidden; /* [n, C] = gradient of that share; data NULL: not wanted */
 };
 
-/* Takes terms_n (1 or 2) losses of acts' last forward. targets [B·T], device: each position's next
- * token, UINT32_MAX for the last of a sequence. dhead: float32 [V, C] += the head's own gradient by
- * terms[0] (`first`: =), or NULL. */
+/* Takes terms_n (1 or 2; a loss of sequences is alone, or after cross-entropy) losses of acts' last
+ * forward. targets [B·T], device: each position's next token, UINT32_MAX for the last of a
+ * sequence. dhead: float32 [V, C]
+ * += the head's own gradient by terms[0] (`first`: =), or NULL. */
 void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
                     float *dhead, bool first);
 
-/* The positions that count for a batch of B sequences of T tokens: B·(T-1), all for entropy. */
+/* terms [n], device = cross-entropy's of acts' last forward by position, 0 where there is no
+ * target.
+ */
+void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
+                   const uint32_t *targets, float *terms);
+
+/* What the loss of B sequences of T tokens is a mean over: B·(T-1) positions, all for entropy, or
+ * the sequences themselves. */
 double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);
 
 #endif

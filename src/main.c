@@ -7,6 +7,7 @@
 #include "src/plan.h"
 #include "src/pretrain.h"
 #include "src/stop.h"
+#include "src/trials.h"
 
 #include <math.h>
 #include <sched.h>
@@ -26,6 +27,8 @@ static const char usage[] =
     "  mudman-mpi pretrain CONFIG [key=value ...]  train a small model from scratch\n"
     "  mudman-mpi plan CONFIG [key=value ...] [--ranks N]\n"
     "                                              check everything, print the memory of a rank\n"
+    "  mudman-mpi trials CONFIG [key=value ...]    serve trials: JSON lines in and out, for "
+    "tools/search.py\n"
     "  mudman-mpi inspect FILE                     what a checkpoint, data file or run folder "
     "holds, and\n"
     "                                              whether it is intact\n"
@@ -52,15 +55,16 @@ struct command_line {
 
 static enum mm_status parse(struct command_line *line, int argc, char **argv,
                             struct mm_error *err) {
-    static const char *const commands[] = {"run", "resume", "eval", "pretrain", "plan", "inspect"};
+    static const char *const commands[] = {"run",  "resume", "eval",   "pretrain",
+                                           "plan", "trials", "inspect"};
     size_t n = sizeof commands / sizeof *commands, known = 0;
     *line = (struct command_line){.command = argc > 1 ? argv[1] : "nothing"};
     while (known < n && strcmp(commands[known], line->command) != 0)
         known++;
     if (known == n)
         return mm_fail(err, MM_BAD_INPUT,
-                       "%s is no command: run, resume, eval, pretrain, plan or "
-                       "inspect; see mudman-mpi --help",
+                       "%s is no command: run, resume, eval, pretrain, plan, "
+                       "trials or inspect; see mudman-mpi --help",
                        line->command);
     if (argc < 3)
         return mm_fail(err, MM_BAD_INPUT, "%s needs a %s; see mudman-mpi --help", line->command,
@@ -125,7 +129,7 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     if (status != MM_OK)
         return status;
     status = mm_unlearn(&job, resume, info, &reason, err);
-    if (status == MM_OK && config->relearn.passes)
+    if (status == MM_OK && mm_config_relearn_passes(config))
         status = mm_relearn(&job, &score, &reason, err);
     if (status == MM_OK || reason) {
         enum mm_status written = mm_job_result(&job, reason, score, err);
@@ -179,7 +183,7 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
         printf("forget loss %.6f\nretain loss %.6f\n", job.at_start.forget_loss,
                job.at_start.retain_loss);
         for (size_t i = 0; i < job.data.questions_n; i++)
-            printf("accuracy %s %.4f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
+            printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
                    job.at_start.accuracy[i], job.data.questions[i].n);
     }
     mm_job_close(&job);
@@ -191,8 +195,11 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
     static const struct {
         const char *name;
         enum mm_command command;
-    } commands[] = {
-        {"run", MM_RUN}, {"eval", MM_EVAL}, {"pretrain", MM_PRETRAIN}, {"plan", MM_PLAN}};
+    } commands[] = {{"run", MM_RUN},
+                    {"eval", MM_EVAL},
+                    {"pretrain", MM_PRETRAIN},
+                    {"plan", MM_PLAN},
+                    {"trials", MM_TRIALS}};
     size_t k = 0;
     while (strcmp(commands[k].name, line->command) != 0)
         k++;
@@ -210,6 +217,10 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
             break;
         case MM_EVAL:
             status = evaluate(comm, *dev, &config, err);
+            break;
+        case MM_TRIALS:
+            status = mm_trials(comm, *dev, &config, line->subject, line->overrides,
+                               line->overrides_n, err);
             break;
         case MM_PRETRAIN:
             status = mm_pretrain(comm, *dev, &config, err);

@@ -155,7 +155,8 @@ struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *a
     m->head_part = arch->tied ? m->embed_part
                               : add(&b, true, arch->vocab, arch->width,
                                     neox ? "embed_out.weight" : "lm_head.weight");
-    m->block = mm_arena_take(arena, MM_FOR_WEIGHTS, b.end, mm_dtype_bytes(dtype));
+    m->block_n = b.end;
+    m->block = mm_arena_take(arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(dtype));
     bind(m, b.offsets);
     mm_free(b.offsets);
     size_t table = context * (arch->heads.rotary_dim / 2);

@@ -44,7 +44,8 @@ struct mm_model {
     size_t params_n;
     struct mm_param *params;
     size_t elements; /* of all params */
-    void *block;     /* the weights */
+    void *block;     /* the weights, of block_n elements with the gaps between tensors */
+    size_t block_n;
     struct mm_layer *layers;
     struct mm_norm_weights final_norm;
     size_t embed_part, head_part; /* equal when tied */

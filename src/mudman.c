@@ -6,7 +6,36 @@
 static const struct mm_objective cross_entropy = {.fn = MM_LOSS_CROSS_ENTROPY};
 
 static struct mm_objective unlearning(const struct mm_mudman *u) {
-    return (struct mm_objective){u->config->unlearn.loss_fn, u->config->unlearn.clip_at};
+    return (struct mm_objective){.fn = u->config->unlearn.loss_fn,
+                                 .clip_at = u->config->unlearn.clip_at,
+                                 .beta = u->config->unlearn.npo_beta,
+                                 .gamma = u->config->unlearn.simnpo_gamma,
+                                 .reference = u->reference,
+                                 .states = u->forget_states};
+}
+
+static struct mm_objective retaining(const struct mm_mudman *u) {
+    bool plain = u->config->unlearn.retain_cross_entropy;
+    return (struct mm_objective){.fn = plain ? MM_LOSS_CROSS_ENTROPY : MM_LOSS_NONE,
+                                 .states = u->retain_states};
+}
+
+static bool compares(const struct mm_mudman *u) {
+    return u->reference || u->retain_states ||
+           (u->forget_states && mm_representation_compares(u->forget_states));
+}
+
+/* What losses compare with: hidden states and probabilities of the frozen model, of this loop's
+ * batches. */
+static void keep_frozen(struct mm_mudman *u) {
+    mm_frozen_use_begin(&u->frozen);
+    if (u->reference)
+        mm_passes_keep_terms(u->passes, &u->forget, u->reference);
+    if (u->retain_states)
+        mm_passes_keep_states(u->passes, &u->retain, u->retain_states);
+    if (u->forget_states)
+        mm_passes_keep_states(u->passes, &u->forget, u->forget_states);
+    mm_shard_store_end(u->shard);
 }
 
 /* The guard: a loss or a reduced gradient that is not finite stops every later update. */
@@ -137,15 +166,39 @@ static void measure_flips(struct mm_mudman *u) {
     u->flips = flips / u->shard->total;
 }
 
-static void one_loop(struct mm_mudman *u, bool fork) {
+/* Lines 13 to 15, and the ablations' additions to them. */
+static void unlearn(struct mm_mudman *u) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_loop_scalars *s = u->scalars;
     size_t tensors = u->shard->tensors_n;
+    const struct mm_unlearn_options all = {.f = u->f,
+                                           .momentum = c->forget_momentum,
+                                           .b = u->b,
+                                           .discard = c->discard_growing_weights,
+                                           .a = c->adv_update > 0 ? u->a : (struct mm_vector){0},
+                                           .adv_rate = c->adv_update * c->unlearning_rate,
+                                           .stop = &s->stop};
+    const struct mm_unlearn_options *options =
+        all.f.data || all.a.data || all.discard != 1 ? &all : NULL;
+    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*            13-14 */
+                      c->use_masking, options);
+    mm_comm_sum_device(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
+    OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*       13 */
+                          c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
+    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*  14-15 */
+                         c->unlearning_rate, c->use_masking, options, &s->stop);
+}
+
+static void one_loop(struct mm_mudman *u, bool fork) {
+    const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
+    struct mm_loop_scalars *s = u->scalars;
 
     if (fork)
         OPS(u)->fork(u->dev, u->a, u->b, &s->stop); /*                                    4 */
+    if (compares(u))
+        keep_frozen(u);
     mm_shard_store_begin(u->shard, u->b);
-    mm_passes_gradient(u->passes, &u->retain, cross_entropy, u->g, /*                     7 */
+    mm_passes_gradient(u->passes, &u->retain, retaining(u), u->g, /*                      7 */
                        &s->retain_loss, NULL);
     check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
     OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, /*                8-9 */
@@ -153,13 +206,7 @@ static void one_loop(struct mm_mudman *u, bool fork) {
     unlearning_gradient(u); /*                                                        11-12 */
     if (u->exact.data && u->asked == 0)
         measure_flips(u);
-    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*            13-14 */
-                      c->use_masking);
-    mm_comm_sum_device(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
-    OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*       13 */
-                          c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
-    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*  14-15 */
-                         c->unlearning_rate, c->use_masking, &s->stop);
+    unlearn(u); /*                                                                    13-15 */
 }
 
 /* A loop without the host: recorded the second time that it is asked for, when every operation has
@@ -196,9 +243,11 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const
 }
 
 size_t mm_mudman_passes(const struct mm_config *config) {
+    size_t frozen =
+        (config->unlearn.rep_eng_retain_lr > 0) + (config->unlearn.loss_fn == MM_LOSS_NPO);
     if (!config->unlearn.train_adversary || config->unlearn.graph == MM_GRAPH_REUSE)
-        return 4;
-    return config->unlearn.graph == MM_GRAPH_FRESH ? 6 : 5;
+        return 4 + frozen;
+    return (config->unlearn.graph == MM_GRAPH_FRESH ? 6 : 5) + frozen;
 }
 
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
@@ -212,6 +261,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     if (adversary)
         u->a = mm_shard_vector(shard, arena, MM_FOR_ADVERSARY, dtype);
     u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
+    if (config->unlearn.forget_momentum > 0)
+        u->f = mm_shard_vector(shard, arena, MM_FOR_FORGET_ACC, dtype);
     u->g = mm_shard_gradient(shard, arena);
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
         u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
@@ -225,6 +276,12 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
                                  adversary && config->unlearn.graph == MM_GRAPH_LISTING);
     mm_batch_create(&u->retain, arena, u->passes);
     mm_batch_create(&u->forget, arena, u->passes);
+    u->frozen = mm_frozen_create(arena, config, shard);
+    if (config->unlearn.loss_fn == MM_LOSS_NPO)
+        u->reference =
+            mm_arena_take(arena, MM_FOR_FROZEN, u->passes->share * u->passes->T, sizeof(float));
+    u->retain_states = mm_representation_retaining(arena, config, u->passes);
+    u->forget_states = mm_representation_unlearning(arena, config, u->passes);
     if (!mm_arena_dry(arena)) {
         u->records = u->dev->ops->asynchronous && mm_comm_records(comm);
         if (u->dev->ops->asynchronous && !u->records)
@@ -249,6 +306,8 @@ void mm_mudman_free(struct mm_mudman *u) {
     }
     mm_batch_free(&u->retain);
     mm_batch_free(&u->forget);
+    mm_free(u->retain_states);
+    mm_free(u->forget_states);
     mm_passes_free(u->passes);
     mm_free(u);
 }

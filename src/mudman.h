@@ -1,7 +1,8 @@
 /* mudman.h - Algorithm 1: Meta-Unlearning with Disruption Masking And Normalization.
  *
- * State: base b, adversary a, retain accumulator m and gradient g are vectors over this rank's rows
- * of W, the intervened weights. Only W is ever trained here; everything else is frozen.
+ * State: base b, adversary a, retain accumulator m, forget accumulator f and gradient g are vectors
+ * over this rank's rows of W, the intervened weights. Only W is ever trained here; everything else
+ * is frozen.
  *
  * Where paper and published code differ (METHOD.md 1.2), `graph` and `rate_scale` choose:
  *   loops        count from 0 and fork at t mod N = 0, before the retain step (code), in all modes
@@ -14,17 +15,21 @@
 #define MM_MUDMAN_H
 
 #include "src/config.h"
+#include "src/frozen.h"
 #include "src/passes.h"
 
 struct mm_mudman {
     const struct mm_config *config;
     struct mm_comm *comm;
     struct mm_device *dev;
-    struct mm_shard *shard;          /* of W; borrowed */
-    struct mm_passes *passes;        /* owned */
-    struct mm_batch retain, forget;  /* owned */
-    struct mm_vector b, a, m, g;     /* a: data NULL without an adversary */
+    struct mm_shard *shard;         /* of W; borrowed */
+    struct mm_passes *passes;       /* owned */
+    struct mm_batch retain, forget; /* owned */
+    struct mm_frozen frozen;
+    struct mm_representation *retain_states, *forget_states; /* owned; NULL: no such loss */
+    struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary, f without momentum */
     struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
+    float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
     size_t *offsets;                 /* shard->offsets, in device memory */
     struct mm_mask_sums *sums;       /* [tensors], device */
     double *scale;                   /* [tensors], device */
@@ -42,7 +47,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
                                    struct mm_shard *shard);
 void mm_mudman_free(struct mm_mudman *mudman);
 
-/* Passes a loop takes, as the paper counts them. Local. */
+/* Passes a loop takes, as the paper counts them: one more for the frozen model's on the retain
+ * batch, none for its on the forget batch. Local. */
 size_t mm_mudman_passes(const struct mm_config *config);
 
 /* Asks for one loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host memory,

@@ -83,13 +83,23 @@ static void zero_scalar(const struct mm_passes *p, double *scalar) {
     p->model->dev->ops->zero(p->model->dev, scalar, sizeof *scalar);
 }
 
-static struct mm_loss_term term_of(const struct mm_passes *p, struct mm_objective objective,
-                                   double *sum, struct mm_mat dhidden) {
-    return (struct mm_loss_term){.fn = objective.fn,
-                                 .clip_at = objective.clip_at,
-                                 .global_batch = p->batch_size,
-                                 .sum = sum,
-                                 .dhidden = dhidden};
+static size_t first_row(const struct mm_passes *p, size_t i) {
+    return i * p->micro_batch * p->T;
+}
+
+/* Of micro-batch i. */
+static struct mm_loss_term term_of(const struct mm_passes *p, size_t i,
+                                   struct mm_objective objective, double *sum,
+                                   struct mm_mat dhidden) {
+    return (struct mm_loss_term){
+        .fn = objective.fn,
+        .clip_at = objective.clip_at,
+        .beta = objective.beta,
+        .gamma = objective.gamma,
+        .reference = objective.reference ? objective.reference + first_row(p, i) : NULL,
+        .global_batch = p->batch_size,
+        .sum = sum,
+        .dhidden = dhidden};
 }
 
 /* The head's own gradient, where it is in the set. */
@@ -101,19 +111,98 @@ static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_
     return mm_mat_rows(mat, 0, sequences * p->T);
 }
 
-/* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
-static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
-                     struct mm_mat dhidden) {
-    struct mm_layer_hook none = {0};
-    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, i == 0,
-                i + 1 == p->micros_n ? mm_shard_departures(p->shard) : none);
+/* -- hidden states, beside the layers ----------------------------------------------------------
+ */
+
+/* What a pass of micro-batch `micro` does between its layers: with hidden states, and `then`. */
+struct visit {
+    struct mm_passes *p;
+    const struct mm_acts *acts;
+    const struct mm_representation *states; /* NULL: nothing */
+    size_t micro;
+    double *loss;
+    struct mm_layer_hook then;
+};
+
+static size_t first_token(const struct visit *v) {
+    return v->micro * v->p->micro_batch * v->p->T;
 }
 
-static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
-                    size_t i) {
+static void hand_on(const struct visit *v, int layer) {
+    if (v->then.call)
+        v->then.call(v->then.self, layer);
+}
+
+/* State l - 1 is complete when layer l begins. */
+static void take_terms(void *self, int layer) {
+    const struct visit *v = self;
+    if (layer > 0)
+        mm_representation_add_terms(v->states, v->acts, first_token(v), (size_t)layer - 1, v->loss);
+    hand_on(v, layer);
+}
+
+static void keep_state(void *self, int layer) {
+    const struct visit *v = self;
+    if (layer > 0)
+        mm_representation_keep(v->states, v->acts, first_token(v), (size_t)layer - 1);
+    hand_on(v, layer);
+}
+
+static void add_gradient(void *self, int layer) {
+    const struct visit *v = self;
+    struct mm_mat dx = rows_of(v->p, v->p->scratch.dx, v->acts->B);
+    hand_on(v, layer);
+    mm_representation_add_gradient(v->states, v->acts, first_token(v), (size_t)layer, dx);
+}
+
+/* -- one micro-batch --------------------------------------------------------------------------- */
+
+/* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
+static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
+                     struct mm_mat dhidden, const struct mm_representation *states) {
+    struct visit visit = {.p = p, .acts = acts, .states = states, .micro = i};
+    struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
+    if (i + 1 == p->micros_n)
+        visit.then = mm_shard_departures(p->shard);
+    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, i == 0,
+                states ? hook : visit.then);
+}
+
+static const uint32_t *tokens_of(const struct mm_passes *p, const struct mm_batch *batch,
+                                 size_t i) {
+    return batch->tokens + i * p->micro_batch * p->T;
+}
+
+static struct mm_layer_hook arrivals(const struct mm_passes *p) {
     struct mm_layer_hook none = {0};
-    mm_forward(p->model, acts, &p->scratch, batch->tokens + i * p->micro_batch * p->T,
-               micro_count(p, i), p->T, p->shard ? mm_shard_arrivals(p->shard) : none);
+    return p->shard ? mm_shard_arrivals(p->shard) : none;
+}
+
+/* states NULL: no terms are taken. */
+static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
+                    size_t i, const struct mm_representation *states, double *loss) {
+    struct visit visit = {
+        .p = p, .acts = acts, .states = states, .micro = i, .loss = loss, .then = arrivals(p)};
+    struct mm_layer_hook hook = {.call = take_terms, .self = &visit};
+    mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), micro_count(p, i), p->T,
+               states ? hook : visit.then);
+    if (states)
+        mm_representation_add_terms(states, acts, first_token(&visit), p->model->arch.layers - 1,
+                                    loss);
+}
+
+void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
+                           const struct mm_representation *r) {
+    if (!mm_representation_compares(r) || r->first == r->end)
+        return;
+    struct mm_acts *acts = &p->acts[0];
+    for (size_t i = 0; i < p->micros_n; i++) {
+        struct visit visit = {.p = p, .acts = acts, .states = r, .micro = i, .then = arrivals(p)};
+        struct mm_layer_hook hook = {.call = keep_state, .self = &visit};
+        mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i), micro_count(p, i), p->T,
+                      r->end - 1, hook);
+        mm_representation_keep(r, acts, first_token(&visit), r->end - 1);
+    }
 }
 
 static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
@@ -122,41 +211,106 @@ static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct
                    terms_n, dhead, i == 0);
 }
 
+/* -- losses over the batch --------------------------------------------------------------------- */
+
+static bool on_logits(struct mm_objective objective) {
+    return objective.fn < MM_LOSS_CIRCUIT_BREAKER;
+}
+
+static bool has_sums(struct mm_objective objective) {
+    return objective.states && objective.states->sums;
+}
+
+static size_t sums_n(struct mm_objective objective) {
+    return objective.states->end - objective.states->first;
+}
+
+static void loss_begin(struct mm_passes *p, struct mm_objective objective, double *loss) {
+    zero_scalar(p, loss);
+    if (has_sums(objective))
+        p->model->dev->ops->zero(p->model->dev, objective.states->sums,
+                                 sums_n(objective) * sizeof(double));
+}
+
+/* The loss of all ranks. Its sums are complete already where `summed`. */
+static void loss_end(struct mm_passes *p, struct mm_objective objective, double *loss,
+                     bool summed) {
+    mm_comm_sum_device(p->comm, loss, 1);
+    if (!has_sums(objective))
+        return;
+    if (!summed)
+        mm_comm_sum_device(p->comm, objective.states->sums, sums_n(objective));
+    p->model->dev->ops->add_squares(p->model->dev, loss, objective.states->sums, sums_n(objective));
+}
+
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
-    struct mm_loss_term term = term_of(p, objective, loss, none);
+    MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
     zero_scalar(p, loss);
     for (size_t i = 0; i < p->micros_n; i++) {
-        forward(p, &p->acts[0], batch, i);
+        struct mm_loss_term term = term_of(p, i, objective, loss, none);
+        forward(p, &p->acts[0], batch, i, NULL, NULL);
         losses(p, &p->acts[0], batch, i, &term, 1, NULL);
     }
     mm_comm_sum_device(p->comm, loss, 1);
 }
 
+void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
+    for (size_t i = 0; i < p->micros_n; i++) {
+        size_t row = first_row(p, i);
+        forward(p, &p->acts[0], batch, i, NULL, NULL);
+        mm_head_terms(p->model, &p->head, &p->acts[0], batch->targets + row, terms + row);
+    }
+}
+
+/* Where the gradient needs sums over the whole batch: those. A single micro-batch's activations
+ * stay for the backward. */
+static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
+                          struct mm_objective objective, double *loss) {
+    for (size_t i = 0; i < p->micros_n; i++)
+        forward(p, &p->acts[0], batch, i, objective.states, loss);
+    mm_comm_sum_device(p->comm, objective.states->sums, sums_n(objective));
+}
+
+/* The losses on logits of a micro-batch; the gradient of the objective's by the hidden states is
+ * returned, absent where it has none. */
+static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *batch, size_t i,
+                                  struct mm_objective objective, double *loss,
+                                  double *cross_entropy) {
+    struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
+    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
+    struct mm_loss_term terms[2] = {term_of(p, i, plain, cross_entropy, none),
+                                    term_of(p, i, objective, loss, dhidden)};
+    size_t first = cross_entropy ? 0 : 1, end = on_logits(objective) ? 2 : 1;
+    float *dhead = cross_entropy ? NULL : head_grad(p);
+    if (first < end)
+        losses(p, &p->acts[0], batch, i, terms + first, end - first, dhead);
+    else if (dhead && i == 0)
+        p->model->dev->ops->zero(p->model->dev, dhead,
+                                 p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
+    return on_logits(objective) ? dhidden : none;
+}
+
 void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
                         struct mm_objective objective, struct mm_vector g, double *loss,
                         double *cross_entropy) {
-    struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
-    struct mm_mat none = {0};
+    bool summed = has_sums(objective), forward_done = summed && p->micros_n == 1;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
-    zero_scalar(p, loss);
+    loss_begin(p, objective, loss);
     if (cross_entropy)
         zero_scalar(p, cross_entropy);
+    if (summed)
+        complete_sums(p, batch, objective, loss);
     mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++) {
-        struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
-        struct mm_loss_term terms[2] = {term_of(p, plain, cross_entropy, none),
-                                        term_of(p, objective, loss, dhidden)};
-        forward(p, &p->acts[0], batch, i);
-        if (cross_entropy)
-            losses(p, &p->acts[0], batch, i, terms, 2, NULL);
-        else
-            losses(p, &p->acts[0], batch, i, &terms[1], 1, head_grad(p));
-        backward(p, i, &p->acts[0], dhidden);
+        if (!forward_done)
+            forward(p, &p->acts[0], batch, i, summed ? NULL : objective.states, loss);
+        struct mm_mat dhidden = logit_losses(p, batch, i, objective, loss, cross_entropy);
+        backward(p, i, &p->acts[0], dhidden, objective.states);
     }
     mm_shard_reduce_end(p->shard);
-    mm_comm_sum_device(p->comm, loss, 1);
+    loss_end(p, objective, loss, summed);
     if (cross_entropy)
         mm_comm_sum_device(p->comm, cross_entropy, 1);
 }
@@ -168,10 +322,10 @@ static void held_losses(struct mm_passes *p, const struct mm_batch *batch, size_
     struct mm_device *dev = p->model->dev;
     struct mm_objective first = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_mat held = mm_mat_rows(p->dhidden[i], 0, dhidden.rows);
-    struct mm_loss_term terms[2] = {term_of(p, first, loss, dhidden),
-                                    term_of(p, second, second_loss, held)};
+    struct mm_loss_term terms[2] = {term_of(p, i, first, loss, dhidden),
+                                    term_of(p, i, second, second_loss, held)};
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
-    losses(p, &p->acts[i], batch, i, terms, negated ? 1 : 2, NULL);
+    losses(p, &p->acts[i], batch, i, terms, negated || !on_logits(second) ? 1 : 2, NULL);
     if (negated)
         dev->ops->scale(dev, held, dhidden, -1.0f);
 }
@@ -181,27 +335,31 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              double *second_loss) {
     MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
+    p->held = second;
     zero_scalar(p, loss);
-    zero_scalar(p, second_loss);
+    loss_begin(p, second, second_loss);
     mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++) {
         struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
-        forward(p, &p->acts[i], batch, i);
+        forward(p, &p->acts[i], batch, i, second.states, second_loss);
         held_losses(p, batch, i, second, dhidden, loss, second_loss);
-        backward(p, i, &p->acts[i], dhidden);
+        backward(p, i, &p->acts[i], dhidden, NULL);
     }
     mm_shard_reduce_end(p->shard);
     mm_comm_sum_device(p->comm, loss, 1);
     if (second.fn == MM_LOSS_NEG_CROSS_ENTROPY)
         p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else
-        mm_comm_sum_device(p->comm, second_loss, 1);
+        loss_end(p, second, second_loss, false);
 }
 
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
+    struct mm_mat none = {0};
     mm_shard_store_end(p->shard);
     mm_shard_reduce_begin(p->shard, g);
     for (size_t i = 0; i < p->micros_n; i++)
-        backward(p, i, &p->acts[i], rows_of(p, p->dhidden[i], micro_count(p, i)));
+        backward(p, i, &p->acts[i],
+                 on_logits(p->held) ? rows_of(p, p->dhidden[i], micro_count(p, i)) : none,
+                 p->held.states);
     mm_shard_reduce_end(p->shard);
 }

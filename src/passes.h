@@ -7,7 +7,16 @@
 #define MM_PASSES_H
 
 #include "src/loss.h"
+#include "src/representation.h"
 #include "src/shard.h"
+
+/* A loss as the method asks for it: one on logits, one on hidden states, or the sum of both. */
+struct mm_objective {
+    enum mm_loss_fn fn; /* MM_LOSS_CIRCUIT_BREAKER and later: none on logits, and no head */
+    double clip_at, beta, gamma;            /* the last two: of losses of whole sequences */
+    const float *reference;                 /* [share·T], device, of MM_LOSS_NPO: see keep_terms */
+    const struct mm_representation *states; /* NULL: none */
+};
 
 struct mm_passes {
     struct mm_comm *comm;
@@ -20,6 +29,7 @@ struct mm_passes {
     size_t acts_n;          /* 1, or micros_n where a forward is held for a second backward */
     struct mm_acts *acts;
     struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
+    struct mm_objective held;
     struct mm_mat dhidden_now;
     struct mm_scratch scratch;
     struct mm_head head;
@@ -49,16 +59,16 @@ void mm_batch_free(struct mm_batch *batch);
  * with. Local. */
 void mm_batch_set(struct mm_batch *batch, int slot, const uint32_t *tokens);
 
-/* A loss as the method asks for it. */
-struct mm_objective {
-    enum mm_loss_fn fn;
-    double clip_at;
-};
-
 /* `loss`: device, (=). g: reduced gradient, (=). All at the working weights as they are, or as they
  * will be when mm_shard_store_begin has ended. */
 
-/* Forward only. */
+/* Keeps the hidden states of the working weights as those that r compares with, as far as it reads
+ * any. */
+void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
+                           const struct mm_representation *r);
+/* terms [share·T], device = the cross-entropy terms of this rank's positions. */
+void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms);
+/* Forward only, of a loss on logits. */
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss);
 /* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL.

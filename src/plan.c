@@ -31,7 +31,8 @@ static void print_peak(const struct mm_job *job, const struct mm_arena *unlearni
     char text[3][32];
     size_t state = mm_arena_bytes(unlearning, MM_FOR_BASE) +
                    mm_arena_bytes(unlearning, MM_FOR_ADVERSARY) +
-                   mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC);
+                   mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC) +
+                   mm_arena_bytes(unlearning, MM_FOR_FORGET_ACC);
     mm_bytes_text(text[0], (double)peak);
     if (cuda)
         printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
@@ -67,8 +68,11 @@ static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
            cuda ? "a GPU a rank" : "the CPU", mm_dtype_name(c->model.state_dtype));
     printf("ranks: %d; batch %zu x %zu tokens, %zu sequences at once\n", mm_comm_size(job->comm),
            c->data.batch_size, c->data.context_length, job->evaluator->passes->micro_batch);
-    printf("unlearning: %zu loops of %zu passes; relearning: %zu passes\n", loops, each,
-           c->relearn.passes);
+    printf("unlearning: %zu loops of %zu passes; relearning: %zu passes", loops, each,
+           mm_config_relearn_passes(c));
+    if (c->relearn.attacks_n)
+        printf(" in %zu attacks", c->relearn.attacks_n);
+    putchar('\n');
 }
 
 static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
@@ -86,9 +90,11 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
     status = mm_model_choose(job.model, config->unlearn.target_modules,
                              config->unlearn.target_modules_n, wanted, err);
     mm_free(wanted);
+    if (status == MM_OK)
+        status = mm_representation_check(config, job.model->arch.layers, err);
     if (status == MM_OK) {
         mm_unlearn_plan(&job, arenas[1], err);
-        if (config->relearn.passes)
+        if (mm_config_relearn_passes(config))
             mm_relearn_plan(&job, arenas[2]);
         print_head(&job, loops, cuda);
         print_plan(&job, arenas, cuda);

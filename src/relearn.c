@@ -1,39 +1,77 @@
-/* relearn.c - the attack: SGD on all parameters on held-out forget data (METHOD.md 1.7). */
+/* relearn.c - the attacks: training on held-out forget data (METHOD.md 1.7), each from the
+ * unlearned weights. */
 #include "src/job.h"
 #include "src/progress.h"
 #include "src/stop.h"
 
 #include <math.h>
 
+#define NOT_YET SIZE_MAX
+
 struct attack {
     struct mm_job *job;
+    struct mm_attack how;
     struct mm_training *training;
     uint32_t *tokens;
     size_t first_batch; /* the batches before it are for evaluation */
+    size_t diverged;    /* the step whose loss was not finite, or NOT_YET */
     double best;        /* lowest forget loss seen */
+    struct mm_evaluation last;
 };
 
-static struct mm_training *create(struct mm_job *job, struct mm_arena *arena) {
-    const struct mm_config *c = job->config;
-    return mm_training_create(arena, job->comm, job->model, c->data.batch_size, c->data.micro_batch,
-                              c->data.context_length, c->model.state_dtype, false);
+/* -- the weights that every attack starts from ------------------------------------------------- */
+
+static size_t weight_bytes(const struct mm_model *model) {
+    return model->block_n * mm_dtype_bytes(model->dtype);
+}
+
+/* NULL: there is only one attack. */
+static void *keep_weights(struct mm_job *job, struct mm_arena *arena) {
+    const struct mm_model *m = job->model;
+    if (mm_config_attacks_n(job->config) == 1)
+        return NULL;
+    void *kept = mm_arena_take(arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
+    if (!mm_arena_dry(arena))
+        job->dev->ops->copy(job->dev, kept, m->block, weight_bytes(m));
+    return kept;
+}
+
+static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, size_t i) {
+    struct mm_attack how = mm_config_attack(job->config, i);
+    return mm_training_create_attack(arena, job->comm, job->model, job->config, &how);
+}
+
+static size_t bytes_of(struct mm_job *job, size_t i) {
+    struct mm_arena *arena = mm_arena_create(job->dev, true);
+    size_t bytes = 0;
+    mm_training_free(create(job, arena, i));
+    for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
+        bytes += mm_arena_bytes(arena, (enum mm_purpose)purpose);
+    mm_arena_free(arena);
+    return bytes;
 }
 
 void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
-    mm_training_free(create(job, arena));
+    size_t largest = 0;
+    for (size_t i = 1; i < mm_config_attacks_n(job->config); i++)
+        if (bytes_of(job, i) > bytes_of(job, largest))
+            largest = i;
+    keep_weights(job, arena);
+    mm_training_free(create(job, arena, largest));
 }
 
-/* One SGD step on batch `index` of `set`; the loss before it. */
+/* -- one attack -------------------------------------------------------------------------------- */
+
+/* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     const struct mm_passes *p = a->training->passes;
     mm_dataset_batch(set, a->first_batch + index, p->batch_size, p->first, p->share, a->tokens);
-    return mm_training_sgd(a->training, a->tokens, a->job->config->relearn.lr);
+    return mm_training_attack(a->training, a->tokens, &a->how);
 }
 
 static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error *err) {
-    struct mm_evaluation *e = &a->job->after_relearning;
-    enum mm_status status = mm_job_evaluate(a->job, "relearn", passes, e, err);
-    a->best = isnan(a->best) || e->forget_loss < a->best ? e->forget_loss : a->best;
+    enum mm_status status = mm_job_evaluate(a->job, "relearn", passes, &a->last, err);
+    a->best = isnan(a->best) || a->last.forget_loss < a->best ? a->last.forget_loss : a->best;
     return status;
 }
 
@@ -42,6 +80,8 @@ static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
     enum mm_status status = MM_OK;
     if (job->metrics) {
         mm_metrics_begin(job->metrics, "relearn");
+        if (job->attack)
+            mm_metrics_text(job->metrics, "attack", job->attack);
         mm_metrics_count(job->metrics, "step", index);
         mm_metrics_number(job->metrics, "loss", loss);
         status = mm_metrics_end(job->metrics, err);
@@ -49,53 +89,126 @@ static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
     return mm_comm_agree(job->comm, status, err);
 }
 
-/* *bad: the step whose loss was not finite, or SIZE_MAX. */
-static enum mm_status steps(struct attack *a, size_t *bad, struct mm_error *err) {
-    const struct mm_config *c = a->job->config;
-    size_t each = c->relearn.with_retain ? 4 : 2, n = c->relearn.passes / each;
-    size_t every = c->evaluate.every_passes;
+static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct mm_error *err) {
+    double retain = 0;
+    *loss = step(a, &a->job->data.forget_validation, i);
+    if (a->how.with_retain && isfinite(*loss))
+        retain = step(a, &a->job->data.retain_validation, i);
+    if (!isfinite(*loss) || !isfinite(retain))
+        a->diverged = i;
+    enum mm_status status = write_step(a->job, i, *loss, err);
+    if (status == MM_OK && mm_comm_any(a->job->comm, mm_stop_asked()))
+        status = mm_fail(err, MM_STOPPED,
+                         "stopped by a signal while relearning: 'mudman-mpi "
+                         "resume %s' relearns from the last checkpoint",
+                         a->job->config->output.dir);
+    return status;
+}
+
+static enum mm_status steps(struct attack *a, struct mm_error *err) {
+    struct mm_job *job = a->job;
+    size_t each = a->how.with_retain ? 4 : 2, n = a->how.passes / each;
+    size_t every = job->config->evaluate.every_passes;
+    char *phase = mm_format("relearn%s%s", a->how.name ? " " : "", a->how.name ? a->how.name : "");
     struct mm_progress progress =
-        mm_progress_start(mm_comm_rank(a->job->comm), "relearn", "step", 0, n);
+        mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm), phase, "step", 0, n);
     enum mm_status status = MM_OK;
-    *bad = SIZE_MAX;
-    for (size_t i = 0; i < n && status == MM_OK && *bad == SIZE_MAX; i++) {
-        double loss = step(a, &a->job->data.forget_validation, i), retain = 0;
-        if (c->relearn.with_retain && isfinite(loss))
-            retain = step(a, &a->job->data.retain_validation, i);
-        if (!isfinite(loss) || !isfinite(retain))
-            *bad = i;
-        status = write_step(a->job, i, loss, err);
+    double loss, started = mm_now();
+    for (size_t i = 0; i < n && status == MM_OK && a->diverged == NOT_YET; i++) {
+        status = one_step(a, i, &loss, err);
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);
-        if (status == MM_OK && mm_comm_any(a->job->comm, mm_stop_asked()))
-            status = mm_fail(err, MM_STOPPED,
-                             "stopped by a signal while relearning: 'mudman-mpi "
-                             "resume %s' relearns from the last checkpoint",
-                             c->output.dir);
         bool due = (i + 1) * each / every > i * each / every || i + 1 == n;
-        if (status == MM_OK && due && *bad == SIZE_MAX)
+        if (status == MM_OK && due && a->diverged == NOT_YET)
             status = evaluate(a, (i + 1) * each, err);
     }
+    job->busy += mm_now() - started;
     mm_progress_end(&progress);
+    mm_free(phase);
+    return status;
+}
+
+/* Attack i from the working weights, which it changes; a->last.accuracy is the caller's. */
+static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
+    struct mm_job *job = a->job;
+    struct mm_arena *arena = mm_arena_create(job->dev, false);
+    a->how = mm_config_attack(job->config, i);
+    a->training = create(job, arena, i);
+    a->tokens = mm_calloc(a->training->passes->share * a->training->passes->T, sizeof *a->tokens);
+    a->first_batch = job->data.forget_evaluation.tokens ? 0 : job->config->evaluate.batches;
+    a->diverged = NOT_YET;
+    a->best = a->last.forget_loss = a->last.retain_loss = NAN;
+    job->attack = a->how.name;
+    enum mm_status status = steps(a, err);
+    job->attack = NULL;
+    mm_free(a->tokens);
+    mm_training_free(a->training);
+    mm_arena_free(arena);
+    return status;
+}
+
+/* -- all of them ------------------------------------------------------------------------------- */
+
+/* What the result says of relearning: the end of the attack with the lowest forget loss there, a
+ * diverged one only where no attack `ended`. */
+static void keep_worst(struct attack *a, bool ended) {
+    struct mm_evaluation *kept = &a->job->after_relearning, last = a->last;
+    bool first = !ended && a->diverged == NOT_YET, counts = !ended || a->diverged == NOT_YET;
+    if (first || (counts && (isnan(kept->forget_loss) || last.forget_loss < kept->forget_loss))) {
+        a->last = *kept;
+        *kept = last;
+    }
+}
+
+static char *why_rejected(const struct attack *a) {
+    const char *name = a->how.name;
+    return mm_format("relearning diverged%s: the loss%s%s is not finite at step %zu",
+                     name ? " in every attack" : "", name ? " of " : "", name ? name : "",
+                     a->diverged);
+}
+
+/* *ended: whether any attack did without diverging. */
+static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
+                              struct mm_error *err) {
+    struct mm_job *job = a->job;
+    enum mm_status status = MM_OK;
+    bool changed = false;
+    for (size_t i = 0; i < mm_config_attacks_n(job->config) && status == MM_OK; i++) {
+        if (mm_config_attack(job->config, i).passes == 0)
+            continue;
+        if (changed)
+            job->dev->ops->copy(job->dev, job->model->block, kept, weight_bytes(job->model));
+        changed = true;
+        status = run(a, i, err);
+        keep_worst(a, *ended);
+        *ended = *ended || a->diverged == NOT_YET;
+        if (status == MM_OK && a->diverged == NOT_YET)
+            job->attack_scores[i] = a->best;
+        else if (status == MM_OK && a->how.name)
+            mm_log0(MM_LOG_WARN, "attack %s diverged: its loss is not finite at step %zu",
+                    a->how.name, a->diverged);
+    }
     return status;
 }
 
 enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, struct mm_error *err) {
-    const struct mm_config *c = job->config;
+    size_t n = mm_config_attacks_n(job->config);
     struct mm_arena *arena = mm_arena_create(job->dev, false);
-    struct attack a = {.job = job, .training = create(job, arena), .best = NAN};
-    const struct mm_passes *p = a.training->passes;
-    bool separate = job->data.forget_evaluation.tokens != NULL;
-    size_t bad;
-    a.first_batch = separate ? 0 : c->evaluate.batches;
-    a.tokens = mm_calloc(p->share * p->T, sizeof *a.tokens);
-    enum mm_status status = steps(&a, &bad, err);
-    if (status == MM_OK && bad != SIZE_MAX) {
-        *reason = mm_format("relearning diverged: the loss is not finite at step %zu", bad);
+    struct attack a = {.job = job,
+                       .last.accuracy = mm_calloc(job->data.questions_n, sizeof(double))};
+    bool ended = false;
+    mm_free(job->attack_scores);
+    job->attack_scores = mm_calloc(n, sizeof *job->attack_scores);
+    for (size_t i = 0; i < n; i++)
+        job->attack_scores[i] = NAN;
+    enum mm_status status = run_all(&a, keep_weights(job, arena), &ended, err);
+    if (status == MM_OK && !ended) {
+        *reason = why_rejected(&a);
         status = MM_REJECTED;
     }
-    *score = status == MM_OK ? a.best : NAN;
-    mm_free(a.tokens);
-    mm_training_free(a.training);
+    *score = NAN;
+    for (size_t i = 0; i < n && status == MM_OK; i++)
+        *score = fmin(*score, job->attack_scores[i]);
+    mm_free(a.last.accuracy);
     mm_arena_free(arena);
     return status;
 }

@@ -1,19 +1,19 @@
 /* training.c - see training.h. */
 #include "src/training.h"
 
+#include "src/random.h"
+
 #include <math.h>
 #include <string.h>
 
-struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw) {
+#define EPSILON 1e-8 /* AdamW's */
+
+static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
+                                  struct mm_model *model, const bool *wanted, size_t batch_size,
+                                  size_t micro_batch, size_t T, enum mm_dtype dtype, bool adamw) {
     struct mm_training *t = mm_calloc(1, sizeof *t);
     *t = (struct mm_training){.comm = comm, .model = model};
-    bool *all = mm_calloc(model->params_n, sizeof *all);
-    memset(all, true, model->params_n * sizeof *all);
-    t->shard = mm_shard_create(arena, comm, model, all);
-    mm_free(all);
+    t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     t->g = mm_shard_gradient(t->shard, arena);
     if (adamw) {
@@ -28,11 +28,50 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
     return t;
 }
 
+struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
+                                       struct mm_model *model, size_t batch_size,
+                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
+                                       bool adamw) {
+    bool *all = mm_calloc(model->params_n, sizeof *all);
+    memset(all, true, model->params_n * sizeof *all);
+    struct mm_training *t =
+        create(arena, comm, model, all, batch_size, micro_batch, T, dtype, adamw);
+    mm_free(all);
+    return t;
+}
+
+static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *comm,
+                                       struct mm_model *model, const struct mm_config *config,
+                                       const struct mm_attack *attack) {
+    bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
+    mm_lora_choose(model, adapted);
+    struct mm_training *t =
+        create(arena, comm, model, adapted, config->data.batch_size, config->data.micro_batch,
+               config->data.context_length, model->dtype, false);
+    t->lora = mm_lora_create(arena, comm, t->shard, attack->lora_rank, config->seed,
+                             attack->optimizer == MM_ADAMW);
+    mm_free(adapted);
+    return t;
+}
+
+struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_comm *comm,
+                                              struct mm_model *model,
+                                              const struct mm_config *config,
+                                              const struct mm_attack *attack) {
+    bool adamw = attack->optimizer == MM_ADAMW;
+    if (attack->lora_rank)
+        return create_lora(arena, comm, model, config, attack);
+    return mm_training_create(arena, comm, model, config->data.batch_size, config->data.micro_batch,
+                              config->data.context_length,
+                              adamw ? MM_F32 : config->model.state_dtype, adamw);
+}
+
 void mm_training_free(struct mm_training *t) {
     if (!t)
         return;
     mm_batch_free(&t->batch);
     mm_passes_free(t->passes);
+    mm_lora_free(t->lora);
     mm_shard_free(t->shard);
     mm_free(t);
 }
@@ -49,14 +88,40 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
 }
 
-double mm_training_sgd(struct mm_training *t, const uint32_t *tokens, double rate) {
+/* p, by its gradient times g_scale, at a rank that has a part of it. */
+static void optimize(const struct mm_training *t, const struct mm_attack *attack,
+                     struct mm_vector p, struct mm_vector g, struct mm_vector first,
+                     struct mm_vector second, double g_scale) {
+    static const double betas[2] = {0.9, 0.999};
+    struct mm_device *dev = t->model->dev;
+    if (p.n == 0)
+        return;
+    if (attack->optimizer == MM_ADAMW)
+        dev->ops->adamw_step(dev, p, first, second, g, g_scale, attack->lr, betas, EPSILON, 0,
+                             t->steps);
+    else
+        dev->ops->sgd_step(dev, p, g, attack->lr * g_scale);
+}
+
+double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
+                          const struct mm_attack *attack) {
     double result[2];
     gradient(t, tokens, result);
-    if (isfinite(result[0]) && isfinite(result[1])) {
-        t->model->dev->ops->sgd_step(t->model->dev, t->p, t->g, rate);
+    if (!isfinite(result[0]) || !isfinite(result[1]))
+        return NAN;
+    t->steps++;
+    if (t->lora) {
+        struct mm_adapters *a = &t->lora->a, *b = &t->lora->b;
+        mm_lora_gradients(t->lora, t->g);
+        optimize(t, attack, a->p, a->g, a->first, a->second, t->lora->scale);
+        optimize(t, attack, b->p, b->g, b->first, b->second, t->lora->scale);
+        mm_lora_weights(t->lora, t->p, t->g); /* into the gradient's memory */
+        mm_shard_store(t->shard, t->g);
+    } else {
+        optimize(t, attack, t->p, t->g, t->first, t->second, 1);
         mm_shard_store(t->shard, t->p);
     }
-    return isfinite(result[1]) ? result[0] : NAN;
+    return result[0];
 }
 
 double mm_pretrain_rate(const struct mm_config *config, size_t t) {
@@ -86,26 +151,11 @@ double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
         size_t first = t->shard->offsets[i], n = t->shard->offsets[i + 1] - first;
         ops->adamw_step(t->model->dev, slice(t->p, first, n), slice(t->first, first, n),
                         slice(t->second, first, n), slice(t->g, first, n), g_scale,
-                        mm_pretrain_rate(config, step), config->pretrain.betas, 1e-8,
+                        mm_pretrain_rate(config, step), config->pretrain.betas, EPSILON,
                         param->vector ? 0 : config->pretrain.weight_decay, step + 1);
     }
     mm_shard_store(t->shard, t->p);
     return result[0];
-}
-
-/* splitmix64 (Steele, Lea, Flood 2014), as a function of seed and counter. */
-static uint64_t random_bits(uint64_t seed, uint64_t counter) {
-    uint64_t z = seed + (counter + 1) * 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-/* A standard normal number (Box and Muller). */
-static double random_normal(uint64_t seed, uint64_t counter) {
-    double u = ((double)(random_bits(seed, 2 * counter) >> 11) + 0.5) * 0x1p-53;
-    double v = (double)(random_bits(seed, 2 * counter + 1) >> 11) * 0x1p-53;
-    return sqrt(-2 * log(u)) * cos(2 * M_PI * v);
 }
 
 static bool ends_with(const char *name, const char *end) {
@@ -118,9 +168,9 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
         struct mm_param *p = &model->params[i];
         size_t n = p->rows * p->cols;
         float *host = mm_calloc(n, sizeof *host);
-        uint64_t own = random_bits(seed, i);
+        uint64_t own = mm_random_bits(seed, i);
         for (size_t j = 0; j < n; j++)
-            host[j] = !p->vector ? (float)(model->arch.initializer_range * random_normal(own, j))
+            host[j] = !p->vector ? (float)(model->arch.initializer_range * mm_random_normal(own, j))
                       : ends_with(p->name, ".bias") ? 0.0f
                                                     : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));

@@ -1,39 +1,50 @@
-/* training.h - training of all parameters: relearning by SGD, pretraining by AdamW.
+/* training.h - training: relearning of all parameters or of adapters, by SGD or AdamW; pretraining.
  *
- * Float32 masters of every tensor are spread over the ranks like W in unlearning; a step reduces
+ * Masters of every trained tensor are spread over the ranks like W in unlearning; a step reduces
  * the gradients to their owners, updates there, and gathers the weights. */
 #ifndef MM_TRAINING_H
 #define MM_TRAINING_H
 
 #include "src/config.h"
+#include "src/lora.h"
 #include "src/passes.h"
 
 struct mm_training {
     struct mm_comm *comm;
     struct mm_model *model;
-    struct mm_shard *shard; /* every tensor; owned */
+    struct mm_shard *shard; /* every tensor, or the adapted ones; owned */
     struct mm_passes *passes;
     struct mm_batch batch;
-    struct mm_vector p, g;          /* masters, reduced gradient */
+    struct mm_lora *lora;           /* owned; NULL: all parameters are trained */
+    struct mm_vector p, g;          /* masters (LoRA: W0), reduced gradient */
     struct mm_vector first, second; /* AdamW's moments; data NULL for SGD */
     double *scalars;                /* device: loss, sum of squares */
+    size_t steps;                   /* of an attack, so far */
 };
 
-/* Masters are `dtype` (float32; bfloat16 repeats the authors' relearning). batch_size: sequences a
- * step over all ranks. Masters start as the working weights. Local; the caller frees before the
- * arena. */
+/* Training of all parameters. Masters are `dtype` (float32; bfloat16 repeats the authors'
+ * relearning) and start as the working weights. batch_size: sequences a step over all ranks. Local;
+ * the caller frees before the arena. */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, size_t batch_size,
                                        size_t micro_batch, size_t T, enum mm_dtype dtype,
                                        bool adamw);
+/* What an attack trains, with batches as in the config. Masters are model.state_dtype for SGD and
+ * float32 for AdamW. Local; the caller frees before the arena. */
+struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_comm *comm,
+                                              struct mm_model *model,
+                                              const struct mm_config *config,
+                                              const struct mm_attack *attack);
 void mm_training_free(struct mm_training *training);
 
-/* One step of SGD without momentum on cross-entropy; tokens: this rank's sequences. Returns the
+/* One step of an attack on cross-entropy, by its optimizer and lr: SGD without momentum, or AdamW
+ * with betas 0.9 and 0.999, epsilon 1e-8 and no decay; tokens: this rank's sequences. Returns the
  * loss before the step; weights are left as they were if it is not finite. Collective. */
-double mm_training_sgd(struct mm_training *training, const uint32_t *tokens, double rate);
+double mm_training_attack(struct mm_training *training, const uint32_t *tokens,
+                          const struct mm_attack *attack);
 
-/* One step of AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient clipped to the
- * norm `clip`, matrices decayed. Returns the loss before the step. Collective. */
+/* One step of pretraining by AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient
+ * clipped to the norm `clip`, matrices decayed. Returns the loss before the step. Collective. */
 double mm_training_adamw(struct mm_training *training, const uint32_t *tokens,
                          const struct mm_config *config, size_t t);
 

@@ -149,21 +149,47 @@ static void call(struct mm_layer_hook hook, int layer) {
         hook.call(hook.self, layer);
 }
 
-void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
-                const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer) {
+struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i) {
+    return head_rows(kept_of(acts, i)->x_in, acts->B * acts->T);
+}
+
+/* The layers below `layers`; what they leave is x + delta. */
+static void forward_layers(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
+                           const uint32_t *tokens, size_t B, size_t T, size_t layers,
+                           struct mm_layer_hook before_layer, struct mm_mat *x,
+                           struct mm_mat *delta) {
     size_t n = B * T;
     MM_CHECK(n <= acts->capacity && n <= s->capacity && T <= m->context, "%zu x %zu tokens", B, T);
     acts->tokens = tokens;
     acts->B = B;
     acts->T = T;
-    struct mm_mat x = head_rows(kept_of(acts, 0)->x_in, n), delta = {0};
+    *x = head_rows(kept_of(acts, 0)->x_in, n);
+    *delta = (struct mm_mat){0};
     call(before_layer, MM_NO_LAYER);
-    m->dev->ops->embed(m->dev, x, m->params[m->embed_part].w, tokens);
-    for (size_t l = 0; l < m->arch.layers; l++) {
+    m->dev->ops->embed(m->dev, *x, m->params[m->embed_part].w, tokens);
+    for (size_t l = 0; l < layers; l++) {
         call(before_layer, (int)l);
-        x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, x, delta, B, T);
-        delta = head_rows(s->delta, n);
+        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, *x, *delta, B, T);
+        *delta = head_rows(s->delta, n);
     }
+}
+
+void mm_forward_to(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
+                   const uint32_t *tokens, size_t B, size_t T, size_t last,
+                   struct mm_layer_hook before_layer) {
+    struct mm_mat x, delta, y = head_rows(s->y, B * T);
+    const struct mm_kept_layer *kept = kept_of(acts, last);
+    MM_CHECK(last < m->arch.layers, "state %zu of %zu layers", last, m->arch.layers);
+    forward_layers(m, acts, s, tokens, B, T, last, before_layer, &x, &delta);
+    call(before_layer, (int)last);
+    norm(m, mm_acts_state(acts, last), x, delta, &m->layers[last].norm1, y, kept->stats1);
+}
+
+void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
+                const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer) {
+    struct mm_mat x, delta;
+    size_t n = B * T;
+    forward_layers(m, acts, s, tokens, B, T, m->arch.layers, before_layer, &x, &delta);
     norm(m, head_rows(acts->x_final, n), x, delta, &m->final_norm, head_rows(acts->hidden, n),
          acts->stats_final);
 }
@@ -275,7 +301,8 @@ void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm
         .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
     struct mm_mat dx = head_rows(s->dx, b.n);
     m->dev->ops->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
-    norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
+    if (dhidden.data)
+        norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
     for (size_t l = m->arch.layers; l-- > acts->lowest;) {
         backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
         call(after_layer, (int)l);

@@ -66,9 +66,21 @@ struct mm_layer_hook {
 void mm_forward(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
                 const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer);
 
+/* As mm_forward, but only so far that hidden state `last`, what layer `last` reads, is there. */
+void mm_forward_to(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
+                   const uint32_t *tokens, size_t B, size_t T, size_t last,
+                   struct mm_layer_hook before_layer);
+
+/* Hidden state i [n, C] of the last forward, what layer i reads. Of layers below the lowest: there
+ * only from the call of before_layer for layer i + 1 to its return, or after a forward that ended
+ * with it. */
+struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i);
+
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
  * been wanted. `first`: the matrices of layers are overwritten (=), whatever they held. dhidden
- * [n, C]: gradient with respect to acts->hidden, left as it is. */
+ * [n, C]: gradient with respect to acts->hidden, left as it is; data NULL: zero. When after_layer
+ * is called for layer l, scratch->dx is the gradient with respect to hidden state l, unless l is
+ * acts->lowest and nothing below wants it; what the caller adds to it there flows on. */
 void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
                  struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads, bool first,
                  struct mm_layer_hook after_layer);

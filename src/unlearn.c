@@ -12,13 +12,16 @@
 #include <math.h>
 #include <string.h>
 
+/* The vectors that a checkpoint holds: b, a, m, f. */
+enum { STATE = 4 };
+
 struct phase {
     struct mm_job *job;
     struct mm_arena *arena;
     struct mm_shard *shard;
     struct mm_mudman *mudman;
-    struct mm_state state; /* names and host addresses of b, a, m for checkpoints */
-    void *host[3];         /* b, a (or NULL), m there: themselves on the CPU, else copies */
+    struct mm_state state; /* names and host addresses of the state for checkpoints */
+    void *host[STATE];     /* the state's vectors or NULL: themselves on the CPU, else copies */
     uint32_t *retain, *forget;
     size_t loops, each; /* of the whole run; passes of a loop */
     size_t asked, done; /* loops asked for | completed */
@@ -36,6 +39,8 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
     if (status == MM_OK)
         status = mm_model_choose(job->model, c->unlearn.target_modules, c->unlearn.target_modules_n,
                                  wanted, err);
+    if (status == MM_OK)
+        status = mm_representation_check(c, job->model->arch.layers, err);
     if (status == MM_OK) {
         ph->shard = mm_shard_create(arena, job->comm, job->model, wanted);
         ph->mudman = mm_mudman_create(arena, c, job->comm, job->model, ph->shard);
@@ -67,7 +72,7 @@ static enum mm_status load_base(struct phase *ph, struct mm_error *err) {
 }
 
 static void destroy(struct phase *ph) {
-    for (int i = 0; i < 3 && ph->job->dev->ops->asynchronous; i++)
+    for (int i = 0; i < STATE && ph->job->dev->ops->asynchronous; i++)
         mm_free(ph->host[i]);
     mm_free(ph->state.tensors);
     mm_free(ph->retain);
@@ -86,27 +91,32 @@ void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error
 
 /* -- checkpoints ------------------------------------------------------------------------------- */
 
-/* Host memory for b, a, m, taken once, so that a checkpoint does not fail for want of it. */
+/* data NULL where the run has none. */
+static struct mm_vector state_vector(const struct phase *ph, int i) {
+    const struct mm_mudman *u = ph->mudman;
+    return i == 0 ? u->b : i == 1 ? u->a : i == 2 ? u->m : u->f;
+}
+
+/* Host memory for them, taken once, so that a checkpoint does not fail for want of it. */
 static void take_host(struct phase *ph) {
-    const struct mm_vector vectors[3] = {ph->mudman->b, ph->mudman->a, ph->mudman->m};
-    for (int i = 0; i < 3; i++) {
-        const struct mm_vector *v = &vectors[i];
-        ph->host[i] = v->data && ph->job->dev->ops->asynchronous
-                          ? mm_calloc(v->n, mm_dtype_bytes(v->dtype))
-                          : v->data;
+    for (int i = 0; i < STATE; i++) {
+        struct mm_vector v = state_vector(ph, i);
+        ph->host[i] = v.data && ph->job->dev->ops->asynchronous
+                          ? mm_calloc(v.n, mm_dtype_bytes(v.dtype))
+                          : v.data;
     }
 }
 
 /* From the device's vectors to their copies, or back. */
 static void copy_state(const struct phase *ph, bool to_host) {
     struct mm_device *dev = ph->job->dev;
-    const struct mm_vector vectors[3] = {ph->mudman->b, ph->mudman->a, ph->mudman->m};
-    for (int i = 0; i < 3 && dev->ops->asynchronous; i++) {
-        size_t bytes = vectors[i].n * mm_dtype_bytes(vectors[i].dtype);
+    for (int i = 0; i < STATE && dev->ops->asynchronous; i++) {
+        struct mm_vector v = state_vector(ph, i);
+        size_t bytes = v.n * mm_dtype_bytes(v.dtype);
         if (ph->host[i] && to_host)
-            dev->ops->download(dev, ph->host[i], vectors[i].data, bytes);
+            dev->ops->download(dev, ph->host[i], v.data, bytes);
         else if (ph->host[i])
-            dev->ops->upload(dev, vectors[i].data, ph->host[i], bytes);
+            dev->ops->upload(dev, v.data, ph->host[i], bytes);
     }
 }
 
@@ -127,6 +137,7 @@ static void bind_state(struct phase *ph) {
             .base = (char *)ph->host[0] + at,
             .adversary = ph->host[1] ? (char *)ph->host[1] + at : NULL,
             .retain_acc = (char *)ph->host[2] + at,
+            .forget_acc = ph->host[3] ? (char *)ph->host[3] + at : NULL,
         };
     }
 }
@@ -168,6 +179,8 @@ static enum mm_status save(struct phase *ph, struct mm_error *err) {
     struct mm_checkpoint_info info = {
         .loops = ph->done, .retain_cursor = ph->done, .forget_cursor = ph->done};
     enum mm_status status = MM_OK;
+    if (ph->job->trial)
+        return MM_OK;
     if (ph->job->metrics)
         status = mm_metrics_sync(ph->job->metrics, &info.metrics_bytes, err);
     status = mm_comm_agree(ph->job->comm, status, err);
@@ -332,18 +345,20 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
     bool resumed = ph->saved != SIZE_MAX;
-    if (!resumed)
+    double started = mm_now();
+    if (!resumed && !job->trial)
         status = mm_job_evaluate(job, "start", 0, &job->at_start, err);
     if (status == MM_OK && !resumed && ph->loops == 0)
         status = save(ph, err);
-    struct mm_progress progress =
-        mm_progress_start(mm_comm_rank(job->comm), "unlearn", "loop", ph->done, ph->loops);
+    struct mm_progress progress = mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm),
+                                                    "unlearn", "loop", ph->done, ph->loops);
     bool stop = false;
     ph->first = ph->asked = ph->done;
     while (status == MM_OK && ph->done < ph->loops)
         status = one_loop(ph, &progress, &stop, reason, err);
     mm_comm_watch_end(job->comm);
     mm_progress_end(&progress);
+    job->busy += mm_now() - started;
     return status;
 }
 
@@ -413,13 +428,13 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
             status = load_base(&ph, err);
         status = mm_comm_agree(job->comm, status, err);
     }
-    if (status == MM_OK)
+    if (status == MM_OK && !job->trial)
         status = mm_job_open_folder(job, resume != NULL, resume ? info->metrics_bytes : 0, err);
     if (status == MM_OK)
         status = all_loops(&ph, reason, err);
     if (status == MM_OK) {
         mm_shard_store(ph.shard, ph.mudman->b); /* for relearning */
-        if (job->config->output.save_model)
+        if (job->config->output.save_model && !job->trial)
             status = save_model(&ph, err);
     }
     destroy(&ph);

@@ -166,7 +166,8 @@ static double elements_bias_db(const struct bench *b) {
     return size(b->qkv);
 }
 static void run_loss(const struct bench *b) {
-    b->ops->loss(b->dev, MM_LOSS_CROSS_ENTROPY, 0, b->logits, b->tokens, 1, b->losses, b->logits);
+    b->ops->loss(b->dev, MM_LOSS_CROSS_ENTROPY, 0, b->logits, b->tokens, 1, NULL, b->losses,
+                 b->logits);
 }
 static double elements_loss(const struct bench *b) {
     return 2 * size(b->logits);
@@ -184,8 +185,8 @@ VECTOR(sum_squares, 1, b->scalars, b->g, MM_F32)
 VECTOR(fork, 2, b->m, b->b, &b->loop->stop)
 VECTOR(retain_step, 5, b->m, b->b, b->g, 0.9, 1e-9, &b->loop->stop)
 VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, &b->loop->stop)
-VECTOR(mask_sums, 2, b->sums, b->g, b->m, b->offsets, b->tensors_n, true)
-VECTOR(unlearn_step, 4, b->b, b->g, b->m, b->offsets, b->tensors_n, b->scale, 1e-9, true,
+VECTOR(mask_sums, 2, b->sums, b->g, b->m, b->offsets, b->tensors_n, true, NULL)
+VECTOR(unlearn_step, 4, b->b, b->g, b->m, b->offsets, b->tensors_n, b->scale, 1e-9, true, NULL,
        &b->loop->stop)
 VECTOR(sgd_step, 3, b->b, b->g, 1e-9)
 VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g, 1, 1e-9, (const double[]){0.9, 0.95}, 1e-8, 0.1,

@@ -96,7 +96,7 @@ static struct mm_config config_of(const struct shape *s, const struct options *o
     c.unlearn.retain_momentum = 0.9;
     c.unlearn.fork_every_n_loops = 1000000;
     c.unlearn.adv_decay = 1;
-    c.unlearn.train_adversary = c.unlearn.use_masking = true;
+    c.unlearn.train_adversary = c.unlearn.use_masking = c.unlearn.retain_cross_entropy = true;
     return c;
 }
 
@@ -147,12 +147,13 @@ static void time_loops(const struct subject *b, const struct options *o) {
 
 static void time_relearning(const struct subject *b, const struct options *o) {
     const struct shape *s = b->shape;
+    const struct mm_attack attack = {.optimizer = MM_SGD, .lr = 1e-3};
     struct mm_training *t = mm_training_create(b->arena, b->comm, b->model, s->batch, s->batch,
                                                s->context, dtype_of(o->state), false);
     uint32_t *tokens = random_tokens(s, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         double start = mm_now();
-        mm_training_sgd(t, tokens + t->passes->first * s->context, 1e-3);
+        mm_training_attack(t, tokens + t->passes->first * s->context, &attack);
         if (i >= 0)
             b->times[i] = mm_now() - start;
     }

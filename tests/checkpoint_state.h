@@ -50,7 +50,8 @@ static inline void *state_rows(size_t salt, size_t tensor, int group, enum mm_dt
     return values;
 }
 
-/* The state after `salt` loops, as rank `rank` of `size` holds it. state_free frees. */
+/* The state after `salt` loops, as rank `rank` of `size` holds it: one of bfloat16 with a forget
+ * accumulator. state_free frees. */
 static inline struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool adversary, int size,
                                          int rank) {
     struct mm_state state = {.dtype = dtype, .tensors_n = STATE_TENSORS};
@@ -62,7 +63,8 @@ static inline struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool 
             .cols = state_shapes[i].cols,
             .base = state_rows(salt, i, 0, dtype, size, rank),
             .adversary = adversary ? state_rows(salt, i, 1, dtype, size, rank) : NULL,
-            .retain_acc = state_rows(salt, i, 2, dtype, size, rank)};
+            .retain_acc = state_rows(salt, i, 2, dtype, size, rank),
+            .forget_acc = dtype == MM_BF16 ? state_rows(salt, i, 3, dtype, size, rank) : NULL};
     return state;
 }
 
@@ -72,6 +74,7 @@ static inline void state_free(struct mm_state *state) {
         mm_free(state->tensors[i].base);
         mm_free(state->tensors[i].adversary);
         mm_free(state->tensors[i].retain_acc);
+        mm_free(state->tensors[i].forget_acc);
     }
     mm_free(state->tensors);
 }
@@ -85,6 +88,7 @@ static inline bool state_equal(const struct mm_state *a, const struct mm_state *
         equal = equal && memcmp(s->base, t->base, bytes) == 0;
         equal = equal && memcmp(s->retain_acc, t->retain_acc, bytes) == 0;
         equal = equal && (!s->adversary || memcmp(s->adversary, t->adversary, bytes) == 0);
+        equal = equal && (!s->forget_acc || memcmp(s->forget_acc, t->forget_acc, bytes) == 0);
     }
     return equal;
 }

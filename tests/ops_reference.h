@@ -134,4 +134,21 @@ static inline double ref_loss(enum mm_loss_fn fn, double clip_at, const double *
     return (fn == MM_LOSS_CROSS_ENTROPY ? -1 : 1) * (z[y] - lse);
 }
 
+/* A token's term of a loss on hidden states, as enum mm_state_loss says it; cosine 0 of a 0. */
+static inline double ref_state_loss(enum mm_state_loss kind, const double *h, const double *r,
+                                    size_t C) {
+    double hh = 0, rr = 0, hr = 0, dd = 0;
+    for (size_t j = 0; j < C; j++) {
+        hh += h[j] * h[j];
+        rr += r[j] * r[j];
+        hr += h[j] * r[j];
+        dd += (h[j] - r[j]) * (h[j] - r[j]);
+    }
+    if (kind == MM_STATE_DISTANCE || kind == MM_STATE_SQUARE_DISTANCE)
+        return kind == MM_STATE_DISTANCE ? sqrt(dd) : dd;
+    if (kind == MM_STATE_LENGTH)
+        return sqrt(hh);
+    return hh > 0 && rr > 0 ? fmax(0, hr / sqrt(hh * rr)) : 0;
+}
+
 #endif

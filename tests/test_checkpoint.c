@@ -312,6 +312,11 @@ static void other_models(void **state) {
     state_free(&other);
     other = state_make(7, MM_BF16, true, 1, 0);
     expect_other(&other, "float32 there and of bfloat16 here");
+    assert_ok(write_one(run_dir, 7, 1, MM_BF16, true));
+    void *acc = other.tensors[3].forget_acc;
+    other.tensors[3].forget_acc = NULL;
+    expect_other(&other, "tensor 'one_row' has a forget accumulator there but none here");
+    other.tensors[3].forget_acc = acc;
     state_free(&other);
     assert_ok(write_one(run_dir, 7, 1, MM_F32, false));
     other = state_make(7, MM_F32, true, 1, 0);

@@ -219,7 +219,8 @@ static void the_one_before_is_found(void **state) {
 /* Without the hashes: HDF5 itself fills what is missing with NaN, and that is seen. */
 static void missing_rows_are_nan(void **state) {
     (void)state;
-    char *folder = write_three_parts(run_dir), *path = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
+    char *folder = write_three_parts(run_dir),
+         *path = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
     char *part = mm_format("%s/%s", folder, files[1]);
     struct mm_checkpoint_head head;
     float values[24 * 8];

@@ -1,6 +1,6 @@
 /* Tests of the configuration: defaults, every key there and back, paths, files. The table of keys
- * drives the round trip, so that a key without a test value fails here. test_config_mistakes.c holds
- * what must be refused, test_config_resume.c what a resume may change, and the help. */
+ * drives the round trip, so that a key without a test value fails here. test_config_mistakes.c
+ * holds what must be refused, test_config_resume.c what a resume may change, and the help. */
 #include "tests/config_cases.h"
 
 #include <math.h>
@@ -38,6 +38,12 @@ static void test_defaults(void **state) {
     assert_true(c.unlearn.retain_momentum == 0.9);
     assert_int_equal(c.unlearn.fork_every_n_loops, 32);
     assert_true(c.unlearn.adv_decay == 1);
+    assert_true(c.unlearn.npo_beta == 0.1 && c.unlearn.simnpo_gamma == 0);
+    assert_true(c.unlearn.rep_eng_retain_lr == 0 && c.unlearn.retain_cross_entropy);
+    assert_false(c.unlearn.square_norm);
+    assert_true(c.unlearn.rmu_layer == MM_ABSENT && c.unlearn.rmu_coefficient == 6.5);
+    assert_true(c.unlearn.forget_momentum == 0 && c.unlearn.adv_update == 0);
+    assert_true(c.unlearn.discard_growing_weights == 1);
     assert_true(c.unlearn.train_adversary);
     assert_true(c.unlearn.use_masking);
     assert_int_equal(c.unlearn.normalization, MM_NORM_GLOBAL_PRE_MASK);
@@ -55,6 +61,11 @@ static void test_other_defaults(void **state) {
     assert_int_equal(c.relearn.passes, 120);
     assert_true(c.relearn.lr == 1e-3);
     assert_false(c.relearn.with_retain);
+    assert_int_equal(c.relearn.optimizer, MM_SGD);
+    assert_int_equal(c.relearn.lora_rank, 0);
+    assert_int_equal(c.relearn.attacks_n, 0);
+    assert_int_equal(mm_config_attacks_n(&c), 1);
+    assert_int_equal(mm_config_relearn_passes(&c), 120);
     assert_int_equal(c.evaluate.every_passes, 30);
     assert_int_equal(c.evaluate.batches, 1);
     assert_int_equal(c.evaluate.multiple_choice_n, 0);
@@ -93,6 +104,41 @@ static void test_multiple_choice(void **state) {
     mm_config_free(&c);
 }
 
+static void assert_attack(struct mm_attack a, const char *name, enum mm_optimizer optimizer,
+                          size_t passes, double lr, bool with_retain, size_t lora_rank) {
+    assert_true(name ? strcmp(a.name, name) == 0 : !a.name);
+    assert_int_equal(a.optimizer, optimizer);
+    assert_int_equal(a.passes, passes);
+    assert_true(a.lr == lr);
+    assert_int_equal(a.with_retain, with_retain);
+    assert_int_equal(a.lora_rank, lora_rank);
+}
+
+/* What an attack leaves out is as relearn has it, wherever that stands. */
+static void test_attacks(void **state) {
+    (void)state;
+    static const char relearn[] =
+        "relearn={attacks: [{name: a}, {name: b, optimizer: sgd, lr: 0.5, passes: 8, "
+        "with_retain: false, lora_rank: 0}, {name: c, passes: null, lr: 2}], "
+        "optimizer: adamw, passes: 40, with_retain: true, lora_rank: 6, lr: 0.25}";
+    struct mm_config c = good(base, relearn);
+    assert_int_equal(mm_config_attacks_n(&c), 3);
+    assert_attack(mm_config_attack(&c, 0), "a", MM_ADAMW, 40, 0.25, true, 6);
+    assert_attack(mm_config_attack(&c, 1), "b", MM_SGD, 8, 0.5, false, 0);
+    assert_attack(mm_config_attack(&c, 2), "c", MM_ADAMW, 40, 2, true, 6);
+    assert_int_equal(mm_config_relearn_passes(&c), 88);
+    char *yaml = mm_config_yaml(&c);
+    mm_config_free(&c);
+    c = good(yaml, "relearn.lr=3"); /* of those that leave it out, after a round trip too */
+    assert_attack(mm_config_attack(&c, 0), "a", MM_ADAMW, 40, 3, true, 6);
+    assert_attack(mm_config_attack(&c, 1), "b", MM_SGD, 8, 0.5, false, 0);
+    mm_free(yaml);
+    mm_config_free(&c);
+    c = good(base, "relearn={optimizer: adamw, lora_rank: 2}");
+    assert_attack(mm_config_attack(&c, 0), NULL, MM_ADAMW, 120, 1e-3, false, 2);
+    mm_config_free(&c);
+}
+
 static void test_enum_names(void **state) {
     (void)state;
     static const struct {
@@ -110,6 +156,11 @@ static void test_enum_names(void **state) {
         {"unlearn.unlearning_loss_fn", "neg_cross_entropy", MM_LOSS_NEG_CROSS_ENTROPY},
         {"unlearn.unlearning_loss_fn", "neg_entropy", MM_LOSS_NEG_ENTROPY},
         {"unlearn.unlearning_loss_fn", "correct_logit_minus_avg", MM_LOSS_CORRECT_LOGIT_MINUS_AVG},
+        {"unlearn.unlearning_loss_fn", "npo", MM_LOSS_NPO},
+        {"unlearn.unlearning_loss_fn", "simnpo", MM_LOSS_SIMNPO},
+        {"unlearn.unlearning_loss_fn", "circuit_breaker", MM_LOSS_CIRCUIT_BREAKER},
+        {"unlearn.unlearning_loss_fn", "stream_activation", MM_LOSS_STREAM_ACTIVATION},
+        {"unlearn.unlearning_loss_fn", "rmu", MM_LOSS_RMU},
         {"unlearn.normalization", "global_pre_mask", MM_NORM_GLOBAL_PRE_MASK},
         {"unlearn.normalization", "global_post_mask", MM_NORM_GLOBAL_POST_MASK},
         {"unlearn.normalization", "per_parameter", MM_NORM_PER_PARAMETER},
@@ -200,12 +251,22 @@ static const char *const changed[][2] = {
     {"unlearn.target_modules", "[up_proj, 'null', \"a\\\"b\"]"},
     {"unlearn.unlearning_loss_fn", "neg_entropy"},
     {"unlearn.clip_at", "-1.5"},
+    {"unlearn.npo_beta", "2.5"},
+    {"unlearn.simnpo_gamma", "-0.25"},
     {"unlearn.unlearning_rate", "0.30000000000000004"},
     {"unlearn.retaining_rate", "0"},
     {"unlearn.adv_lr", "1.2345678901234567e-7"},
     {"unlearn.retain_momentum", "0.95"},
     {"unlearn.fork_every_n_loops", "3"},
     {"unlearn.adv_decay", "0.5"},
+    {"unlearn.rep_eng_retain_lr", "0.75"},
+    {"unlearn.square_norm", "true"},
+    {"unlearn.retain_cross_entropy", "false"},
+    {"unlearn.rmu_layer", "4"},
+    {"unlearn.rmu_coefficient", "20"},
+    {"unlearn.forget_momentum", "0.6"},
+    {"unlearn.discard_growing_weights", "0"},
+    {"unlearn.adv_update", "3"},
     {"unlearn.train_adversary", "false"},
     {"unlearn.use_masking", "false"},
     {"unlearn.normalization", "global_post_mask"},
@@ -215,6 +276,11 @@ static const char *const changed[][2] = {
     {"relearn.passes", "0"},
     {"relearn.lr", "0.02"},
     {"relearn.with_retain", "true"},
+    {"relearn.optimizer", "adamw"},
+    {"relearn.lora_rank", "5"},
+    {"relearn.attacks",
+     "[{name: 'x, y', optimizer: adamw, lr: 0.1, passes: 8, with_retain: true, lora_rank: 4}, "
+     "{name: z, with_retain: false}, {name: z2, optimizer: sgd, lora_rank: 0}]"},
     {"evaluate.every_passes", "31"},
     {"evaluate.batches", "4"},
     {"evaluate.multiple_choice", "[{name: 'x, y', file: /x, temperature: 1}, {name: z, file: /z}]"},
@@ -251,6 +317,12 @@ static bool same_number(double a, double b) {
     return a == b || (isnan(a) && isnan(b));
 }
 
+static bool same_attack(const struct mm_attack *a, const struct mm_attack *b) {
+    return same_text(a->name, b->name) && a->optimizer == b->optimizer && a->passes == b->passes &&
+           same_number(a->lr, b->lr) && a->with_retain == b->with_retain &&
+           a->lora_rank == b->lora_rank;
+}
+
 static bool same_row(const struct mm_config_row *row, const struct mm_config *a,
                      const struct mm_config *b) {
     const void *x = (const char *)a + row->offset, *y = (const char *)b + row->offset;
@@ -282,6 +354,13 @@ static bool same_row(const struct mm_config_row *row, const struct mm_config *a,
             if (!same_choice(&a->evaluate.multiple_choice[i], &b->evaluate.multiple_choice[i]))
                 return false;
         return true;
+    case MM_KEY_ATTACKS:
+        if (a->relearn.attacks_n != b->relearn.attacks_n)
+            return false;
+        for (size_t i = 0; i < a->relearn.attacks_n; i++)
+            if (!same_attack(&a->relearn.attacks[i], &b->relearn.attacks[i]))
+                return false;
+        return true;
     }
     return false;
 }
@@ -311,15 +390,19 @@ static const char *changed_value(const char *key) {
     return NULL;
 }
 
-/* All keys but `without` set to their other values, in a file of dotted keys. */
-static struct mm_config good_changed(const char *without) {
+static bool is_one_of(const char *name, const char *const names[2]) {
+    return strcmp(name, names[0]) == 0 || strcmp(name, names[1]) == 0;
+}
+
+/* All keys but two set to their other values, in a file of dotted keys. */
+static struct mm_config good_changed(const char *const without[2]) {
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
     for (size_t i = 0; i < mm_config_rows_n; i++) {
         const char *name = mm_config_rows[i].name, *value = changed_value(name);
         bool quote = mm_config_rows[i].type == MM_KEY_PATH;
-        if (strcmp(name, without) != 0)
+        if (!is_one_of(name, without))
             fprintf(out, quote ? "%s: \"%s\"\n" : "%s: %s\n", name, value);
     }
     fclose(out);
@@ -330,13 +413,14 @@ static struct mm_config good_changed(const char *without) {
 
 static void test_every_key_there_and_back(void **state) {
     (void)state;
-    static const char *const lengths[] = {"unlearn.loops", "unlearn.passes"};
+    static const char *const apart[2][2] = {{"unlearn.loops", "unlearn.adv_update"},
+                                            {"unlearn.passes", "unlearn.train_adversary"}};
     struct mm_config defaults = good_as(least_pretrain, NULL, MM_PRETRAIN);
     assert_int_equal(COUNT(changed), mm_config_rows_n);
     for (size_t i = 0; i < 2; i++) {
-        struct mm_config config = good_changed(lengths[i]);
+        struct mm_config config = good_changed(apart[i]);
         for (size_t r = 0; r < mm_config_rows_n; r++) {
-            bool without = strcmp(mm_config_rows[r].name, lengths[i]) == 0;
+            bool without = is_one_of(mm_config_rows[r].name, apart[i]);
             if (same_row(&mm_config_rows[r], &config, &defaults) != without)
                 fail_msg("%s has not its other value", mm_config_rows[r].name);
         }
@@ -418,6 +502,7 @@ int main(void) {
         TEST(test_defaults),
         TEST(test_other_defaults),
         TEST(test_multiple_choice),
+        TEST(test_attacks),
         TEST(test_enum_names),
         TEST(test_numbers_accepted),
         TEST(test_exact_micro_batch),

@@ -132,6 +132,13 @@ static void test_number_mistakes(void **state) {
                                    "got 1.5"},
         {"unlearn.adv_decay: -0.1", "a number in [0, 1], got -0.1"},
         {"unlearn.retain_momentum: 1", "a number in [0, 1), got 1"},
+        {"unlearn.forget_momentum: 1", "a number in [0, 1), got 1"},
+        {"unlearn.discard_growing_weights: 1.01", "a number in [0, 1], got 1.01"},
+        {"unlearn.adv_update: -1", "a number in [0, 1000000000], got -1"},
+        {"unlearn.npo_beta: 0", "a number in (0, 1000000000], got 0"},
+        {"unlearn.rep_eng_retain_lr: -0.5", "a number in [0, 1000000000], got -0.5"},
+        {"unlearn.rmu_layer: 0", "an integer in [1, 1000000], got 0"},
+        {"unlearn.rmu_coefficient: -1", "a number in [0, 1000000000], got -1"},
         {"unlearn.retain_loss_budget: -1", "a number in [0, 1000000000], got -1"},
         {"relearn.lr: 0", "a number in (0, 1000000000], got 0"},
         {"relearn.lr: 1e999", "got 1e999"},
@@ -164,7 +171,10 @@ static void test_name_and_path_mistakes(void **state) {
         {"unlearn.graph: null", "expected listing | fresh | reuse, got null"},
         {"unlearn.graph: [fresh]", "expected listing | fresh | reuse, got a list"},
         {"unlearn.unlearning_loss_fn: cross_entropy",
-         "expected neg_cross_entropy | neg_entropy | correct_logit_minus_avg, got cross_entropy"},
+         "expected neg_cross_entropy | neg_entropy | correct_logit_minus_avg | npo | simnpo | "
+         "circuit_breaker | stream_activation | rmu, got cross_entropy"},
+        {"relearn.optimizer: adam", "relearn.optimizer: expected sgd | adamw, got adam"},
+        {"relearn.lora_rank: 65537", "expected an integer in [0, 65536], got 65537"},
         {"reduce_dtype: float16", "expected float32 | bfloat16, got float16"},
         {"transport: mpi", "transport: expected auto | nccl | staged, got mpi"},
         {"pretrain.config: ''", "pretrain.config: expected a path, got \"\""},
@@ -208,6 +218,26 @@ static void test_list_mistakes(void **state) {
         {"evaluate.multiple_choice: [{name: a, file: b, temperature: null}]", "expected a number"},
         {"evaluate.multiple_choice: [{name: a, file: b}, {name: a, file: c}]",
          "two files are called a"},
+        {"relearn.attacks: null", "relearn.attacks: expected a list of {name: a, optimizer"},
+        {"relearn.attacks: {a: 1}", "expected a list of {name: a, optimizer"},
+        {"relearn.attacks: [sgd]", "expected a list of {name: a, optimizer"},
+        {"relearn.attacks:\n- name: a\n- lr: 1\n", "t.yaml:16: relearn.attacks: name is missing"},
+        {"relearn.attacks:\n- name: a\n- name: b\n- name: a\n",
+         "t.yaml:17: relearn.attacks: two attacks are called a"},
+        {"relearn.attacks:\n- name: a\n  rate: 1\n",
+         "t.yaml:16: relearn.attacks: unknown key 'rate'; valid are name, optimizer, lr, passes, "
+         "with_retain and lora_rank"},
+        {"relearn.attacks:\n- name: a\n  lr: 1\n  lr: 2\n",
+         "t.yaml:17: relearn.attacks: repeated key 'lr' (first on line 16)"},
+        {"relearn.attacks:\n- name: a\n  lr: 0\n",
+         "t.yaml:16: relearn.attacks: lr: expected a number in (0, 1000000000], got 0"},
+        {"relearn.attacks: [{name: a, optimizer: adam}]",
+         "relearn.attacks: optimizer: expected sgd | adamw, got adam"},
+        {"relearn.attacks: [{name: a, passes: 0}]",
+         "expected an integer in [1, 1000000000], got 0"},
+        {"relearn.attacks: [{name: a, with_retain: 1}]", "expected false | true, got 1"},
+        {"relearn.attacks: [{name: a, lora_rank: -1}]",
+         "expected an integer in [0, 65536], got -1"},
     };
     for (size_t i = 0; i < COUNT(cases); i++)
         bad_more(cases[i][0], cases[i][1]);
@@ -278,6 +308,12 @@ static void test_keys_together(void **state) {
     bad_more("data.forget_evaluation: /e\n", "t.yaml:14: data.forget_evaluation is given alone");
     bad_more("unlearn.graph: reuse\nunlearn.unlearning_loss_fn: neg_entropy\n",
              "t.yaml:14: unlearn.graph is reuse");
+    bad_more("unlearn.retain_cross_entropy: false\nunlearn.use_masking: false\n",
+             "t.yaml:14: unlearn.retain_cross_entropy is false while rep_eng_retain_lr is 0");
+    bad_more("unlearn.retain_cross_entropy: false\nunlearn.rep_eng_retain_lr: 1\n",
+             "t.yaml:14: unlearn.retain_cross_entropy is false with use_masking");
+    bad_more("unlearn.adv_update: 0.5\nunlearn.train_adversary: false\n",
+             "t.yaml:14: unlearn.adv_update is given, but without train_adversary");
     struct mm_config c = good(base, "unlearn={graph: reuse, rate_scale: study}");
     assert_int_equal(c.unlearn.graph, MM_GRAPH_REUSE);
     mm_config_free(&c);

@@ -16,6 +16,7 @@ static void test_resume(void **state) {
                                     "evaluate.batches=2",
                                     "evaluate.multiple_choice=[]",
                                     "relearn={lr: 1, passes: 3, with_retain: true}",
+                                    "relearn={optimizer: adamw, lora_rank: 2, attacks: []}",
                                     "data.retain_validation=a",
                                     "data.forget_validation=a",
                                     "data.retain_evaluation=a",

@@ -102,7 +102,7 @@ static void exponential_of_each_set(void **state) {
     FOR_SUBJECTS(s, MM_F32) {
         struct box bz = box_row(s, MM_F32, V, z), bl = box_row(s, MM_F32, 1, NULL);
         s->dev->ops->loss(s->dev, MM_LOSS_CROSS_ENTROPY, 0, bz.mat,
-                          device_put(s, &target, sizeof target), 1, bl.mat.data, bz.mat);
+                          device_put(s, &target, sizeof target), 1, NULL, bl.mat.data, bz.mat);
         const double *d = box_read(&bz, "exponentials");
         for (size_t j = 1; j < V; j++)
             if (!(ulps(d[j], exp(z[j])) <= 2))

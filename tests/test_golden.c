@@ -6,9 +6,10 @@
  * same tolerances and then (without the argument float32) in bfloat16. Of that a number is good to
  * 2^-9, and the models are so narrow that little averages out: what is compared is the error of a
  * whole tensor, or of a whole vector's change over a run, against its size. Measured: logits off by
- * up to 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015,
- * norms by 0.006 on average and up to 0.3, vectors by 0.07 and up to 0.31. The tolerances are half
- * as much again. */
+ * up to 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015
+ * (more where retain_drift and unlearning_drift say so, and in relearning with LoRA), norms by
+ * 0.006 on average and up to 0.3, vectors by 0.07 and up to 0.31. The tolerances are half as much
+ * again. */
 #include "tests/golden_device.h"
 
 #include "io/dataset.h"
@@ -188,16 +189,29 @@ static void check_change(const char *what, hid_t group, const char *prefix, stru
     mm_free(host);
 }
 
+/* bfloat16 arithmetic: how far the losses of a run may drift. Some are a small difference of states
+ * or logits; activations that grow away multiply what they were off by. */
+static double retain_drift(const char *variant) {
+    if (strcmp(variant, "rmu") == 0)
+        return 0.2;
+    return strcmp(variant, "tar2") == 0 ? 0.06 : 0.02;
+}
+
+static double unlearning_drift(const char *variant) {
+    if (strstr(variant, "logit"))
+        return 0.1;
+    return strstr(variant, "stream_activation") ? 0.05 : 0.02;
+}
+
 static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_scalars s,
                        bool half) {
     const struct {
         const char *name;
         double value;
         double half_tolerance;
-    } values[] = {{"retain_loss", s.retain_loss, 0.02},
+    } values[] = {{"retain_loss", s.retain_loss, retain_drift(what)},
                   {"adversary_loss", s.adversary_loss, 0.02},
-                  /* of the logit loss: a small difference of logits */
-                  {"unlearning_loss", s.unlearning_loss, strstr(what, "logit") ? 0.1 : 0.02},
+                  {"unlearning_loss", s.unlearning_loss, unlearning_drift(what)},
                   {"grad_norm", s.grad_norm, 0.45},
                   {"mask_fraction", s.mask_fraction, 0.04}};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
@@ -234,7 +248,7 @@ static void check_half(const char *what, hid_t group, const char *prefix,
         mm_free(path);
     }
     mm_free(host);
-    if (different > v.n / 200)
+    if (different > v.n / 100 + 2)
         fail_msg("%s %s: %zu of %zu elements differ", what, prefix, different, v.n);
 }
 
@@ -270,13 +284,16 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
         const char *name;
         struct mm_vector v;
         double tolerance;
-    } ends[] = {{"base", u->b, 5e-6}, {"retain_acc", u->m, 1e-4}, {"adversary", u->a, 1e-5}};
-    for (size_t i = 0; i < 3; i++) {
+    } ends[] = {{"base", u->b, 5e-6},
+                {"retain_acc", u->m, 1e-4},
+                {"adversary", u->a, 1e-5},
+                {"forget_acc", u->f, 1e-4}};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (!ends[i].v.data)
             continue;
         if (arithmetic == MM_BF16)
             check_change(variant, group, ends[i].name, f, shard, ends[i].v,
-                         ends[i].v.data != u->m.data, 0.45);
+                         ends[i].v.data != u->m.data && ends[i].v.data != u->f.data, 0.45);
         else if (half)
             check_half(variant, group, ends[i].name, shard, ends[i].v);
         else
@@ -296,6 +313,8 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
 
 /* A GPU differs by its operations, of which one way of cutting the batch sees all. */
 static void check_micro_batches(struct fixture *f, const char *variant) {
+    if (arithmetic == MM_BF16 && strcmp(variant, "circuit_breakers_no_lora") == 0)
+        return; /* its b is then the frozen model, and its first gradient nothing but rounding */
     if (dev->ops->asynchronous)
         check_run(f, variant, mm_comm_size(comm) > 1 ? 1 : 3);
     for (size_t micro_batch = 1; micro_batch <= 4 && !dev->ops->asynchronous; micro_batch *= 2)
@@ -362,6 +381,14 @@ static void check_replay(struct fixture *f, const char *variant) {
     struct mm_mudman *u = mm_mudman_create(arena, &config, comm, f->model, shard);
     const __typeof__(config.unlearn) *c = &config.unlearn;
     const uint32_t *stop = &u->scalars->stop;
+    const struct mm_unlearn_options all = {.f = u->f,
+                                           .momentum = c->forget_momentum,
+                                           .b = u->b,
+                                           .discard = c->discard_growing_weights,
+                                           .a = u->a,
+                                           .adv_rate = c->adv_update * c->unlearning_rate,
+                                           .stop = stop},
+                                    *options = c->adv_update > 0 ? &all : NULL;
     size_t n = shard->tensors_n;
     for (size_t t = 0; t < c->loops; t++) {
         if (t % c->fork_every_n_loops == 0)
@@ -371,16 +398,18 @@ static void check_replay(struct fixture *f, const char *variant) {
         load_gradient(group, "adversary", t, shard, u->g);
         dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
         load_gradient(group, "unlearning", t, shard, u->g);
-        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->offsets, n, c->use_masking);
+        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->offsets, n, c->use_masking, options);
         mm_comm_sum_device(comm, (double *)u->sums, 3 * n);
         dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
                                 c->rate_scale == MM_RATE_STUDY, shard->total, MM_BF16, u->scalars);
         dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->offsets, n, u->scale, c->unlearning_rate,
-                               c->use_masking, stop);
+                               c->use_masking, options, stop);
     }
     check_vector(variant, group, "base", shard, u->b, 0);
     check_vector(variant, group, "adversary", shard, u->a, 0);
     check_vector(variant, group, "retain_acc", shard, u->m, 0);
+    if (u->f.data)
+        check_vector(variant, group, "forget_acc", shard, u->f, 0);
     mm_mudman_free(u);
     mm_shard_free(shard);
     mm_arena_free(arena);
@@ -392,34 +421,39 @@ static void check_replay(struct fixture *f, const char *variant) {
 /* -- relearning and pretraining -------------------------------------------------------------------
  */
 
-static void check_relearning(const char *name, const char *variant) {
+/* `tolerance`: of the trained weights in float32; `drift`: of the losses in bfloat16. */
+static void check_relearning(const char *name, const char *variant, double tolerance,
+                             double drift) {
     struct fixture f = open_case(name);
     struct mm_config config;
     hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
     read_config(&config, group, 3);
+    const struct mm_attack attack = mm_config_attack(&config, 0);
     struct mm_dataset retain = tokens_of(f.traces, "retain_validation");
     struct mm_dataset forget = tokens_of(f.traces, "forget_validation");
-    struct mm_training *t =
-        mm_training_create(f.arena, comm, f.model, config.data.batch_size, config.data.micro_batch,
-                           forget.context, MM_F32, false);
+    struct mm_training *t = mm_training_create_attack(f.arena, comm, f.model, &config, &attack);
     struct mm_passes *p = t->passes;
     uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
     double *loss = trace_read(group, "loss", NULL, NULL);
-    size_t steps = config.relearn.passes / (config.relearn.with_retain ? 4 : 2);
+    double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
+    size_t steps = attack.passes / (attack.with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
         mm_dataset_batch(&forget, i + 1, p->batch_size, p->first, p->share, tokens);
-        expect_near(variant, "loss", i, mm_training_sgd(t, tokens, config.relearn.lr), loss[i],
-                    1e-5, 0.015);
-        if (!config.relearn.with_retain)
+        expect_near(variant, "loss", i, mm_training_attack(t, tokens, &attack), loss[i], 1e-5,
+                    drift);
+        if (!attack.with_retain)
             continue;
         mm_dataset_batch(&retain, i + 1, p->batch_size, p->first, p->share, tokens);
-        mm_training_sgd(t, tokens, config.relearn.lr);
+        expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, &attack),
+                    retain_loss[i], 1e-5, 2 * drift);
     }
+    struct mm_vector end = t->lora ? t->g : t->p; /* the weights of now */
     if (arithmetic == MM_BF16)
-        check_change(variant, group, "params", &f, t->shard, t->p, true, 0.45);
+        check_change(variant, group, "params", &f, t->shard, end, true, 0.45);
     else
-        check_vector(variant, group, "params", t->shard, t->p, 2e-5);
+        check_vector(variant, group, "params", t->shard, end, tolerance);
     mm_free(loss);
+    mm_free(retain_loss);
     mm_free(tokens);
     mm_training_free(t);
     mm_dataset_free(&retain);
@@ -498,14 +532,23 @@ static void bfloat16_replay(void **state) {
     struct fixture f = open_case("llama-gqa-tied");
     check_replay(&f, "bfloat16");
     check_replay(&f, "bfloat16_study");
+    check_replay(&f, "bfloat16_ablations");
     close_case(&f);
 }
 static void relearning(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn");
-    check_relearning("llama-gqa-tied", "relearn_with_retain");
-    check_relearning("neox-parallel", "relearn");
-    check_relearning("neox-parallel", "relearn_with_retain");
+    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.015);
+    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.015);
+    check_relearning("neox-parallel", "relearn", 2e-5, 0.015);
+    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.015);
+}
+/* Adam divides by the gradient's size: where that is rounding only, so is the step. LoRA's factor
+ * 16/rank makes large steps of small gradients, and in bfloat16 of their errors. */
+static void relearning_otherwise(void **state) {
+    (void)state;
+    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.015);
+    check_relearning("llama-gqa-tied", "relearn_lora", 2e-5, 0.045);
+    check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.045);
 }
 static void pretraining(void **state) {
     (void)state;
@@ -528,11 +571,11 @@ static struct mm_device *open_device(void) {
 
 static int run_all(bool half_too) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference_llama), cmocka_unit_test(reference_qwen2),
-        cmocka_unit_test(reference_neox),  cmocka_unit_test(runs_llama),
-        cmocka_unit_test(runs_qwen2),      cmocka_unit_test(runs_neox),
-        cmocka_unit_test(bfloat16_replay), cmocka_unit_test(relearning),
-        cmocka_unit_test(pretraining),
+        cmocka_unit_test(reference_llama),      cmocka_unit_test(reference_qwen2),
+        cmocka_unit_test(reference_neox),       cmocka_unit_test(runs_llama),
+        cmocka_unit_test(runs_qwen2),           cmocka_unit_test(runs_neox),
+        cmocka_unit_test(bfloat16_replay),      cmocka_unit_test(relearning),
+        cmocka_unit_test(relearning_otherwise), cmocka_unit_test(pretraining),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arithmetic = MM_BF16;
@@ -543,6 +586,7 @@ int main(int argc, char **argv) {
     struct mm_error err = {""};
     int failed = 0;
     bool only_float32 = argc > 1 && strcmp(argv[1], "float32") == 0;
+    mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
     dev = open_device();

@@ -1,41 +1,13 @@
 /* test_ops_half.c - the steps of Algorithm 1 on a bfloat16 state, of every backend, bit by bit
  * against a scalar re-statement that rounds after each operation as METHOD.md 1.3 lists them; and
  * the norms and scales of lines 13 to 15 for both state types. */
-#include "tests/ops_subject.h"
+#include "tests/ops_half.h"
 
 static const size_t lengths[] = {1, 7, 33, 100, 16385, 40000};
 #define LENGTHS (sizeof lengths / sizeof *lengths)
 
 static void *stop_put(const struct subject *s, uint32_t stop) {
     return device_put(s, &stop, sizeof stop);
-}
-
-/* -- arithmetic with explicit rounding --------------------------------------------------------- */
-
-/* To bfloat16: 8 bits from the first, above 2^-133; of two neighbours the even one. */
-static double half(double x) {
-    int exponent;
-    if (!isfinite(x) || x == 0)
-        return x;
-    frexp(x, &exponent);
-    int unit = (exponent > -125 ? exponent : -125) - 8;
-    double near = ldexp(nearbyint(ldexp(x, -unit)), unit);
-    return copysign(fabs(near) >= 0x1p128 ? INFINITY : near, x);
-}
-
-/* A float32 operation on two float32 numbers, from its double result: rounding twice is harmless
- * there, 53 being more than 2·24 + 1. */
-static double single(double x) {
-    return (double)(float)x;
-}
-
-/* A bfloat16 operation as PyTorch has it: in float32, then stored. */
-static double stored(double x) {
-    return half(single(x));
-}
-
-static int sign_of(double x) {
-    return x > 0 ? 1 : x < 0 ? -1 : 0;
 }
 
 /* State of all sizes: ordinary, tiny to below the normal range, large, and zeros of both signs. */
@@ -178,7 +150,8 @@ static void check_mask(bool masking) {
         struct mm_mask_sums got[TENSORS], *on = device_put(s, sums, sizeof sums);
         size_t *at = device_put(s, offsets, sizeof offsets);
         double *sum = scalar_put(s, 0.25);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking,
+                               NULL);
         s->dev->ops->sum_squares(s->dev, sum, box_vector(&bg), MM_BF16);
         device_get(s, got, on, sizeof got);
         expect_scalar(s, "sum_squares", scalar_get(s, sum), squares, 1e-13);
@@ -188,7 +161,7 @@ static void check_mask(bool masking) {
             expect_scalar(s, "mask_sums kept_n", got[t].kept_n, sums[t].kept_n, 0);
         }
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
-                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking,
+                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
                                   stop_put(s, 0));
         expect_exact(&bb, "unlearn_step b", want);
         expect_exact(&bg, "unlearn_step g", g);
@@ -221,11 +194,11 @@ static void mask_of_rounded_zeros(void **state) {
         struct box bg = box_row(s, MM_F32, n, g_of), bm = box_row(s, MM_BF16, n, m);
         struct box bb = box_row(s, MM_BF16, n, b);
         size_t *offset = device_put(s, at, sizeof at);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true, NULL);
         device_get(s, &sums, on, sizeof sums);
         assert_true(sums.kept_n == 4 + 4 + 1 + 1);
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), offset,
-                                  1, scalar_put(s, 0), 1, true, stop_put(s, 0));
+                                  1, scalar_put(s, 0), 1, true, NULL, stop_put(s, 0));
         const double *now = box_read(&bb, "b");
         for (size_t i = 0; i < n; i++)
             assert_true(now[i] == b[i]);

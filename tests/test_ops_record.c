@@ -78,10 +78,10 @@ static void list_ask(struct list *l) {
     ops->activate_grad(dev, MM_SWIGLU, l->du.mat, l->dh.mat, l->x.mat);
     ops->zero(dev, &l->scalars->sum_squares, sizeof(double));
     ops->sum_squares(dev, &l->scalars->sum_squares, g, MM_F32);
-    ops->mask_sums(dev, l->sums, g, m, l->offsets, 2, true);
+    ops->mask_sums(dev, l->sums, g, m, l->offsets, 2, true, NULL);
     ops->unlearn_scale(dev, l->scale, l->sums, 2, MM_NORM_GLOBAL_POST_MASK, false, (double)b.n,
                        MM_F32, l->scalars);
-    ops->unlearn_step(dev, b, g, m, l->offsets, 2, l->scale, 0.1, true, &l->scalars->stop);
+    ops->unlearn_step(dev, b, g, m, l->offsets, 2, l->scale, 0.1, true, NULL, &l->scalars->stop);
     ops->download_later(dev, l->to, l->y.mat.data, bytes_of(&l->y));
     ops->download_later(dev, l->to + bytes_of(&l->y), l->b.mat.data, bytes_of(&l->b));
 }

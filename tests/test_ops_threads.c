@@ -98,7 +98,7 @@ static void run_losses(const struct subject *s, size_t n, size_t V, struct resul
             targets[i] = i % 9 ? (uint32_t)(rng_next(&r) % V) : UINT32_MAX;
         struct box z = random_box(s, &r, s->dtype, n, V), losses = random_box(s, &r, MM_F32, 1, n);
         s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, z.mat,
-                          device_put(s, targets, n * sizeof *targets), 0.01f, losses.mat.data,
+                          device_put(s, targets, n * sizeof *targets), 0.01f, NULL, losses.mat.data,
                           z.mat);
         keep(out, names[fn], &losses);
         keep(out, names[fn], &z);
@@ -134,12 +134,20 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     ops->retain_step(s->dev, box_vector(&m), box_vector(&b), box_vector(&g), 0.9, 0.1, stop);
     ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, stop);
     ops->scale(s->dev, g.mat, g.mat, 1.7f);
-    ops->mask_sums(s->dev, sums_on, box_vector(&g), box_vector(&m), offsets, 3, true);
+    ops->mask_sums(s->dev, sums_on, box_vector(&g), box_vector(&m), offsets, 3, true, NULL);
     keep_block(out, "mask_sums", s, sums_on, sizeof sums);
     ops->unlearn_scale(s->dev, scale_on, sums_on, 3, MM_NORM_PER_PARAMETER, false, (double)n, dtype,
                        device_put(s, &scalars, sizeof scalars));
     ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), box_vector(&m), offsets, 3, scale_on,
-                      0.5, true, stop);
+                      0.5, true, NULL, stop);
+    struct box f = random_box(s, &r, dtype, 1, n);
+    const struct mm_unlearn_options options = {
+        box_vector(&f), 0.6, box_vector(&b), 0.3, box_vector(&a), 0.2, stop};
+    ops->mask_sums(s->dev, sums_on, box_vector(&g), box_vector(&m), offsets, 3, true, &options);
+    keep_block(out, "mask_sums with options", s, sums_on, sizeof sums);
+    ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), box_vector(&m), offsets, 3, scale_on,
+                      0.5, true, &options, stop);
+    keep(out, "f", &f);
     ops->sgd_step(s->dev, box_vector(&a), box_vector(&g), 0.3);
     keep(out, "m", &m);
     keep(out, "b", &b);

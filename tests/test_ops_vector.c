@@ -157,7 +157,8 @@ static void check_mask(bool masking) {
             got[t] = fill;
         struct mm_mask_sums *on = device_put(s, got, sizeof got);
         size_t *at = device_put(s, offsets, sizeof offsets);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking,
+                               NULL);
         device_get(s, got, on, sizeof got);
         assert_memory_equal(&got[TENSORS], &fill, sizeof fill);
         for (size_t t = 0; t < TENSORS; t++) {
@@ -166,7 +167,7 @@ static void check_mask(bool masking) {
             expect_scalar(s, "mask_sums kept_n", got[t].kept_n, sums[t].kept_n, 0);
         }
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
-                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking,
+                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
                                   stop_put(s, 0));
         expect_close(&bb, "unlearn_step b", want, size, 4);
         expect_exact(&bg, "unlearn_step g", g);
@@ -202,11 +203,11 @@ static void mask_signs(void **state) {
         struct box bb = box_row(s, MM_F32, n, b);
         struct mm_mask_sums sums = {0}, *on = device_put(s, &sums, sizeof sums);
         size_t *offset = device_put(s, at, sizeof at);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true, NULL);
         device_get(s, &sums, on, sizeof sums);
         assert_true(sums.kept_n == kept_n && kept_n == 12);
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), offset,
-                                  1, scalar_put(s, 1), 1, true, stop_put(s, 0));
+                                  1, scalar_put(s, 1), 1, true, NULL, stop_put(s, 0));
         expect_exact(&bb, "unlearn_step b", want);
     }
 }
@@ -225,7 +226,7 @@ static void mask_sums_pass_nan_on(void **state) {
         struct mm_mask_sums sums[2], *on = device_put(s, sums, sizeof sums);
         double *sum = scalar_put(s, 0);
         s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm),
-                               device_put(s, at, sizeof at), 2, true);
+                               device_put(s, at, sizeof at), 2, true, NULL);
         s->dev->ops->sum_squares(s->dev, sum, box_vector(&bg), MM_F32);
         device_get(s, sums, on, sizeof sums);
         assert_true(sums[0].raw == 0 && !isfinite(sums[1].raw) && !isfinite(scalar_get(s, sum)));
@@ -292,7 +293,7 @@ static void stop_writes_nothing(void **state) {
                     ops->adversary_step(s->dev, a, b, g, 0.5, 0.5, flag);
                 if (op == 3)
                     ops->unlearn_step(s->dev, a, g, b, device_put(s, at, sizeof at), 2,
-                                      device_put(s, scale, sizeof scale), 0.5, true, flag);
+                                      device_put(s, scale, sizeof scale), 0.5, true, NULL, flag);
                 bool same = true;
                 const double *now = box_read(&one, "a");
                 for (size_t i = 0; i < n; i++)

@@ -6,6 +6,8 @@
 static struct mm_comm *comm;
 static struct mm_device *dev;
 
+static const struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
+
 /* -- passes: micro-batches --------------------------------------------------------------------- */
 
 /* A set of tensors and passes over it; ends with its arena. */
@@ -18,13 +20,16 @@ struct setup {
     double *loss; /* [2] */
 };
 
-static struct setup setup_create(const struct fixture *f, bool matrices_only, size_t micro,
-                                 bool hold) {
+/* Which tensors: all, the matrices of layers, those of layers above the first. */
+enum set { EVERYTHING, MATRICES, UPPER_MATRICES };
+
+static struct setup setup_create(const struct fixture *f, enum set set, size_t micro, bool hold) {
     struct setup s = {.arena = mm_arena_create(dev, false)};
     const struct mm_model *m = f->model;
     bool *wanted = mm_calloc(m->params_n, 1);
     for (size_t i = 0; i < m->params_n; i++)
-        wanted[i] = !matrices_only || (!m->params[i].vector && m->params[i].layer >= 0);
+        wanted[i] = set == EVERYTHING ||
+                    (!m->params[i].vector && m->params[i].layer >= (set == UPPER_MATRICES ? 1 : 0));
     s.shard = mm_shard_create(s.arena, comm, f->model, wanted);
     s.passes = mm_passes_create(s.arena, comm, f->model, s.shard, f->B, micro, f->T, hold);
     s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
@@ -52,10 +57,10 @@ static void check_micro_batches(const char *name) {
     struct fixture f = open_case(dev, name);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
-        struct setup whole = setup_create(&f, false, f.B, false);
+        struct setup whole = setup_create(&f, EVERYTHING, f.B, false);
         mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
         for (size_t micro = 1; micro < f.B; micro++) {
-            struct setup s = setup_create(&f, false, micro, false);
+            struct setup s = setup_create(&f, EVERYTHING, micro, false);
             assert_int_equal(s.passes->micros_n, (f.B + micro - 1) / micro);
             memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
             s.loss[0] = 99;
@@ -83,9 +88,132 @@ static void micro_batches(void **state) {
         check_micro_batches(cases[i]);
 }
 
-/* -- the held graph ---------------------------------------------------------------------------- */
+/* -- losses on hidden states -------------------------------------------------------------------
+ */
 
-static const struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
+/* Those of the config, which have a name each. */
+static const struct {
+    const char *name;
+    enum mm_loss_fn fn;
+    bool retaining, square;
+} state_losses[] = {{"distance", MM_LOSS_NONE, true, false},
+                    {"square distance", MM_LOSS_NONE, true, true},
+                    {"circuit breaker", MM_LOSS_CIRCUIT_BREAKER, false, false},
+                    {"stream activation", MM_LOSS_STREAM_ACTIVATION, false, false},
+                    {"rmu", MM_LOSS_RMU, false, false}};
+#define STATE_LOSSES (sizeof state_losses / sizeof *state_losses)
+
+/* Weights move off those that the frozen states were of. */
+static void stir(const struct fixture *f, const struct mm_shard *shard, float factor) {
+    for (size_t t = 0; t < shard->tensors_n; t++) {
+        const struct mm_param *p = &f->model->params[shard->param[t]];
+        float *w = p->w.data;
+        for (size_t i = 0; i < p->rows * p->cols; i++)
+            w[i] += factor * (float)((int)((i * 29 + t) % 64) - 31) / 1024;
+    }
+}
+
+/* The objective of loss k on s's passes; its frozen states are of the weights as they are now. */
+static struct mm_objective state_objective(struct setup *s, size_t k) {
+    struct mm_config config = {.seed = 3};
+    config.unlearn.loss_fn = state_losses[k].fn;
+    config.unlearn.rep_eng_retain_lr = state_losses[k].retaining ? 0.8 : 0;
+    config.unlearn.square_norm = state_losses[k].square;
+    config.unlearn.rmu_layer = MM_ABSENT;
+    config.unlearn.rmu_coefficient = 4;
+    struct mm_objective objective = {.fn = state_losses[k].fn};
+    objective.states = state_losses[k].retaining
+                           ? mm_representation_retaining(s->arena, &config, s->passes)
+                           : mm_representation_unlearning(s->arena, &config, s->passes);
+    mm_passes_keep_states(s->passes, &s->batch, objective.states);
+    return objective;
+}
+
+static void free_states(struct mm_objective objective) {
+    mm_free((struct mm_representation *)objective.states);
+}
+
+/* The loss alone along the set's weights, for a difference. */
+static double stirred_loss(const struct fixture *f, struct setup *s, struct mm_objective objective,
+                           float factor) {
+    stir(f, s->shard, factor);
+    mm_passes_gradient(s->passes, &s->batch, objective, s->g, s->loss, NULL);
+    stir(f, s->shard, -factor);
+    return s->loss[0];
+}
+
+/* Slope of the loss along the stir by its gradient, against a difference of losses. */
+static void check_slope(const struct fixture *f, struct setup *s, struct mm_objective objective,
+                        const char *what) {
+    const float step = 1.0f / 64;
+    mm_passes_gradient(s->passes, &s->batch, objective, s->g, s->loss, NULL);
+    double slope = 0, size = 0;
+    for (size_t t = 0; t < s->shard->tensors_n; t++)
+        for (size_t i = s->shard->offsets[t]; i < s->shard->offsets[t + 1]; i++) {
+            double along = (double)((int)(((i - s->shard->offsets[t]) * 29 + t) % 64) - 31) / 1024;
+            slope += (double)((float *)s->g.data)[i] * along;
+            size += fabs((double)((float *)s->g.data)[i] * along);
+        }
+    double difference =
+        (stirred_loss(f, s, objective, step) - stirred_loss(f, s, objective, -step)) /
+        (2 * (double)step);
+    if (!(fabs(difference - slope) <= 2e-3 * size && size > 0))
+        fail_msg("%s, %s: the slope is %.6g by the gradient, %.6g by a difference", f->name, what,
+                 slope, difference);
+}
+
+/* Any cut of the batch, whichever layers are trained, gives one loss and one gradient, which is the
+ * loss's slope; at the frozen model the distances are exactly 0. */
+static void check_states(const char *name, enum set set, size_t k) {
+    struct fixture f = open_case(dev, name);
+    const char *what = state_losses[k].name;
+    struct setup whole = setup_create(&f, set, f.B, false);
+    struct mm_objective objective = state_objective(&whole, k);
+    mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
+    if (state_losses[k].retaining) {
+        assert_true(whole.loss[0] == 0);
+        for (size_t i = 0; i < whole.g.n; i++)
+            assert_true(((float *)whole.g.data)[i] == 0);
+    }
+    for (size_t micro = 1; micro < f.B; micro += 2) {
+        struct setup s = setup_create(&f, set, micro, false);
+        struct mm_objective cut = state_objective(&s, k);
+        stir(&f, whole.shard, 1);
+        mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
+        memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
+        s.loss[0] = s.loss[1] = 99;
+        mm_passes_gradient(s.passes, &s.batch, cut, s.g, &s.loss[0],
+                           set == EVERYTHING ? NULL : &s.loss[1]);
+        trace_near(name, what, micro, s.loss[0], whole.loss[0], 1e-6);
+        expect_near(what, s.g.data, whole.g.data, whole.g.n, 1e-5);
+        if (set !=
+            EVERYTHING) { /* cross-entropy beside it, where there is no other use of the head */
+            mm_passes_loss(whole.passes, &whole.batch, plain, &whole.loss[1]);
+            trace_near(name, "cross-entropy beside it", micro, s.loss[1], whole.loss[1], 1e-6);
+        }
+        check_slope(&f, &s, cut, what);
+        stir(&f, whole.shard, -1);
+        free_states(cut);
+        setup_free(&s);
+    }
+    free_states(objective);
+    setup_free(&whole);
+    close_case(&f);
+}
+
+static void hidden_states(void **state) {
+    (void)state;
+    for (size_t i = 0; i < CASES; i++)
+        for (size_t k = 0; k < STATE_LOSSES; k++) {
+            check_states(cases[i], MATRICES, k);
+            check_states(cases[i], EVERYTHING, k);
+            if (strcmp(cases[i], "llama-gqa-tied") == 0 && state_losses[k].fn != MM_LOSS_RMU &&
+                state_losses[k].fn != MM_LOSS_CIRCUIT_BREAKER) /* the last state is moved alone */
+                check_states(cases[i], UPPER_MATRICES, k);
+        }
+}
+
+/* -- the held graph ---------------------------------------------------------------------------- */
 
 /* With the weights as they were the second gradient is that of the second loss; of the negative of
  * cross-entropy it is the first one negated, to the bit, as often as it is taken. */
@@ -93,8 +221,8 @@ static void check_held(const char *name, size_t micro) {
     struct fixture f = open_case(dev, name);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective second = {.fn = (enum mm_loss_fn)fn, .clip_at = -0.5};
-        struct setup own = setup_create(&f, true, micro, false);
-        struct setup held = setup_create(&f, true, micro, true);
+        struct setup own = setup_create(&f, MATRICES, micro, false);
+        struct setup held = setup_create(&f, MATRICES, micro, true);
         mm_passes_gradient_held(held.passes, &held.batch, second, held.g, &held.loss[0],
                                 &held.loss[1]);
         float *first = copy_of(held.g);
@@ -125,6 +253,47 @@ static void held_graph(void **state) {
     for (size_t i = 0; i < CASES; i++)
         for (size_t micro = 1; micro <= 4; micro += i % 2 ? 3 : 2)
             check_held(cases[i], micro);
+}
+
+/* The same of losses on hidden states, whose second gradient takes no product with the head: the
+ * held one is that of a forward of its own, but not at weights that moved since. */
+static void check_held_states(const char *name, size_t micro, size_t k) {
+    struct fixture f = open_case(dev, name);
+    const char *what = state_losses[k].name;
+    struct setup own = setup_create(&f, MATRICES, micro, false);
+    struct setup held = setup_create(&f, MATRICES, micro, true);
+    struct mm_objective a = state_objective(&own, k), b = state_objective(&held, k);
+    stir(&f, own.shard, 1);
+    mm_passes_gradient_held(held.passes, &held.batch, b, held.g, &held.loss[0], &held.loss[1]);
+    float *first = copy_of(held.g);
+    mm_passes_gradient(own.passes, &own.batch, plain, own.g, &own.loss[0], NULL);
+    assert_memory_equal(first, own.g.data, own.g.n * sizeof *first);
+    assert_true(held.loss[0] == own.loss[0]);
+    mm_passes_gradient(own.passes, &own.batch, a, own.g, &own.loss[0], NULL);
+    trace_near(name, what, micro, held.loss[1], own.loss[0], 1e-7);
+    for (int again = 0; again < 2; again++) {
+        memset(held.g.data, 0x5a, held.g.n * sizeof *first);
+        mm_passes_second_gradient(held.passes, held.g);
+        expect_near(what, held.g.data, own.g.data, own.g.n, 1e-6);
+    }
+    stir(&f, own.shard, 1);
+    mm_passes_second_gradient(held.passes, held.g);
+    mm_passes_gradient(own.passes, &own.batch, a, own.g, &own.loss[0], NULL);
+    assert_true(memcmp(held.g.data, own.g.data, own.g.n * sizeof *first) != 0);
+    mm_free(first);
+    free_states(a);
+    free_states(b);
+    setup_free(&held);
+    setup_free(&own);
+    close_case(&f);
+}
+
+static void held_states(void **state) {
+    (void)state;
+    for (size_t i = 0; i < CASES; i++)
+        for (size_t k = 0; k < STATE_LOSSES; k++)
+            for (size_t micro = 1; micro <= 4; micro += i % 2 ? 3 : 2)
+                check_held_states(cases[i], micro, k);
 }
 
 /* Adds `factor` times a fixed pattern to a matrix. */
@@ -190,7 +359,7 @@ static void check_moved(struct fixture *f, struct setup *s, const float *still, 
 
 /* The gradient of a forward at the moved weights is another one: the trap is a real one. */
 static void check_trap(struct fixture *f, struct setup *s, size_t moved) {
-    struct setup own = setup_create(f, true, 4, false);
+    struct setup own = setup_create(f, MATRICES, 4, false);
     struct mm_objective second = {.fn = MM_LOSS_NEG_CROSS_ENTROPY};
     double most = 0, change = 0;
     move_weights(&f->model->params[moved], 1);
@@ -212,7 +381,7 @@ static void check_changed_weights(const char *name) {
     coarsen(&f);
     for (size_t k = 0; k < 2; k++) {
         struct mm_objective second = {.fn = fns[k]};
-        struct setup s = setup_create(&f, true, k ? 3 : 4, true);
+        struct setup s = setup_create(&f, MATRICES, k ? 3 : 4, true);
         mm_passes_gradient_held(s.passes, &s.batch, second, s.g, &s.loss[0], &s.loss[1]);
         mm_passes_second_gradient(s.passes, s.g);
         float *still = copy_of(s.g);
@@ -234,8 +403,8 @@ static void changed_weights(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(micro_batches),
-        cmocka_unit_test(held_graph),
+        cmocka_unit_test(micro_batches),   cmocka_unit_test(hidden_states),
+        cmocka_unit_test(held_graph),      cmocka_unit_test(held_states),
         cmocka_unit_test(changed_weights),
     };
     struct mm_error err = {""};

@@ -29,7 +29,8 @@ static float **gradients_of(const struct fixture *f, const bool *wanted, const b
     mm_head_create(&head, arena, m, capacity, false);
     struct mm_mat dhidden = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, n, m->arch.width);
     double sum = 0;
-    struct mm_loss_term term = {MM_LOSS_CROSS_ENTROPY, 0, f->B, &sum, dhidden};
+    struct mm_loss_term term = {
+        .fn = MM_LOSS_CROSS_ENTROPY, .global_batch = f->B, .sum = &sum, .dhidden = dhidden};
     mm_forward(m, &acts, &scratch, f->tokens, f->B, f->T, no_hook);
     mm_head_losses(m, &head, &acts, f->targets, &term, 1, grads[m->head_part], first);
     mm_backward(m, &acts, &scratch, dhidden, grads, first, no_hook);
@@ -157,8 +158,16 @@ static void check_chunks(struct fixture *f, enum mm_loss_fn first, enum mm_loss_
         d[i] = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, n, C);
     for (size_t i = 0; i < 2; i++) {
         struct mm_head head;
-        struct mm_loss_term terms[] = {{first, 0.1, f->B, &sums[2 * i], d[2 * i]},
-                                       {second, 0.1, f->B, &sums[2 * i + 1], d[2 * i + 1]}};
+        struct mm_loss_term terms[] = {{.fn = first,
+                                        .clip_at = 0.1,
+                                        .global_batch = f->B,
+                                        .sum = &sums[2 * i],
+                                        .dhidden = d[2 * i]},
+                                       {.fn = second,
+                                        .clip_at = 0.1,
+                                        .global_batch = f->B,
+                                        .sum = &sums[2 * i + 1],
+                                        .dhidden = d[2 * i + 1]}};
         dhead[i] = mm_arena_take(arena, MM_FOR_SCRATCH, V * C, sizeof(float));
         mm_head_create(&head, arena, m, n, true);
         assert_int_equal(head.rows, n);

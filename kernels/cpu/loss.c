@@ -80,15 +80,33 @@ static float loss_row(enum mm_loss_fn fn, float clip, const float *z, uint32_t y
 }
 
 void CPU_NAME(cpu_loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at,
-                        struct mm_mat logits, const uint32_t *targets, float scale, float *losses,
-                        struct mm_mat dlogits) {
+                        struct mm_mat logits, const uint32_t *targets, float scale,
+                        const float *weights, float *losses, struct mm_mat dlogits) {
     size_t V = logits.cols, padded = (V + LANES) / LANES * LANES;
     float *room = scratch(dev, (size_t)omp_get_max_threads() * padded * sizeof *room);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < logits.rows; i++) {
         float *e = room + (size_t)omp_get_thread_num() * padded;
         losses[i] = loss_row(fn, clip_at, row_f32(logits, i), targets[i], e,
-                             dlogits.data ? row_f32(dlogits, i) : NULL, scale, V);
+                             dlogits.data ? row_f32(dlogits, i) : NULL,
+                             weights ? scale * weights[i] : scale, V);
+    }
+}
+
+void CPU_NAME(cpu_sequence_loss)(struct mm_device *dev, enum mm_loss_fn fn, double beta,
+                                 double gamma, const float *losses, const float *reference,
+                                 size_t B, size_t T, double scale, float *terms, float *weights) {
+    (void)dev;
+    double by = fn == MM_LOSS_SIMNPO ? 1 / (double)(T - 1) : 1;
+    for (size_t b = 0; b < B; b++) {
+        double s = 0;
+        for (size_t i = b * T; i < (b + 1) * T; i++)
+            s -= (double)losses[i] - (fn == MM_LOSS_NPO ? (double)reference[i] : 0);
+        double x = beta * by * s + (fn == MM_LOSS_SIMNPO ? gamma : 0);
+        terms[b] = (float)(2 / beta * (fmax(x, 0) + log1p(exp(-fabs(x)))));
+        float weight = (float)(-2 * by / (1 + exp(-x)) * scale);
+        for (size_t i = b * T; i < (b + 1) * T; i++)
+            weights[i] = weight;
     }
 }
 

@@ -32,6 +32,9 @@ static inline void put(bool half, void *data, size_t i, float x) {
             range(false, chunk, chunk_n, __VA_ARGS__);                                             \
     }
 
+/* Inlined wherever it is called, so that `half`, and options that are NULL, are constants in it. */
+#define SPECIALIZED static inline __attribute__((always_inline))
+
 static inline int sign(float x) {
     return (x > 0) - (x < 0);
 }
@@ -152,23 +155,42 @@ struct mask_lanes {
     double raw[DOUBLE_LANES], kept[DOUBLE_LANES], kept_n[DOUBLE_LANES];
 };
 
-static inline void mask_add(struct mask_lanes *sums, size_t lane, float x, float m, bool masking) {
-    double square = (double)x * (double)x;
-    bool kept = !masking || sign(x) == sign(m);
-    sums->raw[lane] += square;
-    sums->kept[lane] += kept ? square : 0;
+/* f = β·f + (1-β)·x, which takes x's place. */
+SPECIALIZED float accumulated(bool half, const struct mm_unlearn_options *o, size_t i, float x) {
+    float decayed = round_to(half, get(half, o->f.data, i) * (float)o->momentum);
+    float f = round_to(half, decayed + round_to(half, x * (float)(1 - o->momentum)));
+    put(half, o->f.data, i, f);
+    return f;
+}
+
+SPECIALIZED float discarded(bool half, const struct mm_unlearn_options *o, size_t i, float x) {
+    bool grows = sign(get(half, o->b.data, i)) != sign(x);
+    return grows ? round_to(half, x * (float)o->discard) : x;
+}
+
+SPECIALIZED void mask_add(bool half, struct mask_lanes *sums, size_t lane, size_t i, float *g,
+                          const void *m, bool masking, const struct mm_unlearn_options *o) {
+    float x = round_to(half, g[i]);
+    sums->raw[lane] += (double)x * (double)x;
+    if (o && o->f.data)
+        x = g[i] = accumulated(half, o, i, x);
+    bool kept = !masking || sign(x) == sign(get(half, m, i));
+    if (o && o->discard != 1)
+        x = discarded(half, o, i, x);
+    sums->kept[lane] += kept ? (double)x * (double)x : 0;
     sums->kept_n[lane] += kept ? 1 : 0;
 }
 
-static inline void mask_range(bool half, size_t first, size_t n, const float *g, const void *m,
-                              bool masking, size_t begin, struct mm_mask_sums *partial) {
+SPECIALIZED void mask_range(bool half, size_t first, size_t n, float *g, const void *m,
+                            bool masking, const struct mm_unlearn_options *o, size_t begin,
+                            struct mm_mask_sums *partial) {
     struct mask_lanes sums = {0};
     size_t i = begin + first, end = i + n;
     for (; i + DOUBLE_LANES <= end; i += DOUBLE_LANES)
         for (size_t l = 0; l < DOUBLE_LANES; l++)
-            mask_add(&sums, l, round_to(half, g[i + l]), get(half, m, i + l), masking);
+            mask_add(half, &sums, l, i + l, g, m, masking, o);
     for (size_t l = 0; i < end; i++, l++)
-        mask_add(&sums, l, round_to(half, g[i]), get(half, m, i), masking);
+        mask_add(half, &sums, l, i, g, m, masking, o);
     partial[first / CHUNK].raw = fold_doubles(sums.raw);
     partial[first / CHUNK].kept = fold_doubles(sums.kept);
     partial[first / CHUNK].kept_n = fold_doubles(sums.kept_n);
@@ -176,11 +198,20 @@ static inline void mask_range(bool half, size_t first, size_t n, const float *g,
 
 void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
                              struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                             bool masking) {
+                             bool masking, const struct mm_unlearn_options *options) {
+    bool half = m.dtype == MM_BF16;
+    struct mm_unlearn_options now = {0};
+    if (options)
+        now = *options;
+    if (options && *options->stop)
+        now.f.data = NULL;
     for (size_t t = 0; t < tensors_n; t++) {
         size_t begin = offsets[t], n = offsets[t + 1] - begin, chunks = (n + CHUNK - 1) / CHUNK;
         struct mm_mask_sums *partial = scratch(dev, chunks * sizeof *partial);
-        FOR_CHUNKS(m.dtype == MM_BF16, n, mask_range, g.data, m.data, masking, begin, partial)
+        if (options)
+            FOR_CHUNKS(half, n, mask_range, g.data, m.data, masking, &now, begin, partial)
+        else
+            FOR_CHUNKS(half, n, mask_range, g.data, m.data, masking, NULL, begin, partial)
         sums[t] = (struct mm_mask_sums){0};
         for (size_t i = 0; i < chunks; i++) {
             sums[t].raw += partial[i].raw;
@@ -240,29 +271,38 @@ void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, double *scale,
     scalars->mask_fraction = kept_n / n_w;
 }
 
-static inline void unlearn_range(bool half, size_t first, size_t n, void *b, const float *g,
-                                 const void *m, size_t begin, double scale, double rate,
-                                 bool masking) {
+SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, void *b, const float *g,
+                               const void *m, size_t begin, double scale, double rate, bool masking,
+                               const struct mm_unlearn_options *o) {
     float s = half ? (float)scale : 1.0f, step = half ? (float)rate : (float)(rate * scale);
+    float adv_step = o ? (float)(half ? o->adv_rate : o->adv_rate * scale) : 0.0f;
     for (size_t i = begin + first; i < begin + first + n; i++) {
         float x = round_to(half, g[i]);
         bool kept = !masking || sign(x) == sign(get(half, m, i));
-        float change = kept ? round_to(half, round_to(half, x * s) * step) : 0.0f;
-        put(half, b, i, get(half, b, i) - change);
+        if (o && o->discard != 1)
+            x = discarded(half, o, i, x);
+        float scaled = round_to(half, x * s);
+        put(half, b, i, get(half, b, i) - (kept ? round_to(half, scaled * step) : 0.0f));
+        if (o && o->a.data)
+            put(half, o->a.data, i,
+                get(half, o->a.data, i) - (kept ? round_to(half, scaled * adv_step) : 0.0f));
     }
 }
 
 void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                                 struct mm_vector m, const size_t *offsets, size_t tensors_n,
                                 const double *scale, double rate, bool masking,
-                                const uint32_t *stop) {
+                                const struct mm_unlearn_options *options, const uint32_t *stop) {
     (void)dev;
-    if (*stop)
-        return;
-    for (size_t t = 0; t < tensors_n; t++) {
+    bool half = b.dtype == MM_BF16;
+    for (size_t t = 0; t < tensors_n && !*stop; t++) {
         size_t begin = offsets[t], n = offsets[t + 1] - begin;
-        FOR_CHUNKS(b.dtype == MM_BF16, n, unlearn_range, b.data, g.data, m.data, begin, scale[t],
-                   rate, masking)
+        if (options)
+            FOR_CHUNKS(half, n, unlearn_range, b.data, g.data, m.data, begin, scale[t], rate,
+                       masking, options)
+        else
+            FOR_CHUNKS(half, n, unlearn_range, b.data, g.data, m.data, begin, scale[t], rate,
+                       masking, NULL)
     }
 }
 

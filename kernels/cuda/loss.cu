@@ -176,6 +176,7 @@ struct loss_args {
     struct mm_mat logits;
     const uint32_t *targets;
     float scale;
+    const float *weights;
     float *losses;
     struct mm_mat dlogits;
 };
@@ -187,18 +188,19 @@ __global__ static void __launch_bounds__(LOSS_THREADS) loss_kernel(struct loss_a
         row_of<T>(a.logits, blockIdx.x),
             a.dlogits.data ? row_of<T>(a.dlogits, blockIdx.x) : nullptr, a.logits.cols
     };
+    float scale = a.weights ? a.scale * a.weights[blockIdx.x] : a.scale;
     float loss = 0.0f, sign = a.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
     if (a.fn != MM_LOSS_NEG_ENTROPY && y != NO_TARGET && y >= r.V)
         __trap();
     if (a.fn == MM_LOSS_NEG_ENTROPY)
-        loss = neg_entropy_row<WIDE>(r, a.scale);
+        loss = neg_entropy_row<WIDE>(r, scale);
     else if (y == NO_TARGET) {
         if (r.d)
             write_row<WIDE>(r, y, 0.0f, constant_slope{0.0f});
     } else if (a.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
-        loss = correct_logit_row<WIDE>(r, y, a.clip, a.scale);
+        loss = correct_logit_row<WIDE>(r, y, a.clip, scale);
     else
-        loss = cross_entropy_row<WIDE>(r, y, a.scale, sign);
+        loss = cross_entropy_row<WIDE>(r, y, scale, sign);
     if (threadIdx.x == 0)
         a.losses[blockIdx.x] = loss;
 }
@@ -210,8 +212,46 @@ template <typename T, bool WIDE> static void loss(struct mm_device *dev, const l
 }
 
 void cuda_loss(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
-               const uint32_t *targets, float scale, float *losses, struct mm_mat dlogits) {
-    struct loss_args a = {fn, clip_at, logits, targets, scale, losses, dlogits};
+               const uint32_t *targets, float scale, const float *weights, float *losses,
+               struct mm_mat dlogits) {
+    struct loss_args a = {fn, clip_at, logits, targets, scale, weights, losses, dlogits};
     if (logits.rows)
         BY_DTYPE_AND_WIDTH(logits.dtype, rows_wide(logits) && rows_wide(dlogits), loss, dev, a);
+}
+
+/* -- losses of whole sequences ----------------------------------------------------------------- */
+
+struct sequence_args {
+    bool odds; /* against the reference: NPO */
+    double beta, gamma;
+    const float *losses, *reference;
+    size_t T;
+    double scale;
+    float *terms, *weights;
+};
+
+/* A block a sequence. */
+__global__ static void sequence_loss_kernel(struct sequence_args a) {
+    size_t first = blockIdx.x * a.T;
+    double s = 0, by = a.odds ? 1 : 1 / static_cast<double>(a.T - 1);
+    for (size_t t = threadIdx.x; t < a.T; t += BLOCK) {
+        s -= static_cast<double>(a.losses[first + t]);
+        s += a.odds ? static_cast<double>(a.reference[first + t]) : 0;
+    }
+    double x = a.beta * by * block_sum(s) + (a.odds ? 0 : a.gamma);
+    float weight = static_cast<float>(-2 * by / (1 + exp(-x)) * a.scale);
+    for (size_t t = threadIdx.x; t < a.T; t += BLOCK)
+        a.weights[first + t] = weight;
+    if (threadIdx.x == 0)
+        a.terms[blockIdx.x] =
+            static_cast<float>(2 / a.beta * (fmax(x, 0.0) + log1p(exp(-fabs(x)))));
+}
+
+void cuda_sequence_loss(struct mm_device *dev, enum mm_loss_fn fn, double beta, double gamma,
+                        const float *losses, const float *reference, size_t B, size_t T,
+                        double scale, float *terms, float *weights) {
+    struct sequence_args a = {
+        fn == MM_LOSS_NPO, beta, gamma, losses, reference, T, scale, terms, weights};
+    if (B)
+        MM_LAUNCH(sequence_loss_kernel, blocks_for(B, 1), BLOCK, 0, dev, a);
 }

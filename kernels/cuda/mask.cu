@@ -54,38 +54,108 @@ __device__ static inline int sign(float x) {
     return (x > 0) - (x < 0);
 }
 
+/* struct mm_unlearn_options as the kernels take it; all NULL: none. */
+template <typename S> struct options {
+    S *f, *a;
+    const S *b; /* NULL: nothing is discarded */
+    float momentum, fresh, discard;
+    double adv_rate;
+    const uint32_t *stop;
+};
+
+template <typename S> static struct options<S> options_of(const struct mm_unlearn_options *o) {
+    if (!o)
+        return {};
+    return {static_cast<S *>(o->f.data),
+            static_cast<S *>(o->a.data),
+            o->discard != 1 ? static_cast<const S *>(o->b.data) : nullptr,
+            static_cast<float>(o->momentum),
+            static_cast<float>(1 - o->momentum),
+            static_cast<float>(o->discard),
+            o->adv_rate,
+            o->stop};
+}
+
+static bool
+options_aligned(const struct mm_unlearn_options *o) {
+    return !o || (aligned16(o->f.data) && aligned16(o->a.data) && aligned16(o->b.data));
+}
+
+/* Four elements of f, which take the place of those of g in x; both are written. */
+template <typename S, bool WIDE>
+__device__ static inline void accumulate(const struct options<S> &o, float (&x)[QUAD], float *g,
+                                         size_t first, struct part part) {
+    float f[QUAD];
+    load_group<WIDE>(f, o.f, first, part.low, part.high);
+    for (unsigned k = 0; k < QUAD; k++) {
+        float fresh = round_to<S>(x[k] * o.fresh);
+        x[k] = round_to<S>(round_to<S>(f[k] * o.momentum) + fresh);
+    }
+    store_group<WIDE>(o.f, x, first, part.low, part.high);
+    store_group<WIDE>(g, x, first, part.low, part.high);
+}
+
+/* x where b's sign agrees, else the share of it that is left. */
+template <typename S, bool WIDE>
+__device__ static inline void discard(const struct options<S> &o, float (&x)[QUAD], size_t first,
+                                      struct part part) {
+    float b[QUAD];
+    load_group<WIDE>(b, o.b, first, part.low, part.high);
+    for (unsigned k = 0; k < QUAD; k++)
+        x[k] = sign(b[k]) != sign(x[k]) ? round_to<S>(x[k] * o.discard) : x[k];
+}
+
 /* -- sums -------------------------------------------------------------------------------------- */
 
+template <typename S> struct sums_args {
+    struct mm_mask_sums *partial;
+    struct parts parts;
+    float *g;
+    const S *m;
+    bool masking;
+    struct options<S> options;
+};
+
 /* Of one thread. */
-template <typename S, bool WIDE>
-__device__ static inline struct mm_mask_sums part_sums(struct part part, const float *g, const S *m,
-                                                       bool masking) {
+template <typename S, bool WIDE, bool OPTIONS>
+__device__ static inline struct mm_mask_sums part_sums(const struct sums_args<S> &a,
+                                                       struct part part, bool momentum) {
     double raw = 0, kept = 0;
     unsigned kept_n = 0;
 #pragma unroll 4
     for (size_t first = first_quad(part); first < part.high; first += QUAD * BLOCK) {
         float x[QUAD], y[QUAD];
-        load_group<WIDE>(x, g, first, part.low, part.high);
-        load_group<WIDE>(y, m, first, part.low, part.high);
+        bool keep[QUAD];
+        load_group<WIDE>(x, a.g, first, part.low, part.high);
+        load_group<WIDE>(y, a.m, first, part.low, part.high);
         for (unsigned k = 0; k < QUAD; k++) {
-            float v = round_to<S>(x[k]);
-            double square = static_cast<double>(v) * static_cast<double>(v);
+            x[k] = round_to<S>(x[k]);
+            raw += static_cast<double>(x[k]) * static_cast<double>(x[k]);
+        }
+        if (momentum)
+            accumulate<S, WIDE>(a.options, x, a.g, first, part);
+        for (unsigned k = 0; k < QUAD; k++) {
             bool own = WIDE || (first + k >= part.low && first + k < part.high);
-            bool keep = own && (!masking || sign(v) == sign(y[k]));
-            raw += square;
-            kept += keep ? square : 0;
-            kept_n += keep;
+            keep[k] = own && (!a.masking || sign(x[k]) == sign(y[k]));
+        }
+        if (OPTIONS && a.options.b)
+            discard<S, WIDE>(a.options, x, first, part);
+        for (unsigned k = 0; k < QUAD; k++) {
+            kept += keep[k] ? static_cast<double>(x[k]) * static_cast<double>(x[k]) : 0;
+            kept_n += keep[k];
         }
     }
     return {raw, kept, static_cast<double>(kept_n)};
 }
 
-template <typename S>
-__global__ static void mask_sums_kernel(struct mm_mask_sums *partial, struct parts parts,
-                                        const float *g, const S *m, bool masking) {
+template <typename S, bool OPTIONS> __global__ static void mask_sums_kernel(struct sums_args<S> a) {
+    struct mm_mask_sums *partial = a.partial;
+    struct parts parts = a.parts;
+    bool momentum = OPTIONS && a.options.f && !*a.options.stop;
     FOR_PARTS(part, parts) {
-        struct mm_mask_sums s = is_wide(parts, part) ? part_sums<S, true>(part, g, m, masking)
-                                                     : part_sums<S, false>(part, g, m, masking);
+        struct mm_mask_sums s = is_wide(parts, part)
+                                    ? part_sums<S, true, OPTIONS>(a, part, momentum)
+                                    : part_sums<S, false, OPTIONS>(a, part, momentum);
         s.raw = block_sum(s.raw);
         s.kept = block_sum(s.kept);
         s.kept_n = block_sum(s.kept_n);
@@ -114,21 +184,28 @@ __global__ static void add_parts_kernel(struct mm_mask_sums *sums,
 
 template <typename S>
 static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                      struct mm_vector m, struct parts parts, bool masking) {
+                      struct mm_vector m, struct parts parts, bool masking,
+                      const struct mm_unlearn_options *options) {
     unsigned chunks = blocks_for(g.n, CHUNK), tensors = blocks_for(parts.tensors_n, 1);
     size_t bytes = (chunks + parts.tensors_n) * sizeof(struct mm_mask_sums);
     struct mm_mask_sums *partial = static_cast<struct mm_mask_sums *>(cuda_scratch(dev, bytes));
+    struct sums_args<S> a = {
+        partial, parts, static_cast<float *>(g.data),
+            static_cast<const S *>(m.data), masking, options_of<S>(options)
+    };
+    auto kernel = options ? mask_sums_kernel<S, true> : mask_sums_kernel<S, false>;
     if (chunks)
-        MM_LAUNCH(mask_sums_kernel<S>, chunks, BLOCK, 0, dev, partial, parts,
-                  static_cast<const float *>(g.data), static_cast<const S *>(m.data), masking);
+        MM_LAUNCH(kernel, chunks, BLOCK, 0, dev, a);
     if (tensors)
         MM_LAUNCH(add_parts_kernel, tensors, BLOCK, 0, dev, sums, partial, parts);
 }
 
 void cuda_mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                    struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking) {
-    struct parts parts = {offsets, tensors_n, g.n, aligned16(g.data) && aligned16(m.data)};
-    MM_BY_DTYPE(m.dtype, mask_sums, dev, sums, g, m, parts, masking);
+                    struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking,
+                    const struct mm_unlearn_options *options) {
+    bool aligned = aligned16(g.data) && aligned16(m.data) && options_aligned(options);
+    struct parts parts = {offsets, tensors_n, g.n, aligned};
+    MM_BY_DTYPE(m.dtype, mask_sums, dev, sums, g, m, parts, masking, options);
 }
 
 /* -- scales ------------------------------------------------------------------------------------ */
@@ -205,56 +282,80 @@ template <typename S> struct step_args {
     const double *scale;
     double rate;
     bool masking;
+    struct options<S> options;
     const uint32_t *stop;
 };
 
+/* v minus the kept elements of x times step. */
 template <typename S, bool WIDE>
+__device__ static inline void step_group(S *v, const float (&x)[QUAD], const bool (&keep)[QUAD],
+                                         float step, size_t first, struct part part) {
+    float z[QUAD];
+    load_group<WIDE>(z, v, first, part.low, part.high);
+    for (unsigned k = 0; k < QUAD; k++)
+        z[k] -= keep[k] ? round_to<S>(x[k] * step) : 0.0f;
+    store_group<WIDE>(v, z, first, part.low, part.high);
+}
+
+template <typename S, bool WIDE, bool OPTIONS>
 __device__ static inline void step_part(const struct step_args<S> &a, struct part part) {
     double by = a.scale[part.tensor];
     float s = sizeof(S) == 2 ? static_cast<float>(by) : 1.0f;
     float step = static_cast<float>(sizeof(S) == 2 ? a.rate : a.rate * by);
+    double adv_rate = a.options.adv_rate;
+    float adv_step = static_cast<float>(sizeof(S) == 2 ? adv_rate : adv_rate * by);
     for (size_t first = first_quad(part); first < part.high; first += QUAD * BLOCK) {
-        float x[QUAD], y[QUAD], z[QUAD];
+        float x[QUAD], y[QUAD];
+        bool keep[QUAD];
         load_group<WIDE>(x, a.g, first, part.low, part.high);
         load_group<WIDE>(y, a.m, first, part.low, part.high);
-        load_group<WIDE>(z, a.b, first, part.low, part.high);
         for (unsigned k = 0; k < QUAD; k++) {
-            float v = round_to<S>(x[k]);
-            bool keep = !a.masking || sign(v) == sign(y[k]);
-            z[k] -= keep ? round_to<S>(round_to<S>(v * s) * step) : 0.0f;
+            x[k] = round_to<S>(x[k]);
+            keep[k] = !a.masking || sign(x[k]) == sign(y[k]);
         }
-        store_group<WIDE>(a.b, z, first, part.low, part.high);
+        if (OPTIONS && a.options.b)
+            discard<S, WIDE>(a.options, x, first, part);
+        for (unsigned k = 0; k < QUAD; k++)
+            x[k] = round_to<S>(x[k] * s);
+        step_group<S, WIDE>(a.b, x, keep, step, first, part);
+        if (OPTIONS && a.options.a)
+            step_group<S, WIDE>(a.options.a, x, keep, adv_step, first, part);
     }
 }
 
-template <typename S> __global__ static void unlearn_step_kernel(struct step_args<S> a) {
+template <typename S, bool OPTIONS>
+__global__ static void unlearn_step_kernel(struct step_args<S> a) {
     if (*a.stop)
         return;
     FOR_PARTS(part, a.parts) {
         if (is_wide(a.parts, part))
-            step_part<S, true>(a, part);
+            step_part<S, true, OPTIONS>(a, part);
         else
-            step_part<S, false>(a, part);
+            step_part<S, false, OPTIONS>(a, part);
     }
 }
 
 template <typename S>
 static void unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                          struct mm_vector m, struct parts parts, const double *scale, double rate,
-                         bool masking, const uint32_t *stop) {
+                         bool masking, const struct mm_unlearn_options *options,
+                         const uint32_t *stop) {
     struct step_args<S> a = {
         static_cast<S *>(b.data), static_cast<const float *>(g.data),
-            static_cast<const S *>(m.data), parts, scale, rate, masking, stop
+            static_cast<const S *>(m.data), parts, scale, rate, masking,
+            options_of<S>(options), stop
     };
     unsigned chunks = blocks_for(b.n, CHUNK);
+    auto kernel = options ? unlearn_step_kernel<S, true> : unlearn_step_kernel<S, false>;
     if (chunks && parts.tensors_n)
-        MM_LAUNCH(unlearn_step_kernel<S>, chunks, BLOCK, 0, dev, a);
+        MM_LAUNCH(kernel, chunks, BLOCK, 0, dev, a);
 }
 
 void cuda_unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
                        struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                       const double *scale, double rate, bool masking, const uint32_t *stop) {
+                       const double *scale, double rate, bool masking,
+                       const struct mm_unlearn_options *options, const uint32_t *stop) {
     bool aligned = aligned16(b.data) && aligned16(g.data) && aligned16(m.data);
-    struct parts parts = {offsets, tensors_n, b.n, aligned};
-    MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, m, parts, scale, rate, masking, stop);
+    struct parts parts = {offsets, tensors_n, b.n, aligned && options_aligned(options)};
+    MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, m, parts, scale, rate, masking, options, stop);
 }

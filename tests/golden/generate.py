@@ -101,7 +101,7 @@ def run_both(folder: Path, config: dict, sets: dict[str, np.ndarray]) -> tuple[T
 def report(label: str, exact: Trace, rounded: Trace) -> None:
     gap = verify.largest_difference(exact.base, rounded.base)
     metric = max(
-        abs(a - b) / abs(a) for key in exact.metrics for a, b in zip(exact.metrics[key], rounded.metrics[key])
+        abs(a - b) / (abs(a) or 1) for key in exact.metrics for a, b in zip(exact.metrics[key], rounded.metrics[key])
     )
     print(
         f"{label}: mask margin {exact.mask_margin:.1e}, safety {verify.rounding_safety(exact, rounded):.1f}, "
@@ -116,8 +116,14 @@ def put_trace(group: h5py.Group, config: dict, trace: Trace) -> None:
     put_tensors(group, "base", trace.base)
     put_tensors(group, "adversary", trace.adversary)
     put_tensors(group, "retain_acc", trace.retain_acc)
-    if config.get("model.state_dtype") == "bfloat16":
+    put_tensors(group, "forget_acc", trace.forget_acc)
+    if with_gradients(config):
         put_gradients(group, trace)
+
+
+def with_gradients(config: dict) -> bool:
+    """Whether the trace has what a replay of its bfloat16 updates needs."""
+    return config.get("model.state_dtype") == "bfloat16" and config.get("unlearn.train_adversary", True)
 
 
 def put_gradients(group: h5py.Group, trace: Trace) -> None:
@@ -136,7 +142,10 @@ def write_unlearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, 
         weak = verify.weaknesses(config, trace, rounded)
         assert not weak, f"{case.name} {name}: {weak}; try --find-seeds"
         model = oracle.load_model(folder)
-        if config.get("model.state_dtype") == "bfloat16":
+        if variants.on_states(config):
+            verify.check_differences(model, config, as_tokens(sets["forget"]))
+            model = oracle.load_model(folder)
+        if with_gradients(config):
             w = oracle.targets(model, config["unlearn.target_modules"])
             verify.check_bfloat16(config, trace, list(w.values()))
         elif config.get("unlearn.train_adversary", True):
@@ -155,7 +164,8 @@ def write_relearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, 
         put(group, "loss", losses, np.float64)
         if retain_losses:
             put(group, "retain_loss", retain_losses, np.float64)
-        put_tensors(group, "params", params)
+        for key, value in params.items():
+            put(group, f"params/{key}", value, np.float64 if name in variants.RELEARNS else np.float32)
         print(f"{case.name} {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
 
 

@@ -5,6 +5,7 @@ The functions here replace those. One thing stays float32 on purpose, because it
 frequencies and the rotary *angles* (frequency times position). Their cosine and sine are float64.
 """
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -112,6 +113,20 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens, use_cache=False).logits
 
 
+@dataclass
+class Outputs:
+    """Of one forward: the logits, and what each layer reads; what leaves the last one is not among the states."""
+
+    logits: Tensor
+    states: tuple[Tensor, ...]
+
+
+def outputs_of(model: nn.Module, tokens: Tensor) -> Outputs:
+    out = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+    assert len(out.hidden_states) == model.config.num_hidden_layers + 1
+    return Outputs(out.logits, out.hidden_states[:-1])
+
+
 def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
@@ -131,6 +146,62 @@ def correct_logit_values(logits: Tensor, tokens: Tensor) -> Tensor:
 def correct_logit_minus_avg(logits: Tensor, tokens: Tensor, clip_at: float = 0.0) -> Tensor:
     """clamp passes the gradient where value >= clip_at."""
     return correct_logit_values(logits, tokens).clamp(min=clip_at).mean()
+
+
+def sequence_log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[B]: log p of a sequence's tokens after the first."""
+    log_p = logits[:, :-1].log_softmax(-1)
+    return log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).sum(-1)
+
+
+def npo(logits: Tensor, tokens: Tensor, beta: float, reference: Tensor) -> Tensor:
+    """Zhang et al. 2024: the odds of the sequence against the reference model's."""
+    ratio = sequence_log_probability(logits, tokens) - reference
+    return (-2 / beta * F.logsigmoid(-beta * ratio)).mean()
+
+
+def simnpo(logits: Tensor, tokens: Tensor, beta: float, gamma: float) -> Tensor:
+    """Fan et al. 2024: the mean log-probability of a token in place of the odds."""
+    mean = sequence_log_probability(logits, tokens) / (tokens.shape[1] - 1)
+    return (-2 / beta * F.logsigmoid(-beta * mean - gamma)).mean()
+
+
+def distance_loss(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...], squared: bool) -> Tensor:
+    """Mean over states, batch and tokens of |h - h0|, or of its square. The norm has gradient 0 at 0."""
+    lengths = torch.stack([(h - h0).norm(dim=-1) if not squared else (h - h0).pow(2).sum(-1)
+                           for h, h0 in zip(states, frozen, strict=True)])
+    return lengths.mean()
+
+
+def circuit_breaker(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...]) -> Tensor:
+    """Mean over tokens of the positive part of cos(h, h0), halfway up."""
+    h, h0 = states[len(states) // 2], frozen[len(states) // 2]
+    return F.cosine_similarity(h, h0, dim=-1).relu().mean()
+
+
+def stream_activation(states: tuple[Tensor, ...]) -> Tensor:
+    """Sum over states of (mean over tokens of |h|)^2."""
+    return sum(h.norm(dim=-1).mean() ** 2 for h in states)
+
+
+def splitmix64(seed: int, counter: int) -> int:
+    mask = (1 << 64) - 1
+    z = (seed + (counter + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
+    return z ^ z >> 31
+
+
+def rmu_direction(width: int, seed: int) -> Tensor:
+    """Of length 1: uniform numbers of (0, 1), the upper 53 bits and a half."""
+    v = torch.tensor([((splitmix64(seed, j) >> 11) + 0.5) / 2**53 for j in range(width)], dtype=torch.float64)
+    return v / v.norm()
+
+
+def rmu(h: Tensor, coefficient: float, seed: int) -> Tensor:
+    """Mean squared error of h against a fixed random vector of length `coefficient`."""
+    target = (coefficient * rmu_direction(h.shape[-1], seed)).to(h.dtype)
+    return F.mse_loss(h, target.expand_as(h))
 
 
 def loss_by_name(name: str, logits: Tensor, tokens: Tensor, clip_at: float = 0.0) -> Tensor:

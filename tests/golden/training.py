@@ -1,8 +1,11 @@
 """The two kinds of training around unlearning: relearning (the attack) and pre-training."""
 import math
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import oracle
 from unlearn import batch
@@ -15,27 +18,111 @@ def train_all(model: nn.Module) -> dict[str, nn.Parameter]:
     return params
 
 
-def sgd_step(model: nn.Module, params: dict[str, nn.Parameter], tokens: Tensor, rate: float) -> float:
-    """Plain SGD on every parameter; the loss is the one before the step."""
+def splitmix64(seed: int, counter: int) -> int:
+    mask = 2**64 - 1
+    z = (seed + (counter + 1) * 0x9E3779B97F4A7C15) & mask
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+    return z ^ z >> 31
+
+
+def fnv1a(name: str) -> int:
+    value = 0xCBF29CE484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
+
+
+def first_adapter(seed: int, name: str, rank: int, columns: int) -> Tensor:
+    """A at the start: uniform within 1/sqrt(columns) of 0, from seed, name and place, rounded to float32."""
+    own = splitmix64(seed, fnv1a(name))
+    uniform = [((splitmix64(own, i) >> 11) + 0.5) * 2.0**-53 for i in range(rank * columns)]
+    values = (2 * np.array(uniform) - 1) / math.sqrt(columns)
+    return torch.from_numpy(values.astype(np.float32).astype(np.float64)).reshape(rank, columns)
+
+
+class Lora:
+    """An adapter beside a linear layer: y = W0 x + bias + 16/rank B A x. Only A and B are trained."""
+
+    def __init__(self, name: str, layer: nn.Linear, rank: int, seed: int):
+        self.layer, self.scale = layer, 16 / rank
+        rows, columns = layer.weight.shape
+        self.a = first_adapter(seed, name, rank, columns).requires_grad_(True)
+        self.b = torch.zeros(rows, rank, dtype=torch.float64, requires_grad=True)
+        layer.forward = self.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        aside = F.linear(F.linear(x, self.a), self.b)
+        return F.linear(x, self.layer.weight, self.layer.bias) + self.scale * aside
+
+    def merged(self) -> Tensor:
+        return self.layer.weight.detach() + self.scale * (self.b @ self.a).detach()
+
+
+def adapt(model: nn.Module, config: dict) -> dict[str, Lora]:
+    """Adapters on every linear layer but the head, by the name of its weight."""
+    for p in model.parameters():
+        p.requires_grad_(False)
+    head = model.get_output_embeddings()
+    return {
+        f"{name}.weight": Lora(f"{name}.weight", layer, config["relearn.lora_rank"], config["seed"])
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer is not head
+    }
+
+
+class Sgd:
+    """Plain: p - rate g, each operation rounded."""
+
+    def __init__(self, params: list[Tensor], rate: float):
+        self.params, self.rate = params, rate
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
+
+    def step(self) -> None:
+        for p in self.params:
+            p.data.sub_(self.rate * p.grad)
+
+
+def attack_of(model: nn.Module, config: dict) -> tuple[Sgd | torch.optim.AdamW, Callable[[], dict[str, Tensor]]]:
+    """The optimizer of what is trained, and a function that gives the weights it changed."""
+    if config.get("relearn.lora_rank", 0):
+        adapters = adapt(model, config)
+        trained = [tensor for adapter in adapters.values() for tensor in (adapter.a, adapter.b)]
+        end = lambda: {name: adapter.merged() for name, adapter in adapters.items()}  # noqa: E731
+    else:
+        params = train_all(model)
+        trained, end = list(params.values()), lambda: params
+    if config.get("relearn.optimizer", "sgd") == "adamw":
+        return torch.optim.AdamW(
+            trained, lr=config["relearn.lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0
+        ), end
+    return Sgd(trained, config["relearn.lr"]), end
+
+
+def attack_step(model: nn.Module, optimizer: Sgd | torch.optim.AdamW, tokens: Tensor) -> float:
+    """The loss is the one before the step."""
+    optimizer.zero_grad()
     loss = oracle.cross_entropy(oracle.logits_of(model, tokens), tokens)
-    for p, g in zip(params.values(), torch.autograd.grad(loss, list(params.values()))):
-        p.data.sub_(rate * g)
+    loss.backward()
+    optimizer.step()
     return loss.item()
 
 
 def relearn(model: nn.Module, config: dict, forget: Tensor, retain: Tensor):
-    """Batches start behind the ones that evaluation uses. Returns (forget losses, retain losses, parameters)."""
-    params = train_all(model)
-    size, rate = config["data.batch_size"], config["relearn.lr"]
-    with_retain = config["relearn.with_retain"]
+    """Batches start behind the ones that evaluation uses. Returns (forget losses, retain losses, changed weights)."""
+    optimizer, end = attack_of(model, config)
+    size, with_retain = config["data.batch_size"], config["relearn.with_retain"]
     steps = config["relearn.passes"] // (4 if with_retain else 2)
     first = config["evaluate.batches"]
     forget_losses, retain_losses = [], []
     for step in range(first, first + steps):
-        forget_losses.append(sgd_step(model, params, batch(forget, step, size), rate))
+        forget_losses.append(attack_step(model, optimizer, batch(forget, step, size)))
         if with_retain:
-            retain_losses.append(sgd_step(model, params, batch(retain, step, size), rate))
-    return forget_losses, retain_losses, params
+            retain_losses.append(attack_step(model, optimizer, batch(retain, step, size)))
+    return forget_losses, retain_losses, end()
 
 
 def learning_rate(config: dict, step: int) -> float:

@@ -12,15 +12,19 @@ below rounds its result to bfloat16, once per operation, in exactly this order f
     adversary t = alpha_adv * g;  a = a - t
     decay     t = b * (1 - d);  a = a * d;  a = a + t         left out when d = 1
     norm      n_i = norm(g_i) per tensor;  q_i = n_i * n_i;  s = q_0 + q_1 + ... in model order;  n = sqrt(s)
+    momentum  f = f * beta;  t = g * (1 - beta);  f = f + t;  g = f     left out when beta = 0
     mask      g = g * (sign(m) == sign(g))
+    discard   g = g * c where sign(b) != sign(g)              left out when c = 1
     scale     c = 1 / n;  c = c * sqrt(N_W);  g = g * c       c * sqrt(N_W) for rate_scale=study only
     unlearn   t = alpha_u * g;  b = b - t
+    update    t = (c * alpha_u) * g;  a = a - t               left out when c = 0
 
 An operation on bfloat16 values is computed in float32 (the norm accumulates in float32 at least) and rounded
-to nearest even. mu, 1 - mu, d, 1 - d, sqrt(N_W) and the rates are float64 in the configuration, 1 - mu and
+to nearest even. mu, 1 - mu, d, 1 - d, beta, 1 - beta, both c, c * alpha_u, sqrt(N_W) and the rates are float64 in the configuration, 1 - mu and
 1 - d are formed in float64, and each enters its operation rounded to float32, never to bfloat16. c is a
 bfloat16 value; PyTorch divides a Python number by a tensor as reciprocal times number, two roundings.
 """
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -33,12 +37,23 @@ Tensors = list[Tensor]
 DEFAULTS = {
     "model.state_dtype": "float32",
     "unlearn.clip_at": 0.0,
+    "unlearn.npo_beta": 0.1,
+    "unlearn.simnpo_gamma": 0.0,
     "unlearn.adv_decay": 1.0,
+    "unlearn.forget_momentum": 0.0,
+    "unlearn.discard_growing_weights": 1.0,
+    "unlearn.adv_update": 0.0,
     "unlearn.train_adversary": True,
     "unlearn.use_masking": True,
     "unlearn.normalization": "global_pre_mask",
     "unlearn.rate_scale": "listing",
     "unlearn.graph": "listing",
+    "seed": 42,
+    "unlearn.rep_eng_retain_lr": 0.0,
+    "unlearn.square_norm": False,
+    "unlearn.retain_cross_entropy": True,
+    "unlearn.rmu_layer": None,
+    "unlearn.rmu_coefficient": 6.5,
 }
 
 
@@ -50,6 +65,7 @@ class Trace:
     base: dict[str, Tensor] = field(default_factory=dict)
     adversary: dict[str, Tensor] = field(default_factory=dict)
     retain_acc: dict[str, Tensor] = field(default_factory=dict)
+    forget_acc: dict[str, Tensor] = field(default_factory=dict)
     gradients: list[dict[str, Tensors]] = field(default_factory=list)
     mask_margin: float = 1.0
     clip_margin: float = 1.0
@@ -66,7 +82,7 @@ def batch(rows: Tensor, index: int, size: int) -> Tensor:
 
 def relative_margin(values: Tensors) -> float:
     """The smallest nonzero magnitude over the largest, by tensor: how near a sign is to flipping."""
-    return min(float(v.abs()[v != 0].min() / v.abs().max()) for v in values)
+    return min(float(v.abs()[v != 0].min() / v.abs().max()) for v in values if v.any())
 
 
 class Unlearning:
@@ -74,6 +90,7 @@ class Unlearning:
 
     def __init__(self, model: nn.Module, config: dict):
         self.model = model
+        self.frozen = copy.deepcopy(model).requires_grad_(False)
         self.config = DEFAULTS | config
         named = oracle.targets(model, self.config["unlearn.target_modules"])
         self.names, self.params = list(named), list(named.values())
@@ -85,11 +102,14 @@ class Unlearning:
         self.state_dtype = torch.bfloat16 if self["model.state_dtype"] == "bfloat16" else self.params[0].dtype
         self.b = [p.detach().to(self.state_dtype, copy=True) for p in self.params]
         self.m = [torch.zeros_like(b) for b in self.b]
+        self.f = [torch.zeros_like(b) for b in self.b] if self["forget_momentum"] else []
         self.a: Tensors = []
+        self.start = [p.detach().clone() for p in self.params]
+        self.reference: Tensor | None = None
         self.trace = Trace()
 
     def __getitem__(self, key: str):
-        key = key if "." in key else f"unlearn.{key}"
+        key = key if key in self.config else f"unlearn.{key}"
         return self.config[key]
 
     def use(self, values: Tensors) -> None:
@@ -107,21 +127,43 @@ class Unlearning:
             p.data.copy_(value)
 
     def grad(self, loss: Tensor, keep_graph: bool = False) -> Tensors:
-        raw = torch.autograd.grad(loss, self.params, retain_graph=keep_graph)
+        raw = torch.autograd.grad(loss, self.params, retain_graph=keep_graph, materialize_grads=True)
         if self.state_dtype != torch.bfloat16:
             return list(raw)
         return [g.to(torch.float32).to(torch.bfloat16) for g in raw]
 
-    def unlearning_loss(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        name, clip = self["unlearning_loss_fn"], self["clip_at"]
+    def frozen_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        return oracle.outputs_of(self.frozen, tokens).states
+
+    def unlearning_loss(self, out: oracle.Outputs, tokens: Tensor) -> Tensor:
+        name, clip, logits = self["unlearning_loss_fn"], self["clip_at"], out.logits
+        if name == "circuit_breaker":
+            return oracle.circuit_breaker(out.states, self.frozen_states(tokens))
+        if name == "stream_activation":
+            return oracle.stream_activation(out.states)
+        if name == "rmu":
+            layer = len(out.states) // 2 if self["rmu_layer"] is None else self["rmu_layer"]
+            return oracle.rmu(out.states[layer], self["rmu_coefficient"], self["seed"])
         if name == "correct_logit_minus_avg":
             gap = (oracle.correct_logit_values(logits.detach(), tokens) - clip).abs()
             self.trace.clip_margin = min(self.trace.clip_margin, float(gap.min()))
+        if name == "npo":
+            return oracle.npo(logits, tokens, self["npo_beta"], self.reference)
+        if name == "simnpo":
+            return oracle.simnpo(logits, tokens, self["npo_beta"], self["simnpo_gamma"])
         return oracle.loss_by_name(name, logits, tokens, clip)
+
+    def retain_loss(self, tokens: Tensor) -> Tensor:
+        if not self["rep_eng_retain_lr"]:
+            return oracle.cross_entropy(oracle.logits_of(self.model, tokens), tokens)
+        out = oracle.outputs_of(self.model, tokens)
+        distance = oracle.distance_loss(out.states, self.frozen_states(tokens), self["square_norm"])
+        loss = self["rep_eng_retain_lr"] * distance
+        return loss + oracle.cross_entropy(out.logits, tokens) if self["retain_cross_entropy"] else loss
 
     def retain_step(self, tokens: Tensor) -> tuple[Tensor, Tensors]:
         self.use(self.b)
-        loss = oracle.cross_entropy(oracle.logits_of(self.model, tokens), tokens)
+        loss = self.retain_loss(tokens)
         grads = self.grad(loss)
         mu, rate = self["retain_momentum"], self["retaining_rate"]
         for b, m, g in zip(self.b, self.m, grads):
@@ -139,11 +181,15 @@ class Unlearning:
 
     def forget_gradients(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensors, Tensors]:
         """The adversary's step and the unlearning gradient: (CE, L_u, g of CE, g_u)."""
+        if self["unlearning_loss_fn"] == "npo":
+            self.use(self.start)
+            with torch.no_grad():
+                self.reference = oracle.sequence_log_probability(oracle.logits_of(self.model, tokens), tokens)
         self.use(self.a if self["train_adversary"] else self.b)
-        logits = oracle.logits_of(self.model, tokens)
-        ce = oracle.cross_entropy(logits, tokens)
+        out = oracle.outputs_of(self.model, tokens)
+        ce = oracle.cross_entropy(out.logits, tokens)
         if not self["train_adversary"]:
-            loss = self.unlearning_loss(logits, tokens)
+            loss = self.unlearning_loss(out, tokens)
             return ce.detach(), loss.detach(), [], self.grad(loss)
         adv_grads = self.grad(ce, keep_graph=True)
         self.adversary_step(adv_grads)
@@ -152,11 +198,29 @@ class Unlearning:
             return ce.detach(), -ce.detach(), adv_grads, [-g for g in adv_grads]
         if self["graph"] == "fresh":
             self.use(self.a)
-            logits = oracle.logits_of(self.model, tokens)
+            out = oracle.outputs_of(self.model, tokens)
         else:
             self.overwrite(self.a)
-        loss = self.unlearning_loss(logits, tokens)
+        loss = self.unlearning_loss(out, tokens)
         return ce.detach(), loss.detach(), adv_grads, self.grad(loss)
+
+    def accumulate(self, grads: Tensors) -> Tensors:
+        """With forget_momentum the accumulator takes the gradient's place."""
+        beta = self["forget_momentum"]
+        for f, g in zip(self.f, grads):
+            f.mul_(beta)
+            f.add_(g * (1 - beta))
+        return [f.clone() for f in self.f] or grads
+
+    def discard(self, grads: Tensors) -> None:
+        """In place: steps that would make a weight larger count less."""
+        c = self["discard_growing_weights"]
+        if c == 1:
+            return
+        self.trace.mask_margin = min(self.trace.mask_margin, relative_margin(self.b))
+        for b, g in zip(self.b, grads):
+            grows = b.sign() != g.sign()
+            g[grows] = g[grows] * c
 
     def masks(self, grads: Tensors) -> Tensors:
         if not self["use_masking"]:
@@ -186,13 +250,21 @@ class Unlearning:
         retain_loss, retain_grads = self.retain_step(retain)
         adversary_loss, loss, adv_grads, raw = self.forget_gradients(forget)
         n = global_norm(raw)
-        masks = self.masks(raw)
+        compared = self.accumulate(raw)
+        masks = self.masks(compared)
         kept_inputs = {"retain": retain_grads, "adversary": adv_grads, "unlearning": raw}
-        self.trace.gradients.append(kept_inputs | {"accumulator": [m.clone() for m in self.m]})
-        grads = [g.clone().mul_(mask) for g, mask in zip(raw, masks)]
+        signs = {"compared": compared, "accumulator": [m.clone() for m in self.m]}
+        if self["discard_growing_weights"] != 1:
+            signs["base"] = [b.clone() for b in self.b]
+        self.trace.gradients.append(kept_inputs | signs)
+        grads = [g.clone().mul_(mask) for g, mask in zip(compared, masks)]
+        self.discard(grads)
         self.normalize(grads, n)
         for b, g in zip(self.b, grads):
             b.sub_(self["unlearning_rate"] * g)
+        if self["adv_update"]:
+            for a, g in zip(self.a, grads):
+                a.sub_(self["adv_update"] * self["unlearning_rate"] * g)
         kept = sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
         self.trace.add(
             retain_loss=retain_loss,
@@ -206,6 +278,7 @@ class Unlearning:
         self.trace.base = dict(zip(self.names, self.b))
         self.trace.adversary = dict(zip(self.names, self.a))
         self.trace.retain_acc = dict(zip(self.names, self.m))
+        self.trace.forget_acc = dict(zip(self.names, self.f))
         return self.trace
 
 
@@ -234,7 +307,7 @@ def listing_gradient_by_substitution(model, params: dict, old: Tensors, new: Ten
         o, leaf = by_layer[id(layer.weight)]
         layer.forward = _substituted(layer, o, leaf)
     try:
-        return list(torch.autograd.grad(loss_of(), leaves))
+        return list(torch.autograd.grad(loss_of(), leaves, materialize_grads=True))
     finally:
         for layer in changed:
             del layer.forward

@@ -29,6 +29,12 @@ ALL_NEOX = ["dense_h_to_4h", "dense_4h_to_h", "query_key_value", "dense"]
 GENTLE = unlearn(unlearning_rate=0.1, retaining_rate=0.1, adv_lr=0.15)
 BFLOAT16 = {"model.state_dtype": "bfloat16", "unlearn.loops": 6}
 
+# What came later is traced on the smallest W that has several tensors.
+SMALL = GENTLE | unlearn(target_modules=["v_proj"], loops=6)
+ABLATIONS = unlearn(forget_momentum=0.6, discard_growing_weights=0.3, adv_update=0.5)
+# Other methods as special cases of Algorithm 1.
+PLAIN = SMALL | unlearn(train_adversary=False, use_masking=False, normalization="none")
+
 LLAMA_GQA_TIED = {
     "listing": {},
     "fresh": unlearn(graph="fresh"),
@@ -50,6 +56,66 @@ LLAMA_GQA_TIED = {
     "all_modules": GENTLE | unlearn(target_modules=ALL_LLAMA, loops=6),
     "bfloat16": BFLOAT16 | unlearn(adv_decay=0.7),
     "bfloat16_study": BFLOAT16 | unlearn(rate_scale="study", unlearning_rate=0.006),
+    "forget_momentum": SMALL | unlearn(forget_momentum=0.6),
+    "discard_growing_weights": SMALL | unlearn(discard_growing_weights=0.3),
+    "adv_update": SMALL | unlearn(adv_update=0.5),
+    "ablations_post_mask": SMALL | ABLATIONS | unlearn(normalization="global_post_mask"),
+    "bfloat16_ablations": SMALL | ABLATIONS | BFLOAT16 | unlearn(adv_decay=0.7),
+    "gradient_ascent": PLAIN | unlearn(retaining_rate=0.0),
+    "gradient_difference": PLAIN,
+    "npo": SMALL | unlearn(unlearning_loss_fn="npo"),
+    "npo_alone": PLAIN | unlearn(unlearning_loss_fn="npo", unlearning_rate=0.02, npo_beta=0.5),
+    "simnpo": SMALL | unlearn(unlearning_loss_fn="simnpo", npo_beta=2.5, simnpo_gamma=0.25),
+}
+
+# Losses on hidden states. Only the value projections are trained: small traces.
+SMALL = unlearn(target_modules=["v_proj"], loops=6, fork_every_n_loops=2)
+NO_ADVERSARY = unlearn(train_adversary=False)
+# The paper's TAR2 and its circuit breakers without LoRA, but for the rates. In float32 the latter begin at a
+# gradient that is zero but for rounding: b is W rounded to bfloat16 here, so that they begin beside the frozen model.
+TAR2 = unlearn(
+    unlearning_loss_fn="neg_entropy",
+    use_masking=False,
+    retain_momentum=0.0,
+    rep_eng_retain_lr=1.0,
+    square_norm=True,
+    normalization="none",
+    retaining_rate=0.1,
+    unlearning_rate=0.05,
+)
+CIRCUIT_BREAKERS = {"model.state_dtype": "bfloat16"} | NO_ADVERSARY | unlearn(
+    unlearning_loss_fn="circuit_breaker",
+    use_masking=False,
+    retain_momentum=0.0,
+    rep_eng_retain_lr=1.0,
+    retain_cross_entropy=False,
+    rate_scale="study",
+    unlearning_rate=0.003,
+    retaining_rate=0.03,
+    target_modules=["gate_proj"],
+    loops=4,
+)
+RMU = unlearn(
+    unlearning_loss_fn="rmu",
+    rep_eng_retain_lr=0.4,
+    square_norm=True,
+    retain_cross_entropy=False,
+    use_masking=False,
+)
+STATES = {
+    "rep_eng": unlearn(rep_eng_retain_lr=0.7),
+    "tar2": TAR2,
+    "circuit_breakers_no_lora": CIRCUIT_BREAKERS,
+    "circuit_breaker": NO_ADVERSARY | unlearn(unlearning_loss_fn="circuit_breaker"),
+    "circuit_breaker_fresh": unlearn(unlearning_loss_fn="circuit_breaker", graph="fresh"),
+    "stream_activation": unlearn(unlearning_loss_fn="stream_activation"),
+    "stream_activation_fresh": unlearn(unlearning_loss_fn="stream_activation", graph="fresh"),
+    "rmu": RMU,
+    "rmu_no_adversary": NO_ADVERSARY | unlearn(unlearning_loss_fn="rmu", rmu_layer=2, rmu_coefficient=20.0),
+}
+LLAMA_GQA_TIED |= {name: SMALL | change for name, change in STATES.items()}
+NEOX_STATES = {
+    "rmu": unlearn(unlearning_loss_fn="rmu", rep_eng_retain_lr=0.5, target_modules=["dense"], loops=6),
 }
 
 TWO_GRAPHS = {"listing": {}, "fresh": unlearn(graph="fresh")}
@@ -60,7 +126,7 @@ VARIANTS = {
     "qwen2": (["gate_proj", "q_proj"], {name: GENTLE | change for name, change in TWO_GRAPHS.items()}),
     "neox-parallel": (
         ["dense_h_to_4h"],
-        TWO_GRAPHS | {"all_modules": unlearn(target_modules=ALL_NEOX, loops=6)},
+        TWO_GRAPHS | {"all_modules": unlearn(target_modules=ALL_NEOX, loops=6)} | NEOX_STATES,
     ),
     "neox-serial": (
         ["dense_h_to_4h"],
@@ -73,6 +139,16 @@ RELEARN = {"evaluate.batches": 1, "relearn.lr": 0.1}
 RELEARNS = {
     "relearn": RELEARN | {"relearn.passes": 10, "relearn.with_retain": False},
     "relearn_with_retain": RELEARN | {"relearn.passes": 20, "relearn.with_retain": True},
+}
+ADAMW = {"relearn.optimizer": "adamw", "relearn.lr": 0.01}
+LORA = {"relearn.lora_rank": 3, "seed": 7}
+# Full AdamW where no gradient is rounding only: it would divide that by itself.
+MORE_RELEARNS = {
+    "llama-gqa-tied": {
+        "relearn_adamw": RELEARNS["relearn"] | ADAMW,
+        "relearn_lora": RELEARNS["relearn"] | LORA,
+    },
+    "neox-parallel": {"relearn_lora_adamw": RELEARNS["relearn_with_retain"] | ADAMW | LORA},
 }
 
 PRETRAIN_CASES = ("llama-gqa-tied",)
@@ -97,8 +173,15 @@ def variants_of(case: Case) -> dict[str, dict]:
     return {name: common | change for name, change in changes.items()}
 
 
+def on_states(config: dict) -> bool:
+    """Whether a loss of the run is one on hidden states."""
+    fn = config["unlearn.unlearning_loss_fn"]
+    return fn in ("circuit_breaker", "stream_activation", "rmu") or config.get("unlearn.rep_eng_retain_lr", 0) > 0
+
+
 def relearns_of(case: Case) -> dict[str, dict]:
-    return {name: data_of(case) | config for name, config in RELEARNS.items()}
+    runs = RELEARNS | MORE_RELEARNS[case.name]
+    return {name: data_of(case) | config for name, config in runs.items()}
 
 
 def pretrain_of(case: Case) -> dict:

@@ -18,13 +18,15 @@ MIN_CLIP_MARGIN = 1e-4
 
 
 def rounding_safety(exact: Trace, rounded: Trace) -> float:
-    """Smallest |value| over rms rounding error, for every gradient and accumulator that a mask has compared."""
+    """Smallest |value| over rms rounding error, for all whose sign has mattered: what the mask has compared, and
+    the base where growing weights are discarded."""
     worst = float("inf")
     for loop64, loop32 in zip(exact.gradients, rounded.gradients):
-        for kind in ("unlearning", "accumulator"):
+        for kind in {"compared", "accumulator", "base"} & loop64.keys():
             for v64, v32 in zip(loop64[kind], loop32[kind]):
                 error = (v32.double() - v64.double()).pow(2).mean().sqrt()
-                worst = min(worst, float(v64.abs()[v64 != 0].min() / error))
+                if v64.any():
+                    worst = min(worst, float(v64.abs()[v64 != 0].min() / error))
     return worst
 
 
@@ -65,12 +67,36 @@ def check_listing(model, config: dict, tokens: torch.Tensor) -> None:
     run.use(run.b)
 
     def loss_of():
-        return run.unlearning_loss(oracle.logits_of(model, tokens), tokens)
+        return run.unlearning_loss(oracle.outputs_of(model, tokens), tokens)
 
     params = dict(zip(run.names, run.params))
     substituted = unlearn.listing_gradient_by_substitution(model, params, run.b, run.a, loss_of)
     for one, other in zip(retained, substituted):
         assert torch.allclose(one, other, rtol=1e-11, atol=1e-14)
+
+
+def check_differences(model, config: dict, tokens: torch.Tensor, step: float = 1e-6) -> None:
+    """Both losses of a run, of weights moved off the initial ones, against central differences along a direction."""
+    run = unlearn.Unlearning(model, config)
+    rng = torch.Generator().manual_seed(0)
+
+    def moved(values, scale):
+        rng.manual_seed(1)
+        return [v + scale * torch.randn(v.shape, generator=rng, dtype=v.dtype) for v in values]
+
+    start = [0.7 * b.double() for b in run.b]
+    for loss_of in (run.retain_loss, lambda t: run.unlearning_loss(oracle.outputs_of(model, t), t)):
+        run.use(start)
+        grads = torch.autograd.grad(loss_of(tokens), run.params, materialize_grads=True)
+        slope = sum(float((g * (d - s)).sum()) for g, d, s in zip(grads, moved(start, 1.0), start))
+        ends = []
+        for scale in (step, -step):
+            run.use(moved(start, scale))
+            with torch.no_grad():
+                ends.append(float(loss_of(tokens)))
+        numeric = (ends[0] - ends[1]) / (2 * step)
+        assert abs(numeric - slope) < 1e-6 * abs(slope), (numeric, slope)
+    run.use(run.b)
 
 
 def bf16(x) -> np.ndarray:
@@ -88,6 +114,7 @@ class Bfloat16Replay:
         self.b = [bf16(w) for w in weights]
         self.a = []
         self.m = [np.zeros_like(b) for b in self.b]
+        self.f = [np.zeros_like(b) for b in self.b]
 
     def rate(self, name: str) -> np.float32:
         return np.float32(self.c[name])
@@ -118,13 +145,23 @@ class Bfloat16Replay:
 
     def unlearn(self, i: int, g: np.ndarray, n: np.float32) -> None:
         size = sum(b.size for b in self.b)
+        beta, discard, update = (self.c[k] for k in ("forget_momentum", "discard_growing_weights", "adv_update"))
+        if beta:
+            f = bf16(self.f[i] * np.float32(beta))
+            t = bf16(g * np.float32(1 - beta))
+            g = self.f[i] = bf16(f + t)
         g = bf16(g * (np.sign(self.m[i]) == np.sign(g)))
+        if discard != 1:
+            g = np.where(np.sign(self.b[i]) != np.sign(g), bf16(g * np.float32(discard)), g)
         scale = bf16(np.float32(1) / n)
         if self.c["rate_scale"] == "study":
             scale = bf16(scale * np.float32(size**0.5))
         g = bf16(g * scale)
         t = bf16(self.rate("unlearning_rate") * g)
         self.b[i] = bf16(self.b[i] - t)
+        if update:
+            t = bf16(np.float32(update * self.c["unlearning_rate"]) * g)
+            self.a[i] = bf16(self.a[i] - t)
 
     def loop(self, t: int, grads: dict[str, list[np.ndarray]]) -> None:
         if t % self.c["fork_every_n_loops"] == 0:
@@ -142,6 +179,7 @@ def check_bfloat16(config: dict, trace: Trace, weights: list[torch.Tensor]) -> N
     replay = Bfloat16Replay(config, [w.detach().float().numpy() for w in weights])
     for t, loop in enumerate(trace.gradients):
         replay.loop(t, {kind: [g.float().numpy() for g in tensors] for kind, tensors in loop.items()})
-    for ours, theirs in ((replay.b, trace.base), (replay.a, trace.adversary), (replay.m, trace.retain_acc)):
+    pairs = ((replay.b, trace.base), (replay.a, trace.adversary), (replay.m, trace.retain_acc))
+    for ours, theirs in (*pairs, (replay.f, trace.forget_acc)):
         for x, y in zip(ours, theirs.values()):
             assert np.array_equal(x, y.float().numpy()), "the documented bfloat16 order does not reproduce the trace"

@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("MUDMAN_BINARY") or ROOT / "build" / "mudman-mpi").resolve()
 LIMIT = 60.0
-GROUPS = ("base", "adversary", "retain_acc")
+GROUPS = ("base", "adversary", "retain_acc", "forget_acc")
 
 # A killed job leaves its launcher's files behind; here they go with the tests.
 _launcher_files = tempfile.TemporaryDirectory(prefix="mm-")
@@ -40,6 +40,11 @@ _ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMP_WAIT_POLICY": "passive",
 }
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What a job, or a rank of it, is started in."""
+    return os.environ | _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env=os.environ | _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)},
+            env=environment(threads),
             start_new_session=True,
         )
 

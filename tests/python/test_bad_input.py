@@ -186,6 +186,13 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "relearn-retain": (["relearn.passes=10", "relearn.with_retain=true"], ["relearn.passes", "4"]),
     "cuda": (["device=cuda"], ["device", "cuda", "cpu"]),
     "half": (["model.dtype=bfloat16"], ["model.dtype"]),
+    "retain-nothing": (
+        ["unlearn.retain_cross_entropy=false", "unlearn.use_masking=false"],
+        ["unlearn.retain_cross_entropy", "rep_eng_retain_lr"],
+    ),
+    "rmu-layer": (
+        ["unlearn.unlearning_loss_fn=rmu", "unlearn.rmu_layer=3"], ["unlearn.rmu_layer", "3", "0 to 2"],
+    ),
     "modules": (["unlearn.target_modules=[gate_prj]"], ["gate_prj", "gate_proj"]),
     "modules-neox": (["unlearn.target_modules=[dense]"], ["dense", "gate_proj"]),
     "reuse-entropy": (

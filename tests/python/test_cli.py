@@ -25,10 +25,13 @@ KEYS = """
 model.path model.dtype model.state_dtype device seed data.retain data.forget data.retain_validation
 data.forget_validation data.retain_evaluation data.forget_evaluation data.batch_size data.micro_batch
 data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.unlearning_loss_fn
-unlearn.clip_at unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum
-unlearn.fork_every_n_loops unlearn.adv_decay unlearn.train_adversary unlearn.use_masking
-unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.retain_loss_budget relearn.passes
-relearn.lr relearn.with_retain evaluate.every_passes evaluate.batches evaluate.multiple_choice
+unlearn.clip_at unlearn.npo_beta unlearn.simnpo_gamma unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum
+unlearn.fork_every_n_loops unlearn.adv_decay unlearn.forget_momentum
+unlearn.discard_growing_weights unlearn.adv_update unlearn.train_adversary unlearn.use_masking
+unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.rep_eng_retain_lr unlearn.square_norm
+unlearn.retain_cross_entropy unlearn.rmu_layer unlearn.rmu_coefficient unlearn.retain_loss_budget relearn.passes
+relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.attacks
+evaluate.every_passes evaluate.batches evaluate.multiple_choice
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
 output.save_dtype pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay
 pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype transport timeout
@@ -182,6 +185,12 @@ def test_plan_follows_the_config(tiny: Case) -> None:
     assert "adversary (a)" not in planned(
         succeed("plan", tiny.config, "unlearn.train_adversary=false").out
     )
+    momentum = planned(succeed("plan", tiny.config, "unlearn.forget_momentum=0.5").out)
+    assert momentum["forget accumulator (f)"] == full["base (b)"]
+    assert "frozen model" not in full
+    npo = planned(succeed("plan", tiny.config, "unlearn.unlearning_loss_fn=npo").out)
+    assert npo["frozen model"][1] > full["base (b)"][1]
+    assert "of 6 passes" in succeed("plan", tiny.config, "unlearn.unlearning_loss_fn=npo").out
     half = planned(succeed("plan", tiny.config, "model.state_dtype=bfloat16").out)
     assert half["base (b)"][1] == pytest.approx(full["base (b)"][1] / 2, rel=5e-3)
     none = planned(succeed("plan", tiny.config, "relearn.passes=0").out)
@@ -189,6 +198,29 @@ def test_plan_follows_the_config(tiny: Case) -> None:
     fresh = planned(succeed("plan", tiny.config, "unlearn.graph=fresh", "data.micro_batch=1").out)
     assert fresh["activations"][1] < full["activations"][1] / 3, "listing holds all micro-batches"
     assert "8 loops of 5 passes" in succeed("plan", tiny.config).out
+
+
+def test_plan_counts_the_frozen_model(tiny: Case) -> None:
+    """W, and the hidden states of a batch: of two layers for the distance, of one for the cosine."""
+    w = planned(succeed("plan", tiny.config).out)["base (b)"][1]
+
+    def states(*overrides: str) -> float:
+        return planned(succeed("plan", tiny.config, *overrides).out)["frozen model"][1] - w
+
+    distance = states("unlearn.rep_eng_retain_lr=0.5")
+    cosine = states("unlearn.unlearning_loss_fn=circuit_breaker")
+    assert distance == pytest.approx(2 * cosine, rel=2e-2) and cosine > 0
+    assert states("unlearn.rep_eng_retain_lr=0.5", "unlearn.unlearning_loss_fn=circuit_breaker") == pytest.approx(
+        3 * cosine, rel=2e-2
+    )
+    for fn in ("stream_activation", "rmu"):
+        out = succeed("plan", tiny.config, f"unlearn.unlearning_loss_fn={fn}").out
+        assert "frozen model" not in planned(out) and "of 5 passes" in out
+    out = succeed("plan", tiny.config, "unlearn.rep_eng_retain_lr=0.5", "unlearn.train_adversary=false").out
+    assert "of 5 passes" in out
+    assert "of 7 passes" in succeed(
+        "plan", tiny.config, "unlearn.rep_eng_retain_lr=0.5", "unlearn.graph=fresh"
+    ).out
 
 
 def test_plan_creates_nothing(tiny: Case, tmp_path: Path) -> None:

@@ -137,8 +137,18 @@ def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [["model.state_dtype=bfloat16"], ["unlearn.train_adversary=false"]]
-)
+    "overrides",
+    [
+        ["model.state_dtype=bfloat16"],
+        ["unlearn.train_adversary=false"],
+        ["unlearn.forget_momentum=0.9", "unlearn.adv_update=0.1"],
+        ["unlearn.unlearning_loss_fn=npo", "unlearn.unlearning_rate=0.01"],
+        [
+            "unlearn.unlearning_loss_fn=circuit_breaker", "unlearn.rep_eng_retain_lr=0.5",
+            "unlearn.unlearning_rate=0.001",
+        ],
+    ],
+)  # fmt: skip
 def test_killed_in_other_modes(tiny: Case, tmp_path: Path, overrides: list[str]) -> None:
     run = tmp_path / "run"
     kill_early(start_and_wait(tiny, run, *LONG, *overrides), run)

@@ -45,7 +45,7 @@ FIELDS = {
     ],
 }
 # float32 against float64, as in the tests of the library: the golden README derives them.
-STATE_TOLERANCE = {"base": 5e-6, "adversary": 1e-5, "retain_acc": 1e-4}
+STATE_TOLERANCE = {"base": 5e-6, "adversary": 1e-5, "retain_acc": 1e-4, "forget_acc": 1e-4}
 
 
 def check_losses(run: Path, trace: dict[str, np.ndarray], tolerance: float) -> None:
@@ -58,7 +58,7 @@ def check_losses(run: Path, trace: dict[str, np.ndarray], tolerance: float) -> N
 
 
 def check_state(run: Path, trace: dict[str, np.ndarray], half: bool) -> None:
-    """The newest checkpoint holds the oracle's b, a and m."""
+    """The newest checkpoint holds the oracle's b, a and m, and f where there is one."""
     state = state_of(run)
     expected = {name for name in trace if name.partition("/")[0] in STATE_TOLERANCE}
     assert state.keys() == expected

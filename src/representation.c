@@ -1,0 +1,144 @@
+/* representation.c - see representation.h. */
+#include "src/representation.h"
+
+#include "src/passes.h"
+#include "src/random.h"
+
+#include <math.h>
+
+static size_t rmu_layer(const struct mm_config *config, size_t layers) {
+    return config->unlearn.rmu_layer == MM_ABSENT ? layers / 2 : config->unlearn.rmu_layer;
+}
+
+enum mm_status mm_representation_check(const struct mm_config *config, size_t layers,
+                                       struct mm_error *err) {
+    enum mm_loss_fn fn = config->unlearn.loss_fn;
+    bool rmu = fn == MM_LOSS_RMU && config->unlearn.rmu_layer != MM_ABSENT;
+    if ((fn == MM_LOSS_CIRCUIT_BREAKER || fn == MM_LOSS_RMU || fn == MM_LOSS_STREAM_ACTIVATION) &&
+        layers < 2)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "unlearn.unlearning_loss_fn: of hidden states between layers, and this "
+                       "model has one layer");
+    if (rmu && config->unlearn.rmu_layer >= layers)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "unlearn.rmu_layer: %zu, but this model has layers 0 to %zu",
+                       config->unlearn.rmu_layer, layers - 1);
+    return MM_OK;
+}
+
+/* A loss on states first ... end-1 of the passes' model. */
+static struct mm_representation *create(struct mm_arena *arena, const struct mm_passes *p,
+                                        enum mm_state_loss kind, size_t first, size_t end) {
+    struct mm_representation *r = mm_calloc(1, sizeof *r);
+    const struct mm_acts *acts = &p->acts[0];
+    size_t moved = acts->embedding ? 0 : acts->lowest + 1;
+    *r = (struct mm_representation){.dev = p->model->dev,
+                                    .kind = kind,
+                                    .first = first,
+                                    .end = end,
+                                    .moved = moved > first ? moved : first,
+                                    .scale = 1 / ((double)p->batch_size * (double)p->T),
+                                    .tokens = p->share * p->T};
+    r->terms = mm_arena_take(arena, MM_FOR_SCRATCH, p->micro_batch * p->T, sizeof *r->terms);
+    return r;
+}
+
+static void take_frozen(struct mm_representation *r, struct mm_arena *arena,
+                        const struct mm_model *model) {
+    r->others = mm_arena_mat(arena, MM_FOR_FROZEN, model->dtype, (r->end - r->first) * r->tokens,
+                             model->arch.width);
+}
+
+/* c·u, for all tokens. */
+static void take_point(struct mm_representation *r, struct mm_arena *arena,
+                       const struct mm_model *model, double length, uint64_t seed) {
+    size_t C = model->arch.width, bytes = mm_dtype_bytes(model->dtype);
+    r->others = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, 1, C);
+    r->others.ld = 0;
+    if (mm_arena_dry(arena))
+        return;
+    double squares = 0;
+    for (size_t j = 0; j < C; j++)
+        squares += mm_random_uniform(seed, j) * mm_random_uniform(seed, j);
+    float *point = mm_calloc(C, sizeof *point);
+    for (size_t j = 0; j < C; j++)
+        point[j] = (float)(length * mm_random_uniform(seed, j) / sqrt(squares));
+    void *stored = mm_calloc(C, bytes);
+    mm_convert(stored, model->dtype, point, MM_F32, C);
+    r->dev->ops->upload(r->dev, r->others.data, stored, C * bytes);
+    mm_free(stored);
+    mm_free(point);
+}
+
+struct mm_representation *mm_representation_retaining(struct mm_arena *arena,
+                                                      const struct mm_config *config,
+                                                      const struct mm_passes *p) {
+    size_t L = p->model->arch.layers;
+    if (config->unlearn.rep_eng_retain_lr == 0)
+        return NULL;
+    struct mm_representation *r = create(
+        arena, p, config->unlearn.square_norm ? MM_STATE_SQUARE_DISTANCE : MM_STATE_DISTANCE, 0, L);
+    r->first = r->moved = r->moved < L ? r->moved : L;
+    r->scale *= config->unlearn.rep_eng_retain_lr / (double)L;
+    take_frozen(r, arena, p->model);
+    return r;
+}
+
+struct mm_representation *mm_representation_unlearning(struct mm_arena *arena,
+                                                       const struct mm_config *config,
+                                                       const struct mm_passes *p) {
+    size_t L = p->model->arch.layers, layer = rmu_layer(config, L);
+    struct mm_representation *r = NULL;
+    if (config->unlearn.loss_fn == MM_LOSS_CIRCUIT_BREAKER) {
+        r = create(arena, p, MM_STATE_COSINE, L / 2, L / 2 + 1);
+        take_frozen(r, arena, p->model);
+    } else if (config->unlearn.loss_fn == MM_LOSS_STREAM_ACTIVATION) {
+        r = create(arena, p, MM_STATE_LENGTH, 0, L);
+        r->sums = mm_arena_take(arena, MM_FOR_SCRATCH, L, sizeof *r->sums);
+    } else if (config->unlearn.loss_fn == MM_LOSS_RMU) {
+        r = create(arena, p, MM_STATE_SQUARE_DISTANCE, layer, layer + 1);
+        r->scale /= (double)p->model->arch.width;
+        take_point(r, arena, p->model, config->unlearn.rmu_coefficient, config->seed);
+    }
+    return r;
+}
+
+bool mm_representation_compares(const struct mm_representation *r) {
+    return r->others.data && r->others.ld;
+}
+
+/* What the micro-batch's state i is compared with. */
+static struct mm_mat others_of(const struct mm_representation *r, size_t row, size_t i, size_t n) {
+    if (!mm_representation_compares(r))
+        return r->others;
+    return mm_mat_rows(r->others, (i - r->first) * r->tokens + row, n);
+}
+
+void mm_representation_keep(const struct mm_representation *r, const struct mm_acts *acts,
+                            size_t row, size_t i) {
+    if (i < r->first || i >= r->end)
+        return;
+    struct mm_mat h = mm_acts_state(acts, i), kept = others_of(r, row, i, h.rows);
+    r->dev->ops->copy(r->dev, kept.data, h.data, h.rows * h.cols * mm_dtype_bytes(h.dtype));
+}
+
+void mm_representation_add_terms(const struct mm_representation *r, const struct mm_acts *acts,
+                                 size_t row, size_t i, double *loss) {
+    struct mm_mat none = {0};
+    if (i < r->first || i >= r->end)
+        return;
+    struct mm_mat h = mm_acts_state(acts, i);
+    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows), 0, NULL, r->terms,
+                            none);
+    r->dev->ops->sum(r->dev, r->sums ? &r->sums[i - r->first] : loss, r->terms, h.rows, r->scale);
+}
+
+void mm_representation_add_gradient(const struct mm_representation *r, const struct mm_acts *acts,
+                                    size_t row, size_t i, struct mm_mat dx) {
+    if (i < r->moved || i >= r->end)
+        return;
+    struct mm_mat h = mm_acts_state(acts, i);
+    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows),
+                            (float)(r->sums ? 2 * r->scale : r->scale),
+                            r->sums ? &r->sums[i - r->first] : NULL, NULL, dx);
+}

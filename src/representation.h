@@ -1,0 +1,71 @@
+/* representation.h - losses on hidden states (METHOD.md 1.5).
+ *
+ * Hidden state i of a model of L layers is what layer i reads, 0 to L-1: 0 are the embeddings; what
+ * leaves the last layer, or the final norm, is none of them. h is a token's state, h0 the one that
+ * the model had as it came (src/frozen.h), C the width. Means are over all B·T tokens of the global
+ * batch, the last of a sequence included.
+ *
+ *   retaining          λ · mean over the L states and the tokens of ‖h - h0‖ (square_norm:
+ *                      ‖h - h0‖²), λ = rep_eng_retain_lr
+ *   circuit_breaker    mean over tokens of max(0, cos(h, h0)) at state floor(L/2)
+ *   stream_activation  sum over the L states of (mean over tokens of ‖h‖)²
+ *   rmu                mean over tokens of ‖h - c·u‖² / C at state rmu_layer, c = rmu_coefficient,
+ *                      u = v/‖v‖, v_j = mm_random_uniform(seed, j) (Li et al. 2024,
+ *                      their code's mean squared error; what they retain by, at that state alone,
+ * is retaining with square_norm but for the factor C)
+ *
+ * A state that W cannot move has h = h0 exactly: it counts in the means and is not looked at. */
+#ifndef MM_REPRESENTATION_H
+#define MM_REPRESENTATION_H
+
+#include "src/config.h"
+#include "src/transformer.h"
+
+struct mm_passes;
+
+/* One of these losses. Its value is scale · (sum of terms over states first ... end-1 and tokens),
+ * or where there are sums the sum of their squares, each scale · (sum of terms of a state). */
+struct mm_representation {
+    struct mm_device *dev;
+    enum mm_state_loss kind;
+    size_t first, end; /* states that are looked at */
+    size_t moved;      /* of those, the ones from here on depend on W */
+    double scale;
+    size_t tokens;        /* of this rank's share of the batch */
+    struct mm_mat others; /* the frozen states, [tokens, C] a state, one behind the other; or one
+                             row for all, ld 0; or data NULL */
+    float *terms;         /* [tokens of a micro-batch], device */
+    double *sums;         /* [end - first], device; NULL: none */
+};
+
+/* Whether the config's loss can be had from a model of so many layers; the text says why not.
+ * Local. */
+enum mm_status mm_representation_check(const struct mm_config *config, size_t layers,
+                                       struct mm_error *err);
+
+/* The retain loss's part, and the unlearning loss; NULL where the config has none on hidden states.
+ * Memory comes from the arena. Local. The caller frees with mm_free. */
+struct mm_representation *mm_representation_retaining(struct mm_arena *arena,
+                                                      const struct mm_config *config,
+                                                      const struct mm_passes *passes);
+struct mm_representation *mm_representation_unlearning(struct mm_arena *arena,
+                                                       const struct mm_config *config,
+                                                       const struct mm_passes *passes);
+
+/* Whether it compares with the frozen model's states. Local. */
+bool mm_representation_compares(const struct mm_representation *r);
+
+/* Of the micro-batch that begins at token `row` of the share, whose last forward left `acts`.
+ * States outside first ... end-1 are ignored. Local, all three. */
+
+/* Keeps state i as the frozen model's. */
+void mm_representation_keep(const struct mm_representation *r, const struct mm_acts *acts,
+                            size_t row, size_t i);
+/* *loss (or sums) += the terms of state i, device. */
+void mm_representation_add_terms(const struct mm_representation *r, const struct mm_acts *acts,
+                                 size_t row, size_t i, double *loss);
+/* dx [n, C] += gradient by state i; with sums these must be those of all ranks. */
+void mm_representation_add_gradient(const struct mm_representation *r, const struct mm_acts *acts,
+                                    size_t row, size_t i, struct mm_mat dx);
+
+#endif

@@ -1,0 +1,311 @@
+/* trials.c - see trials.h. */
+#include "src/trials.h"
+
+#include "io/files.h"
+#include "io/lines.h"
+#include "src/mudman.h"
+#include "src/stop.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+struct server {
+    struct mm_comm *comm;
+    struct mm_job job;
+    struct mm_config *base; /* borrowed */
+    char *text;             /* of the config file, as it was at the start */
+    const char *path;
+    char *const *overrides; /* of the command line */
+    size_t overrides_n;
+    struct mm_arena *arena;
+    void *pristine;             /* all weights as loaded, on the device */
+    struct mm_lines lines;      /* rank 0 */
+    struct mm_metrics *answers; /* rank 0; NULL elsewhere */
+    cJSON *request;             /* the trial's line */
+    bool pruned;
+    double begun;
+};
+
+/* -- lines ------------------------------------------------------------------------------------- */
+
+/* The next line on every rank (mm_free), or NULL. */
+static char *next_line(struct server *s) {
+    const char *line = NULL;
+    if (mm_comm_rank(s->comm) == 0 && !mm_stop_asked())
+        line = mm_lines_look(&s->lines, true);
+    size_t bytes = line ? strlen(line) + 1 : 0;
+    mm_comm_broadcast(s->comm, 0, &bytes, sizeof bytes);
+    if (!bytes)
+        return NULL;
+    char *copy = mm_calloc(bytes, 1);
+    if (line) {
+        memcpy(copy, line, bytes);
+        mm_lines_take(&s->lines);
+    }
+    mm_comm_broadcast(s->comm, 0, copy, bytes);
+    return copy;
+}
+
+static bool is_prune(const char *line) {
+    cJSON *said = cJSON_Parse(line);
+    bool prune = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(said, "prune"));
+    cJSON_Delete(said);
+    return prune;
+}
+
+/* Whether the driver gave the trial up meanwhile. Any other line waits for its turn. */
+static bool prune_asked(struct server *s) {
+    bool asked = false;
+    const char *line;
+    if (s->answers && (line = mm_lines_look(&s->lines, false)))
+        asked = is_prune(line);
+    if (asked)
+        mm_lines_take(&s->lines);
+    return mm_comm_any(s->comm, asked);
+}
+
+static void begin_answer(struct server *s, const char *event) {
+    mm_metrics_begin_event(s->answers, event);
+    const cJSON *id = cJSON_GetObjectItemCaseSensitive(s->request, "id");
+    char *text = id ? cJSON_PrintUnformatted(id) : NULL;
+    if (text)
+        mm_metrics_json(s->answers, "id", text);
+    cJSON_free(text);
+}
+
+static enum mm_status evaluated(void *self, const char *at, size_t passes,
+                                const struct mm_evaluation *e, struct mm_error *err) {
+    struct server *s = self;
+    enum mm_status status = MM_OK;
+    if (s->answers) {
+        begin_answer(s, "eval");
+        mm_metrics_text(s->answers, "at", at);
+        mm_metrics_count(s->answers, "passes", passes);
+        mm_job_write_evaluation(&s->job, s->answers, e);
+        status = mm_metrics_end(s->answers, err);
+    }
+    status = mm_comm_agree(s->comm, status, err);
+    s->pruned = s->pruned || prune_asked(s);
+    return status == MM_OK && s->pruned ? mm_fail(err, MM_REJECTED, "pruned") : status;
+}
+
+/* -- one trial --------------------------------------------------------------------------------- */
+
+static bool allowed(const char *key) {
+    return strncmp(key, "unlearn.", 8) == 0 || strncmp(key, "relearn.", 8) == 0 ||
+           strcmp(key, "evaluate.every_passes") == 0 || strcmp(key, "evaluate.batches") == 0;
+}
+
+/* "key=value" for each member: JSON values are YAML values. */
+static enum mm_status collect(const cJSON *overrides, char **all, size_t *n, struct mm_error *err) {
+    for (const cJSON *item = overrides ? overrides->child : NULL; item; item = item->next) {
+        if (!allowed(item->string))
+            return mm_fail(
+                err, MM_BAD_INPUT,
+                "%s: a trial sets keys of unlearn and relearn, evaluate.every_passes and "
+                "evaluate.batches",
+                item->string);
+        char *value = cJSON_PrintUnformatted(item);
+        all[(*n)++] = mm_format("%s=%s", item->string, value);
+        cJSON_free(value);
+    }
+    return MM_OK;
+}
+
+static bool is_length(const char *key, size_t n) {
+    return (n == 13 && strncmp(key, "unlearn.loops", n) == 0) ||
+           (n == 14 && strncmp(key, "unlearn.passes", n) == 0);
+}
+
+/* Whether the trial sets what "key=value" of the command line sets; loops and passes are one. */
+static bool replaced(const char *argument, const cJSON *overrides) {
+    size_t n = strcspn(argument, "=");
+    for (const cJSON *item = overrides ? overrides->child : NULL; item; item = item->next) {
+        size_t own = strlen(item->string);
+        if ((own == n && strncmp(argument, item->string, n) == 0) ||
+            (is_length(argument, n) && is_length(item->string, own)))
+            return true;
+    }
+    return false;
+}
+
+/* The base's config with the line's overrides. */
+static enum mm_status configure(struct server *s, const char *line, struct mm_config *config,
+                                struct mm_error *err) {
+    s->request = cJSON_Parse(line);
+    if (!cJSON_IsObject(s->request))
+        return mm_fail(err, MM_BAD_INPUT, "the line is not a JSON object");
+    const cJSON *overrides = cJSON_GetObjectItemCaseSensitive(s->request, "overrides");
+    if (overrides && !cJSON_IsObject(overrides))
+        return mm_fail(err, MM_BAD_INPUT, "overrides is not an object of keys and values");
+    size_t own = (size_t)cJSON_GetArraySize(overrides), n = 0;
+    char **all = mm_calloc(s->overrides_n + own + 1, sizeof *all);
+    for (size_t i = 0; i < s->overrides_n; i++)
+        if (!replaced(s->overrides[i], overrides))
+            all[n++] = s->overrides[i];
+    size_t kept = n;
+    enum mm_status status = collect(overrides, all, &n, err);
+    if (status == MM_OK)
+        status = mm_config_parse(config, s->text, s->path, all, n, MM_TRIALS, err);
+    while (n > kept)
+        mm_free(all[--n]);
+    mm_free(all);
+    if (status == MM_OK)
+        config->model.dtype = s->base->model.dtype; /* settled */
+    return status;
+}
+
+static void restore_weights(struct server *s) {
+    const struct mm_model *m = s->job.model;
+    s->job.dev->ops->copy(s->job.dev, m->block, s->pristine, m->block_n * mm_dtype_bytes(m->dtype));
+}
+
+static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e) {
+    e->forget_loss = e->retain_loss = NAN;
+    for (size_t i = 0; i < job->data.questions_n; i++)
+        e->accuracy[i] = NAN;
+}
+
+static enum mm_status write_result(struct server *s, enum mm_status status, const char *reason,
+                                   double score, size_t passes, struct mm_error *err) {
+    struct mm_job *job = &s->job;
+    double seconds = mm_now() - s->begun;
+    const struct mm_evaluation *u = &job->after_unlearning, *r = &job->after_relearning;
+    if (!s->answers)
+        return MM_OK;
+    begin_answer(s, "result");
+    mm_metrics_text(s->answers, "status",
+                    status == MM_OK         ? "done"
+                    : s->pruned             ? "pruned"
+                    : status == MM_REJECTED ? "rejected"
+                                            : "error");
+    mm_metrics_text(s->answers, "reason", reason);
+    mm_metrics_number(s->answers, "score", score);
+    mm_metrics_number(s->answers, "forget_loss_unlearn", u->forget_loss);
+    mm_metrics_number(s->answers, "retain_loss_unlearn", u->retain_loss);
+    mm_metrics_number(s->answers, "forget_loss_relearn", r->forget_loss);
+    mm_metrics_number(s->answers, "retain_loss_relearn", r->retain_loss);
+    for (size_t i = 0; i < job->data.questions_n; i++) {
+        char *key = mm_format("accuracy_%s", s->base->evaluate.multiple_choice[i].name);
+        mm_metrics_number(s->answers, key, r->accuracy[i]);
+        mm_free(key);
+    }
+    mm_metrics_count(s->answers, "passes", passes);
+    mm_metrics_number(s->answers, "seconds", seconds);
+    mm_metrics_number(s->answers, "overhead_seconds", seconds - job->busy);
+    return mm_metrics_end(s->answers, err);
+}
+
+/* Unlearns and relearns as `config` says; MM_REJECTED with *reason or as the listener said. */
+static enum mm_status run(struct server *s, const struct mm_config *config, double *score,
+                          char **reason, struct mm_error *err) {
+    struct mm_job *job = &s->job;
+    enum mm_status status = MM_OK;
+    bool same_start = config->evaluate.batches == job->config->evaluate.batches;
+    job->config = job->evaluator->config = config;
+    if (!same_start)
+        mm_evaluate(job->evaluator, &job->at_start);
+    status = mm_unlearn(job, NULL, NULL, reason, err);
+    if (status == MM_OK && mm_config_relearn_passes(config))
+        status = mm_relearn(job, score, reason, err);
+    return status;
+}
+
+static enum mm_status trial(struct server *s, const char *line, struct mm_error *err) {
+    struct mm_config config = {0};
+    double score = NAN;
+    char *reason = NULL;
+    size_t loops = 0, passes = 0;
+    s->begun = mm_now();
+    s->pruned = false;
+    s->job.busy = 0;
+    forget_evaluation(&s->job, &s->job.after_unlearning);
+    forget_evaluation(&s->job, &s->job.after_relearning);
+    enum mm_status status = configure(s, line, &config, err);
+    if (status == MM_OK)
+        status = mm_job_loops(&config, &loops, err);
+    bool ran = status == MM_OK;
+    if (ran) {
+        passes = loops * mm_mudman_passes(&config) + mm_config_relearn_passes(&config);
+        status = run(s, &config, &score, &reason, err);
+        restore_weights(s);
+    }
+    enum mm_status written = MM_OK;
+    if (status != MM_STOPPED)
+        written = write_result(s, status,
+                               reason            ? reason
+                               : status == MM_OK ? ""
+                                                 : err->text,
+                               score, passes, err);
+    if (ran && config.evaluate.batches != s->base->evaluate.batches) {
+        s->job.config = s->job.evaluator->config = s->base;
+        mm_evaluate(s->job.evaluator, &s->job.at_start);
+    }
+    s->job.config = s->job.evaluator->config = s->base;
+    mm_config_free(&config);
+    mm_free(reason);
+    cJSON_Delete(s->request);
+    s->request = NULL;
+    written = mm_comm_agree(s->comm, written, err);
+    return written != MM_OK ? written : status == MM_STOPPED ? MM_STOPPED : MM_OK;
+}
+
+/* -- the server -------------------------------------------------------------------------------- */
+
+static enum mm_status say_ready(struct server *s, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    mm_evaluate(s->job.evaluator, &s->job.at_start);
+    if (s->answers) {
+        mm_metrics_begin_event(s->answers, "ready");
+        mm_metrics_count(s->answers, "ranks", (uint64_t)mm_comm_size(s->comm));
+        mm_job_write_evaluation(&s->job, s->answers, &s->job.at_start);
+        status = mm_metrics_end(s->answers, err);
+    }
+    return mm_comm_agree(s->comm, status, err);
+}
+
+static void keep_pristine(struct server *s) {
+    const struct mm_model *m = s->job.model;
+    s->arena = mm_arena_create(s->job.dev, false);
+    s->pristine = mm_arena_take(s->arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
+    s->job.dev->ops->copy(s->job.dev, s->pristine, m->block, m->block_n * mm_dtype_bytes(m->dtype));
+}
+
+enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_config *config,
+                         const char *path, char *const *overrides, size_t overrides_n,
+                         struct mm_error *err) {
+    struct server s = {.comm = comm,
+                       .base = config,
+                       .path = path,
+                       .overrides = overrides,
+                       .overrides_n = overrides_n,
+                       .lines = {.fd = STDIN_FILENO}};
+    size_t bytes;
+    mm_stop_listen();
+    enum mm_status status = mm_comm_agree(comm, mm_file_read(path, &s.text, &bytes, err), err);
+    if (status == MM_OK)
+        status = mm_job_open(&s.job, comm, dev, config, MM_JOB_TRAIN, err);
+    if (status != MM_OK) {
+        mm_free(s.text);
+        return status;
+    }
+    s.job.trial = true;
+    s.job.listener = (struct mm_listener){.self = &s, .evaluated = evaluated};
+    if (mm_comm_rank(comm) == 0)
+        s.answers = mm_metrics_on(dup(STDOUT_FILENO), "standard output");
+    keep_pristine(&s);
+    status = say_ready(&s, err);
+    for (char *line; status == MM_OK && (line = next_line(&s)); mm_free(line))
+        if (!is_prune(line)) /* which came when its trial had just ended */
+            status = trial(&s, line, err);
+    if (status == MM_OK && mm_comm_any(comm, mm_stop_asked()))
+        status = mm_fail(err, MM_STOPPED, "stopped by a signal");
+    mm_metrics_free(s.answers);
+    mm_lines_free(&s.lines);
+    mm_arena_free(s.arena);
+    mm_job_close(&s.job);
+    mm_free(s.text);
+    return status;
+}
