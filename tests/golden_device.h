@@ -5,6 +5,7 @@
 
 #include "tests/trace.h"
 
+#include "comm/comm.h"
 #include "src/model.h"
 
 static struct mm_device *dev;
@@ -112,6 +113,21 @@ static inline void close_case(struct fixture *f) {
     mm_model_free(f->model);
     mm_model_free(f->exact);
     mm_arena_free(f->arena);
+}
+
+/* The device under test; NULL: there is no GPU. */
+static inline struct mm_device *open_device(struct mm_comm *comm) {
+#ifdef MM_TEST_CUDA
+    struct mm_error err = {""};
+    int gpus = mm_cuda_device_count();
+    struct mm_device *gpu = mm_device_create_cuda(gpus ? mm_comm_local_rank(comm) % gpus : 0, &err);
+    if (!gpu)
+        fprintf(stderr, "skipped: %s\n", err.text);
+    return gpu;
+#else
+    (void)comm;
+    return mm_device_create_cpu();
+#endif
 }
 
 #endif

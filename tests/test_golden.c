@@ -555,20 +555,6 @@ static void pretraining(void **state) {
     check_pretraining("llama-gqa-tied");
 }
 
-/* NULL: there is no GPU. */
-static struct mm_device *open_device(void) {
-#ifdef MM_TEST_CUDA
-    struct mm_error err = {""};
-    int gpus = mm_cuda_device_count();
-    struct mm_device *gpu = mm_device_create_cuda(gpus ? mm_comm_local_rank(comm) % gpus : 0, &err);
-    if (!gpu)
-        fprintf(stderr, "skipped: %s\n", err.text);
-    return gpu;
-#else
-    return mm_device_create_cpu();
-#endif
-}
-
 static int run_all(bool half_too) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_llama),      cmocka_unit_test(reference_qwen2),
@@ -589,7 +575,7 @@ int main(int argc, char **argv) {
     mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
-    dev = open_device();
+    dev = open_device(comm);
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
         enum mm_transport transport = dev->ops->asynchronous && mm_comm_size(comm) > 1
