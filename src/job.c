@@ -15,13 +15,7 @@
             return try_status;                                                                     \
     } while (0)
 
-/* Values that are right in themselves but not here: this model, this number of ranks. */
-static enum mm_status check_config(const struct mm_job *job, struct mm_error *err) {
-    const struct mm_config *c = job->config;
-    size_t ranks = (size_t)mm_comm_size(job->comm), T = c->data.context_length;
-    if (c->reduction == MM_REDUCTION_EXACT)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "reduction: exact is not implemented in this version; use fast");
+enum mm_status mm_job_check_attacks(const struct mm_config *c, struct mm_error *err) {
     for (size_t i = 0; i < mm_config_attacks_n(c); i++) {
         struct mm_attack a = mm_config_attack(c, i);
         size_t each = a.with_retain ? 4 : 2;
@@ -32,6 +26,17 @@ static enum mm_status check_config(const struct mm_job *job, struct mm_error *er
                 a.name ? "attacks: " : "", a.name ? " of " : "", a.name ? a.name : "", a.passes,
                 each);
     }
+    return MM_OK;
+}
+
+/* Values that are right in themselves but not here: this model, this number of ranks. */
+static enum mm_status check_config(const struct mm_job *job, struct mm_error *err) {
+    const struct mm_config *c = job->config;
+    size_t ranks = (size_t)mm_comm_size(job->comm), T = c->data.context_length;
+    if (c->reduction == MM_REDUCTION_EXACT)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "reduction: exact is not implemented in this version; use fast");
+    TRY(mm_job_check_attacks(c, err));
     if (c->data.batch_size < ranks)
         return mm_fail(err, MM_BAD_INPUT,
                        "data.batch_size is %zu, but there are %zu ranks: start at most %zu ranks "
@@ -171,6 +176,14 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
 
 /* -- evaluation and result --------------------------------------------------------------------- */
 
+void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
+                         size_t passes) {
+    mm_metrics_text(to, "at", at);
+    if (job->attack)
+        mm_metrics_text(to, "attack", job->attack);
+    mm_metrics_count(to, "passes", passes);
+}
+
 void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
                              const struct mm_evaluation *e) {
     mm_metrics_number(to, "forget_loss", e->forget_loss);
@@ -185,10 +198,7 @@ void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
 static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_t passes,
                                        const struct mm_evaluation *e, struct mm_error *err) {
     mm_metrics_begin(job->metrics, "eval");
-    mm_metrics_text(job->metrics, "at", at);
-    if (job->attack)
-        mm_metrics_text(job->metrics, "attack", job->attack);
-    mm_metrics_count(job->metrics, "passes", passes);
+    mm_job_write_moment(job, job->metrics, at, passes);
     mm_job_write_evaluation(job, job->metrics, e);
     return mm_metrics_end(job->metrics, err);
 }
@@ -245,10 +255,11 @@ static double attack_score(const struct mm_job *job, size_t i) {
     return job->attack_scores ? job->attack_scores[i] : NAN;
 }
 
-static void write_attacks(struct mm_job *job) {
+void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score) {
+    mm_metrics_number(to, "score", score);
     for (size_t i = 0; i < job->config->relearn.attacks_n; i++) {
         char *key = mm_format("score_%s", job->config->relearn.attacks[i].name);
-        mm_metrics_number(job->metrics, key, attack_score(job, i));
+        mm_metrics_number(to, key, attack_score(job, i));
         mm_free(key);
     }
 }
@@ -286,8 +297,7 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
         mm_metrics_begin(job->metrics, "result");
         mm_metrics_text(job->metrics, "status", reason ? "rejected" : "done");
         mm_metrics_text(job->metrics, "reason", reason ? reason : "");
-        mm_metrics_number(job->metrics, "score", score);
-        write_attacks(job);
+        mm_job_write_scores(job, job->metrics, score);
         write_losses(job);
         mm_metrics_number(job->metrics, "peak_bytes", peak);
         mm_metrics_number(job->metrics, "seconds", seconds);

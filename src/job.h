@@ -68,9 +68,16 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
  * it took of the GPU's, else of the machine's. Collective. */
 double mm_job_peak_bytes(struct mm_job *job);
 
-/* The fields of an evaluation in a line that was begun. Local. */
+/* Fields of a line that was begun: when an evaluation was made, and by which attack if there is a
+ * list; what it found; the run's score and each attack's. Local. */
+void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
+                         size_t passes);
 void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
                              const struct mm_evaluation *evaluation);
+void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score);
+
+/* MM_BAD_INPUT if the passes of relearning don't divide into steps. Local. */
+enum mm_status mm_job_check_attacks(const struct mm_config *config, struct mm_error *err);
 
 /* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err);

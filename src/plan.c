@@ -41,6 +41,8 @@ static void print_peak(const struct mm_job *job, const struct mm_arena *unlearni
                mm_bytes_text(text[2], (double)state));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
+    mm_bytes_text(text[0], (double)job->model->block_n * (double)mm_dtype_bytes(job->model->dtype));
+    printf("trials: %s more, the weights to start every trial from\n", text[0]);
 }
 
 static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3], bool cuda) {

@@ -81,8 +81,7 @@ static enum mm_status evaluated(void *self, const char *at, size_t passes,
     enum mm_status status = MM_OK;
     if (s->answers) {
         begin_answer(s, "eval");
-        mm_metrics_text(s->answers, "at", at);
-        mm_metrics_count(s->answers, "passes", passes);
+        mm_job_write_moment(&s->job, s->answers, at, passes);
         mm_job_write_evaluation(&s->job, s->answers, e);
         status = mm_metrics_end(s->answers, err);
     }
@@ -168,6 +167,16 @@ static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e)
         e->accuracy[i] = NAN;
 }
 
+/* What an earlier trial left in the job. */
+static void forget_results(struct server *s) {
+    forget_evaluation(&s->job, &s->job.after_unlearning);
+    forget_evaluation(&s->job, &s->job.after_relearning);
+    mm_free(s->job.attack_scores);
+    s->job.attack_scores = NULL;
+    s->job.busy = 0;
+    s->pruned = false;
+}
+
 static enum mm_status write_result(struct server *s, enum mm_status status, const char *reason,
                                    double score, size_t passes, struct mm_error *err) {
     struct mm_job *job = &s->job;
@@ -182,7 +191,7 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
                     : status == MM_REJECTED ? "rejected"
                                             : "error");
     mm_metrics_text(s->answers, "reason", reason);
-    mm_metrics_number(s->answers, "score", score);
+    mm_job_write_scores(job, s->answers, score);
     mm_metrics_number(s->answers, "forget_loss_unlearn", u->forget_loss);
     mm_metrics_number(s->answers, "retain_loss_unlearn", u->retain_loss);
     mm_metrics_number(s->answers, "forget_loss_relearn", r->forget_loss);
@@ -219,13 +228,12 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
     char *reason = NULL;
     size_t loops = 0, passes = 0;
     s->begun = mm_now();
-    s->pruned = false;
-    s->job.busy = 0;
-    forget_evaluation(&s->job, &s->job.after_unlearning);
-    forget_evaluation(&s->job, &s->job.after_relearning);
+    forget_results(s);
     enum mm_status status = configure(s, line, &config, err);
     if (status == MM_OK)
         status = mm_job_loops(&config, &loops, err);
+    if (status == MM_OK)
+        status = mm_job_check_attacks(&config, err);
     bool ran = status == MM_OK;
     if (ran) {
         passes = loops * mm_mudman_passes(&config) + mm_config_relearn_passes(&config);

@@ -116,6 +116,28 @@ def test_trials_are_runs(tiny: Case, tmp_path: Path, ranks: int) -> None:
     assert server.end() == 0
 
 
+def test_attacks(tiny: Case, tmp_path: Path) -> None:
+    """Each evaluation names its attack and the result holds the score of each, as in a run; a
+    trial that does not come to them has no scores of the one before."""
+    attacks = "[{name: sgd}, {name: adamw, optimizer: adamw, lr: 0.001, passes: 8}]"
+    arguments = [f"relearn.attacks={attacks}", "evaluate.every_passes=4"]
+    tiny.run(tmp_path / "run", *arguments)
+    server = Server(tiny.config, "output.dir=unused", *arguments)
+    server.hear()
+    result, evaluations = server.trial(1)
+    want = result_of(tmp_path / "run")
+    for key in ("score", "score_sgd", "score_adamw"):
+        assert result[key] == want[key] is not None
+    curve = [line for line in metrics_of(tmp_path / "run") if line.get("at") == "relearn"]
+    told = [line for line in evaluations if line["at"] == "relearn"]
+    assert [line["attack"] for line in told] == [line["attack"] for line in curve]
+    assert {line["attack"] for line in told} == {"sgd", "adamw"}
+    result, _ = server.trial(2, unlearn__unlearning_rate=50.0, unlearn__retain_loss_budget=0.01)
+    assert result["status"] == "rejected"
+    assert result["score_sgd"] is None and result["score_adamw"] is None
+    assert server.end() == 0
+
+
 def test_rejected_trial_leaves_nothing_behind(server: Server, finished: Path) -> None:
     server.hear()
     result, _ = server.trial(1, unlearn__unlearning_rate=50.0, unlearn__retain_loss_budget=0.01)
@@ -150,6 +172,7 @@ def test_prune(server: Server, finished: Path) -> None:
         ('{"id": 7, "overrides": {"unlearn.adv_lr": "much"}}', "unlearn.adv_lr"),
         ('{"id": 7, "overrides": {"unlearn.adversary_lr": 1}}', "unlearn.adv_lr"),
         ('{"id": 7, "overrides": {"unlearn.passes": 7}}', "multiple"),
+        ('{"id": 7, "overrides": {"relearn.passes": 7}}', "multiple"),
         ('{"id": 7, "overrides": {"unlearn.target_modules": ["no_proj"]}}', "no_proj"),
     ],
 )
