@@ -30,15 +30,13 @@ struct mm_loss_term {
 
 /* Takes terms_n (1 or 2; a loss of sequences is alone, or after cross-entropy) losses of acts' last
  * forward. targets [B·T], device: each position's next token, UINT32_MAX for the last of a
- * sequence. dhead: float32 [V, C]
- * += the head's own gradient by terms[0] (`first`: =), or NULL. */
+ * sequence. dhead [V, C], float32: += the head's own gradient by terms[0] (`first`: =), or NULL. */
 void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
                     float *dhead, bool first);
 
 /* terms [n], device = cross-entropy's of acts' last forward by position, 0 where there is no
- * target.
- */
+ * target. */
 void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms);
 

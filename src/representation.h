@@ -10,9 +10,9 @@
  *   circuit_breaker    mean over tokens of max(0, cos(h, h0)) at state floor(L/2)
  *   stream_activation  sum over the L states of (mean over tokens of ‖h‖)²
  *   rmu                mean over tokens of ‖h - c·u‖² / C at state rmu_layer, c = rmu_coefficient,
- *                      u = v/‖v‖, v_j = mm_random_uniform(seed, j) (Li et al. 2024,
- *                      their code's mean squared error; what they retain by, at that state alone,
- * is retaining with square_norm but for the factor C)
+ *                      u = v/‖v‖, v_j = mm_random_uniform(seed, j): Li et al. 2024, as the mean
+ *                      squared error of their code. What they retain by is `retaining` with
+ *                      square_norm at that state alone, but for the factor C.
  *
  * A state that W cannot move has h = h0 exactly: it counts in the means and is not looked at. */
 #ifndef MM_REPRESENTATION_H
