@@ -45,6 +45,30 @@ enum mm_status mm_checkpoint_part_write(const struct mm_checkpoint_job *job, cha
 /* checkpoint.h5; the parts need not be there. */
 enum mm_status mm_checkpoint_whole_write(const struct mm_checkpoint_job *job, struct mm_error *err);
 
+/* Bytes of this rank's files, not less than they will be (but for the hashes). */
+double mm_checkpoint_bytes(const struct mm_checkpoint_job *job);
+/* MM_FAILED if this process may not write files of so many bytes: beyond its limit (ulimit -f) a
+ * signal, SIGXFSZ, would end it. */
+enum mm_status mm_checkpoint_check_limit(double bytes, struct mm_error *err);
+
+/* The folders of one checkpoint; the caller frees. */
+struct mm_checkpoint_paths {
+    char *root, *temporary, *final, *aside;
+};
+struct mm_checkpoint_paths mm_checkpoint_paths_of(const char *run_dir, size_t loops);
+void mm_checkpoint_paths_free(struct mm_checkpoint_paths *paths);
+
+/* Makes the root, removes what a crash left, checks that `bytes` fit. MM_FAILED or MM_BAD_INPUT. */
+enum mm_status mm_checkpoint_prepare(const struct mm_checkpoint_paths *paths, double bytes,
+                                     struct mm_error *err);
+/* Gives the temporary folder, in which the files of `size` ranks are, its final name. */
+enum mm_status mm_checkpoint_publish(const struct mm_checkpoint_paths *paths, int size,
+                                     struct mm_error *err);
+/* Removes all but the newest `keep` of the checkpoints up to `loops`, which itself stays. One of
+ * more loops is of a future that this run has left; it is replaced when its turn comes. */
+enum mm_status mm_checkpoint_prune(const struct mm_checkpoint_paths *paths, const char *run_dir,
+                                   size_t loops, size_t keep, struct mm_error *err);
+
 /* The checkpoints under run_dir by their folders' names, newest first: *loops[*n], the caller
  * frees. No folder: n == 0. Whether they are intact is not looked at. */
 enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n,

@@ -36,6 +36,12 @@ void mm_checkpoint_seal(char block[MM_USER_BLOCK], const char hex[33]) {
     block[MM_USER_BLOCK - 1] = '\n';
 }
 
+void mm_checkpoint_info_free(struct mm_checkpoint_info *info) {
+    mm_free(info->config);
+    mm_free(info->extra);
+    *info = (struct mm_checkpoint_info){0};
+}
+
 static enum mm_status check_seal(const char *path, struct mm_error *err) {
     char hash[33], found[MM_USER_BLOCK], expected[MM_USER_BLOCK];
     int fd = open(path, O_RDONLY | O_CLOEXEC);

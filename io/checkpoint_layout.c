@@ -82,9 +82,7 @@ enum mm_status mm_checkpoint_part_write(const struct mm_checkpoint_job *job, cha
     if (status == MM_OK)
         status = mm_h5_memory_close(file, fill_part(memory, file, job, err), err);
     if (status == MM_OK)
-        status = mm_h5_memory_write(memory, path, err);
-    if (status == MM_OK)
-        status = mm_file_hash(path, 0, hash, err);
+        status = mm_h5_memory_write(memory, path, 0, hash, err);
     mm_h5_memory_free(memory);
     mm_free(path);
     return status;
@@ -190,14 +188,11 @@ enum mm_status mm_checkpoint_whole_write(const struct mm_checkpoint_job *job,
         return status;
     char *path = mm_format("%s/%s", job->folder, MM_CHECKPOINT_WHOLE);
     status = mm_h5_memory_close(file, fill_whole(file, job, err), err);
-    if (status == MM_OK)
-        status = mm_h5_memory_write(memory, path, err);
-    if (status == MM_OK)
-        status = mm_file_hash(path, MM_USER_BLOCK, hash, err);
-    if (status == MM_OK) { /* now the hash is known: again, it is small */
+    if (status == MM_OK) {
+        mm_h5_memory_hash(memory, MM_USER_BLOCK, hash);
         mm_checkpoint_seal(block, hash);
         mm_h5_memory_patch(memory, 0, block, sizeof block);
-        status = mm_h5_memory_write(memory, path, err);
+        status = mm_h5_memory_write(memory, path, MM_USER_BLOCK, hash, err);
     }
     mm_h5_memory_free(memory);
     mm_free(path);

@@ -259,6 +259,30 @@ char *mm_path_parent(const char *path) {
     return mm_format("%.*s", (int)length, path);
 }
 
+struct mm_hash {
+    XXH3_state_t *state;
+};
+
+struct mm_hash *mm_hash_begin(void) {
+    struct mm_hash *hash = mm_calloc(1, sizeof *hash);
+    hash->state = XXH3_createState();
+    MM_CHECK(hash->state, "out of memory");
+    XXH3_128bits_reset(hash->state);
+    return hash;
+}
+
+void mm_hash_add(struct mm_hash *hash, const void *data, size_t bytes) {
+    XXH3_128bits_update(hash->state, data, bytes);
+}
+
+void mm_hash_end(struct mm_hash *hash, char hex[33]) {
+    XXH128_hash_t value = XXH3_128bits_digest(hash->state);
+    snprintf(hex, 33, "%016llx%016llx", (unsigned long long)value.high64,
+             (unsigned long long)value.low64);
+    XXH3_freeState(hash->state);
+    mm_free(hash);
+}
+
 enum mm_status mm_file_hash(const char *path, size_t offset, char hex[33], struct mm_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
@@ -272,20 +296,15 @@ enum mm_status mm_file_hash(const char *path, size_t offset, char hex[33], struc
                          path, (long long)info.st_size, offset);
     else if (lseek(fd, (off_t)offset, SEEK_SET) < 0)
         status = fail_errno(err, "read", path);
-    XXH3_state_t *state = XXH3_createState();
-    MM_CHECK(state, "out of memory");
-    XXH3_128bits_reset(state);
+    struct mm_hash *hash = mm_hash_begin();
     char *buffer = mm_calloc(buffer_bytes, 1);
     ssize_t got = 0;
     while (!status && (got = read_some(fd, buffer, buffer_bytes)) > 0)
-        XXH3_128bits_update(state, buffer, (size_t)got);
+        mm_hash_add(hash, buffer, (size_t)got);
     if (!status && got < 0)
         status = fail_errno(err, "read", path);
-    XXH128_hash_t hash = XXH3_128bits_digest(state);
-    snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
-             (unsigned long long)hash.low64);
+    mm_hash_end(hash, hex);
     mm_free(buffer);
-    XXH3_freeState(state);
     close(fd);
     return status;
 }

@@ -45,8 +45,15 @@ bool mm_path_exists(const char *path);
 /* The folder that holds `path` ("." or "/" where it names none); the caller frees with mm_free. */
 char *mm_path_parent(const char *path);
 
-/* XXH3 128-bit hash of a file's bytes from `offset` on, as 32 hex digits (xxhsum -H2 prints the
- * same). MM_BAD_INPUT if it cannot be read or is shorter than `offset`. */
+/* An XXH3 128-bit hash of bytes that come one after another; mm_hash_end frees it and says it as 32
+ * hex digits. */
+struct mm_hash;
+struct mm_hash *mm_hash_begin(void);
+void mm_hash_add(struct mm_hash *hash, const void *data, size_t bytes);
+void mm_hash_end(struct mm_hash *hash, char hex[33]);
+
+/* The same of a file's bytes from `offset` on (xxhsum -H2 prints it). MM_BAD_INPUT if it
+ * cannot be read or is shorter than `offset`. */
 enum mm_status mm_file_hash(const char *path, size_t offset, char hex[33], struct mm_error *err);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -10,7 +11,18 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "values are stored as they are in memory");
 
+static atomic_bool lent;
+static _Thread_local bool borrower;
+
+void mm_h5_lend(enum mm_h5_user user) {
+    if (user == MM_H5_MINE)
+        borrower = true;
+    else
+        atomic_store(&lent, user == MM_H5_THEIRS);
+}
+
 void mm_h5_settle(void) {
+    MM_CHECK(borrower || !atomic_load(&lent), "HDF5 is used while a checkpoint is being written");
     /* HDF5 reads both once, at its first call. By property list, locks cannot be switched off for
      * the files that it opens behind virtual datasets. */
     setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);

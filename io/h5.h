@@ -23,9 +23,14 @@ void mm_h5_close(hid_t id);
 /* Opens a file for reading. MM_BAD_INPUT: missing, not a regular file, not HDF5. */
 enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err);
 
-/* Before the first call of HDF5: it prints nothing, and the parts of a checkpoint lie beside it
+/* Before every use of HDF5: it prints nothing, and the parts of a checkpoint lie beside it
  * whatever prefix the environment sets for the user's other virtual datasets. Cheap to repeat. */
 void mm_h5_settle(void);
+/* HDF5 as it is packaged is not thread-safe. Who may call it from now on: anyone (at first); a
+ * thread that is about to be started, and not the caller (THEIRS); that thread, which says so of
+ * itself (MINE). mm_h5_settle ends the job where another than that one comes. Cheap. */
+enum mm_h5_user { MM_H5_ANYONES, MM_H5_THEIRS, MM_H5_MINE };
+void mm_h5_lend(enum mm_h5_user user);
 /* A property list for opening and creating files: of the format since HDF5 1.8, whose attributes
  * may exceed 64 kB. The caller closes. Negative on failure. */
 hid_t mm_h5_file_access(void);

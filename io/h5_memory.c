@@ -10,7 +10,7 @@
 
 #include "io/files.h"
 
-enum { PAGE_BYTES = 4096 };
+enum { PAGE_BYTES = 4096, PIECE_BYTES = 1 << 18 };
 
 struct page {
     uint64_t number;
@@ -252,39 +252,77 @@ static int by_offset(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Writes the file's own bytes [first, end). */
-static enum mm_status write_between(const struct mm_h5_memory *memory, uint64_t first, uint64_t end,
-                                    struct mm_output *out, struct mm_error *err) {
+/* Where the bytes of the closed file go, one after another. */
+struct sink {
+    struct mm_output *out; /* NULL: nowhere */
+    struct mm_hash *hash;
+    size_t skip; /* bytes that do not count for it */
+};
+
+/* In pieces that stay in the processor's cache from the hash to the write. */
+static enum mm_status put(struct sink *sink, const void *data, size_t bytes, struct mm_error *err) {
+    const char *next = data;
+    enum mm_status status = MM_OK;
+    for (size_t now; status == MM_OK && bytes > 0; next += now, bytes -= now) {
+        now = bytes < PIECE_BYTES ? bytes : PIECE_BYTES;
+        size_t skip = sink->skip < now ? sink->skip : now;
+        sink->skip -= skip;
+        mm_hash_add(sink->hash, next + skip, now - skip);
+        if (sink->out)
+            status = mm_output_write(sink->out, next, now, err);
+    }
+    return status;
+}
+
+/* The file's own bytes [first, end). */
+static enum mm_status put_between(const struct mm_h5_memory *memory, uint64_t first, uint64_t end,
+                                  struct sink *sink, struct mm_error *err) {
     char buffer[4 * PAGE_BYTES];
     enum mm_status status = MM_OK;
     while (status == MM_OK && first < end) {
         size_t now = end - first < sizeof buffer ? end - first : sizeof buffer;
         get_bytes(memory, first, now, buffer);
-        status = mm_output_write(out, buffer, now, err);
+        status = put(sink, buffer, now, err);
         first += now;
     }
     return status;
 }
 
-enum mm_status mm_h5_memory_write(struct mm_h5_memory *memory, const char *path,
-                                  struct mm_error *err) {
-    struct mm_output out;
+static enum mm_status put_all(struct mm_h5_memory *memory, struct sink *sink,
+                              struct mm_error *err) {
     uint64_t at = 0;
-    enum mm_status status = mm_output_open(&out, path, err);
-    if (status != MM_OK)
-        return status;
+    enum mm_status status = MM_OK;
     if (memory->extents_n)
         qsort(memory->extents, memory->extents_n, sizeof *memory->extents, by_offset);
     for (size_t i = 0; status == MM_OK && i < memory->extents_n; i++) {
         const struct extent *extent = &memory->extents[i];
         MM_CHECK(extent->offset >= at && extent->offset + extent->bytes <= memory->written,
                  "HDF5 laid datasets over one another");
-        status = write_between(memory, at, extent->offset, &out, err);
+        status = put_between(memory, at, extent->offset, sink, err);
         if (status == MM_OK)
-            status = mm_output_write(&out, extent->data, extent->bytes, err);
+            status = put(sink, extent->data, extent->bytes, err);
         at = extent->offset + extent->bytes;
     }
     if (status == MM_OK)
-        status = write_between(memory, at, memory->written, &out, err);
+        status = put_between(memory, at, memory->written, sink, err);
+    return status;
+}
+
+enum mm_status mm_h5_memory_write(struct mm_h5_memory *memory, const char *path, size_t offset,
+                                  char hex[33], struct mm_error *err) {
+    struct mm_output out;
+    enum mm_status status = mm_output_open(&out, path, err);
+    if (status != MM_OK)
+        return status;
+    struct sink sink = {&out, mm_hash_begin(), offset};
+    status = put_all(memory, &sink, err);
+    mm_hash_end(sink.hash, hex);
     return mm_output_close(&out, status, err);
+}
+
+void mm_h5_memory_hash(struct mm_h5_memory *memory, size_t offset, char hex[33]) {
+    struct mm_error none;
+    struct sink sink = {NULL, mm_hash_begin(), offset};
+    put_all(memory, &sink, &none);
+    mm_hash_end(sink.hash, hex);
 }

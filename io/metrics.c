@@ -171,9 +171,12 @@ enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) 
     return status;
 }
 
-enum mm_status mm_metrics_sync(struct mm_metrics *metrics, size_t *bytes, struct mm_error *err) {
+size_t mm_metrics_bytes(const struct mm_metrics *metrics) {
+    return metrics->bytes;
+}
+
+enum mm_status mm_metrics_sync(const struct mm_metrics *metrics, struct mm_error *err) {
     if (fsync(metrics->fd) != 0)
         return mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(errno));
-    *bytes = metrics->bytes;
     return MM_OK;
 }

@@ -2,6 +2,7 @@
  * export. */
 #include "io/checkpoint.h"
 #include "io/files.h"
+#include "io/saver.h"
 #include "src/collect.h"
 #include "src/job.h"
 #include "src/mudman.h"
@@ -20,19 +21,21 @@ struct phase {
     struct mm_arena *arena;
     struct mm_shard *shard;
     struct mm_mudman *mudman;
-    struct mm_state state; /* names and host addresses of the state for checkpoints */
-    void *host[STATE];     /* the state's vectors or NULL: themselves on the CPU, else copies */
+    struct mm_state state;  /* names and host addresses of the state for checkpoints */
+    void *host[STATE];      /* a copy of each of the state's vectors, or NULL */
+    struct mm_saver *saver; /* writes it; NULL in a trial */
+    size_t saving;          /* loops in the checkpoint that it writes */
     uint32_t *retain, *forget;
     size_t loops, each; /* of the whole run; passes of a loop */
     size_t asked, done; /* loops asked for | completed */
     size_t first;       /* loops completed before this process */
-    size_t saved;       /* loops in the newest checkpoint; SIZE_MAX: none */
+    bool resumed;
 };
 
 static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_arena *arena,
                              struct mm_error *err) {
     const struct mm_config *c = job->config;
-    *ph = (struct phase){.job = job, .arena = arena, .saved = SIZE_MAX};
+    *ph = (struct phase){.job = job, .arena = arena};
     enum mm_status status = mm_job_loops(c, &ph->loops, err);
     ph->each = mm_mudman_passes(c);
     bool *wanted = mm_calloc(job->model->params_n, sizeof *wanted);
@@ -72,8 +75,10 @@ static enum mm_status load_base(struct phase *ph, struct mm_error *err) {
 }
 
 static void destroy(struct phase *ph) {
-    for (int i = 0; i < STATE && ph->job->dev->ops->asynchronous; i++)
-        mm_free(ph->host[i]);
+    for (int i = 0; i < STATE; i++)
+        if (ph->host[i])
+            ph->job->dev->ops->pinned_free(ph->job->dev, ph->host[i]);
+    mm_saver_free(ph->saver);
     mm_free(ph->state.tensors);
     mm_free(ph->retain);
     mm_free(ph->forget);
@@ -97,20 +102,21 @@ static struct mm_vector state_vector(const struct phase *ph, int i) {
     return i == 0 ? u->b : i == 1 ? u->a : i == 2 ? u->m : u->f;
 }
 
-/* Host memory for them, taken once, so that a checkpoint does not fail for want of it. */
+/* Host memory for a copy, from which a checkpoint is written while the loops go on; taken once, so
+ * that a checkpoint does not fail for want of it. */
 static void take_host(struct phase *ph) {
+    struct mm_device *dev = ph->job->dev;
     for (int i = 0; i < STATE; i++) {
         struct mm_vector v = state_vector(ph, i);
-        ph->host[i] = v.data && ph->job->dev->ops->asynchronous
-                          ? mm_calloc(v.n, mm_dtype_bytes(v.dtype))
-                          : v.data;
+        if (v.data)
+            ph->host[i] = dev->ops->pinned_alloc(dev, v.n * mm_dtype_bytes(v.dtype));
     }
 }
 
-/* From the device's vectors to their copies, or back. */
+/* From the vectors to their copies, or back. */
 static void copy_state(const struct phase *ph, bool to_host) {
     struct mm_device *dev = ph->job->dev;
-    for (int i = 0; i < STATE && dev->ops->asynchronous; i++) {
+    for (int i = 0; i < STATE; i++) {
         struct mm_vector v = state_vector(ph, i);
         size_t bytes = v.n * mm_dtype_bytes(v.dtype);
         if (ph->host[i] && to_host)
@@ -123,8 +129,10 @@ static void copy_state(const struct phase *ph, bool to_host) {
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
     const struct mm_shard *s = ph->shard;
+    const struct mm_config *c = ph->job->config;
     size_t bytes = mm_dtype_bytes(u->b.dtype);
     take_host(ph);
+    ph->saver = mm_saver_create(ph->job->comm, c->output.dir, c->checkpoint.keep);
     ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = s->tensors_n};
     ph->state.tensors = mm_calloc(s->tensors_n, sizeof *ph->state.tensors);
     for (size_t t = 0; t < s->tensors_n; t++) {
@@ -174,32 +182,44 @@ static char *extra_text(const struct mm_job *job) {
     return text;
 }
 
+/* What checkpoint.on_error says of a save of `loops` loops that ended with `status`. */
+static enum mm_status judge(const struct phase *ph, size_t loops, enum mm_status status,
+                            const struct mm_error *err) {
+    if (status == MM_OK || ph->job->config->checkpoint.on_error == MM_ON_ERROR_STOP)
+        return status;
+    mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu, going on: %s", loops, err->text);
+    return MM_OK;
+}
+
+/* Takes the save under way further, with `wait` to its end. Collective. */
+static enum mm_status go_on_saving(struct phase *ph, bool wait, struct mm_error *err) {
+    struct mm_error fault;
+    if (!ph->saver || !mm_saver_busy(ph->saver))
+        return MM_OK;
+    enum mm_status status = mm_saver_poll(ph->saver, wait, &fault);
+    if (status != MM_OK)
+        *err = fault;
+    return judge(ph, ph->saving, status, &fault);
+}
+
+/* Starts a save of the state as it is, after the one before. */
 static enum mm_status save(struct phase *ph, struct mm_error *err) {
-    const struct mm_config *c = ph->job->config;
     struct mm_checkpoint_info info = {
         .loops = ph->done, .retain_cursor = ph->done, .forget_cursor = ph->done};
-    enum mm_status status = MM_OK;
-    if (ph->job->trial)
+    if (!ph->saver)
         return MM_OK;
+    enum mm_status status = go_on_saving(ph, true, err);
+    if (status != MM_OK)
+        return status;
     if (ph->job->metrics)
-        status = mm_metrics_sync(ph->job->metrics, &info.metrics_bytes, err);
-    status = mm_comm_agree(ph->job->comm, status, err);
-    if (status == MM_OK) {
-        memcpy(info.weights_hash, ph->job->weights_hash, sizeof info.weights_hash);
-        info.config = mm_config_yaml(c);
-        info.extra = extra_text(ph->job);
-        copy_state(ph, true);
-        status = mm_checkpoint_write(ph->job->comm, c->output.dir, c->checkpoint.keep, &ph->state,
-                                     &info, err);
-        mm_checkpoint_info_free(&info);
-    }
-    if (status == MM_OK)
-        ph->saved = ph->done;
-    else if (c->checkpoint.on_error == MM_ON_ERROR_CONTINUE) {
-        mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu, going on: %s", ph->done, err->text);
-        status = MM_OK;
-    }
-    return status;
+        info.metrics_bytes = mm_metrics_bytes(ph->job->metrics);
+    memcpy(info.weights_hash, ph->job->weights_hash, sizeof info.weights_hash);
+    info.config = mm_config_yaml(ph->job->config);
+    info.extra = extra_text(ph->job);
+    copy_state(ph, true);
+    ph->saving = ph->done;
+    status = mm_saver_start(ph->saver, &ph->state, &info, ph->job->metrics, err);
+    return judge(ph, ph->saving, status, err);
 }
 
 static enum mm_status load(struct phase *ph, const char *folder,
@@ -220,7 +240,8 @@ static enum mm_status load(struct phase *ph, const char *folder,
     get_losses(extra, "start", &job->at_start);
     get_losses(extra, "unlearn", &job->after_unlearning);
     cJSON_Delete(extra);
-    ph->done = ph->saved = info->loops;
+    ph->done = info->loops;
+    ph->resumed = true;
     mm_log0(MM_LOG_INFO, "resuming from %s: %zu of %zu loops done", folder, ph->done, ph->loops);
     return MM_OK;
 }
@@ -280,6 +301,8 @@ static enum mm_status after_loop(struct phase *ph, bool stop, char **reason, str
         status = evaluate(ph, reason, err);
     if (status == MM_OK && (stop || checkpoint_due(ph, ph->done)))
         status = save(ph, err);
+    if (status == MM_OK && stop)
+        status = go_on_saving(ph, true, err);
     if (status == MM_OK && stop && ph->done < ph->loops)
         status = mm_fail(err, MM_STOPPED,
                          "stopped by a signal after loop %zu of %zu: resume with "
@@ -333,6 +356,8 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, b
             !(*stop || evaluation_due(ph, ph->asked) || checkpoint_due(ph, ph->asked))))
         ask_loop(ph);
     enum mm_status status = end_loop(ph, progress, reason, err);
+    if (status == MM_OK)
+        status = go_on_saving(ph, false, err);
     *stop = *stop || mm_comm_any(ph->job->comm, mm_stop_asked());
     bool idle = ph->asked == ph->done;
     if (status == MM_OK && idle &&
@@ -341,14 +366,25 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, b
     return status;
 }
 
+/* The last save is over before anything else happens, also where the loops ended badly, for then
+ * it is the newest. */
+static enum mm_status end_saving(struct phase *ph, enum mm_status status, struct mm_error *err) {
+    struct mm_error fault = {""};
+    enum mm_status saved = go_on_saving(ph, true, &fault);
+    if (saved != MM_OK && status != MM_OK)
+        mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu: %s", ph->saving, fault.text);
+    else if (saved != MM_OK)
+        *err = fault;
+    return status != MM_OK ? status : saved;
+}
+
 static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
-    bool resumed = ph->saved != SIZE_MAX;
     double started = mm_now();
-    if (!resumed && !job->trial)
+    if (!ph->resumed && !job->trial)
         status = mm_job_evaluate(job, "start", 0, &job->at_start, err);
-    if (status == MM_OK && !resumed && ph->loops == 0)
+    if (status == MM_OK && !ph->resumed && ph->loops == 0)
         status = save(ph, err);
     struct mm_progress progress = mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm),
                                                     "unlearn", "loop", ph->done, ph->loops);
@@ -358,6 +394,7 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
         status = one_loop(ph, &progress, &stop, reason, err);
     mm_comm_watch_end(job->comm);
     mm_progress_end(&progress);
+    status = end_saving(ph, status, err);
     job->busy += mm_now() - started;
     return status;
 }
@@ -421,7 +458,8 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
     enum mm_status status = create(&ph, job, mm_arena_create(job->dev, false), err);
     status = mm_comm_agree(job->comm, status, err);
     if (status == MM_OK) {
-        bind_state(&ph);
+        if (!job->trial)
+            bind_state(&ph);
         if (resume)
             status = load(&ph, resume, info, err);
         else if (job->model->dtype != MM_F32)

@@ -33,7 +33,8 @@ static size_t add_line(struct mm_metrics *metrics, uint64_t loop) {
     mm_metrics_begin(metrics, "unlearn");
     mm_metrics_count(metrics, "loop", loop);
     assert_int_equal(mm_metrics_end(metrics, &err), MM_OK);
-    assert_int_equal(mm_metrics_sync(metrics, &bytes, &err), MM_OK);
+    assert_int_equal(mm_metrics_sync(metrics, &err), MM_OK);
+    bytes = mm_metrics_bytes(metrics);
     return bytes;
 }
 

@@ -1,36 +1,31 @@
-/* checkpoint.c - writing a checkpoint; see checkpoint.h.
- *
- * Nothing here is decided by one rank: after each step all agree before the next begins, so none
- * waits for one that gave up. A folder gets its final name when every byte in it is on disk; what
- * stands under other names is rubbish of a crash and goes at the next write:
+/* checkpoint_folder.c - what one rank does to the folders of the checkpoints; see
+ * checkpoint_format.h. A folder gets its final name when every byte in it is on disk; what stands
+ * under other names is rubbish of a crash and goes at the next write:
  *   .writing-N    being written
  *   .replaced-N   the older one, while N is exchanged; goes back if the crash came in between
  *   .removed-N    being pruned: never seen as a checkpoint by half */
-#include "io/checkpoint.h"
+#include "io/checkpoint_format.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
-#include "io/checkpoint_format.h"
 #include "io/files.h"
 
-struct paths {
-    char *root, *temporary, *final, *aside;
-};
-
-static struct paths paths_of(const char *run_dir, size_t loops) {
+struct mm_checkpoint_paths mm_checkpoint_paths_of(const char *run_dir, size_t loops) {
     char *root = mm_format("%s/checkpoints", run_dir);
-    return (struct paths){.root = root,
-                          .temporary = mm_format("%s/.writing-%zu", root, loops),
-                          .final = mm_format("%s/%zu", root, loops),
-                          .aside = mm_format("%s/.replaced-%zu", root, loops)};
+    return (struct mm_checkpoint_paths){.root = root,
+                                        .temporary = mm_format("%s/.writing-%zu", root, loops),
+                                        .final = mm_format("%s/%zu", root, loops),
+                                        .aside = mm_format("%s/.replaced-%zu", root, loops)};
 }
 
-static void paths_free(struct paths *paths) {
+void mm_checkpoint_paths_free(struct mm_checkpoint_paths *paths) {
     mm_free(paths->root);
     mm_free(paths->temporary);
     mm_free(paths->final);
@@ -39,8 +34,7 @@ static void paths_free(struct paths *paths) {
 
 /* Room -------------------------------------------------------------------------------------- */
 
-/* About the bytes of this rank's files, not less than they will be. */
-static double own_bytes(const struct mm_checkpoint_job *job) {
+double mm_checkpoint_bytes(const struct mm_checkpoint_job *job) {
     double bytes = 1 << 16;
     if (job->rank == 0) {
         bytes += 96.0 * job->size;
@@ -59,8 +53,7 @@ static double own_bytes(const struct mm_checkpoint_job *job) {
     return bytes;
 }
 
-/* A limit of this process (ulimit -f) ends it by a signal, SIGXFSZ, unless that is ignored. */
-static enum mm_status check_limit(double bytes, struct mm_error *err) {
+enum mm_status mm_checkpoint_check_limit(double bytes, struct mm_error *err) {
     struct rlimit limit;
     char need[32], most[32];
     if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
@@ -117,7 +110,8 @@ static enum mm_status sweep(const char *root, struct mm_error *err) {
     return status;
 }
 
-static enum mm_status prepare(const struct paths *paths, double bytes, struct mm_error *err) {
+enum mm_status mm_checkpoint_prepare(const struct mm_checkpoint_paths *paths, double bytes,
+                                     struct mm_error *err) {
     enum mm_status status = mm_folder_make(paths->root, err);
     if (status == MM_OK)
         status = sweep(paths->root, err);
@@ -126,9 +120,33 @@ static enum mm_status prepare(const struct paths *paths, double bytes, struct mm
     return status;
 }
 
-static enum mm_status publish(const struct paths *paths, struct mm_error *err) {
+/* A part that is not there would be missed by a reader only, when older checkpoints are gone.
+ * Opened, since a network file system may answer from memory where it is only asked. */
+static enum mm_status check_parts(const char *folder, int size, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    for (int r = 0; status == MM_OK && r < size; r++) {
+        char name[32];
+        mm_checkpoint_part_name(name, r);
+        char *path = mm_format("%s/%s", folder, name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+            status = mm_fail(err, MM_FAILED,
+                             "rank %d wrote '%s', which rank 0 cannot read: %s: is the folder one "
+                             "that all ranks share, and was nothing removed?",
+                             r, path, strerror(errno));
+        else
+            close(fd);
+        mm_free(path);
+    }
+    return status;
+}
+
+enum mm_status mm_checkpoint_publish(const struct mm_checkpoint_paths *paths, int size,
+                                     struct mm_error *err) {
     bool replaces = mm_path_exists(paths->final);
-    enum mm_status status = mm_folder_sync(paths->temporary, err);
+    enum mm_status status = check_parts(paths->temporary, size, err);
+    if (status == MM_OK)
+        status = mm_folder_sync(paths->temporary, err);
     if (status == MM_OK && replaces)
         status = move(paths->final, paths->aside, err);
     if (status != MM_OK)
@@ -142,10 +160,8 @@ static enum mm_status publish(const struct paths *paths, struct mm_error *err) {
     return status;
 }
 
-/* Removes all but the newest `keep` of the checkpoints up to `loops`, which itself stays. One of
- * more loops is of a future that this run has left; it is replaced when its turn comes. */
-static enum mm_status prune(const struct paths *paths, const char *run_dir, size_t loops,
-                            size_t keep, struct mm_error *err) {
+enum mm_status mm_checkpoint_prune(const struct mm_checkpoint_paths *paths, const char *run_dir,
+                                   size_t loops, size_t keep, struct mm_error *err) {
     size_t *found, n, kept = 1;
     enum mm_status status = mm_folder_remove(paths->aside, err);
     if (status == MM_OK)
@@ -165,73 +181,4 @@ static enum mm_status prune(const struct paths *paths, const char *run_dir, size
     }
     mm_free(found);
     return status;
-}
-
-/* The steps --------------------------------------------------------------------------------- */
-
-static void check_state(const struct mm_state *state) {
-    for (size_t i = 0; i < state->tensors_n; i++) {
-        const struct mm_state_tensor *tensor = &state->tensors[i];
-        /* '/' would make a group, '%' a pattern in a virtual dataset. */
-        MM_CHECK(*tensor->name && strcmp(tensor->name, ".") != 0 && !strpbrk(tensor->name, "/%"),
-                 "a tensor cannot be stored as '%s'", tensor->name);
-        MM_CHECK(tensor->rows && tensor->cols, "tensor '%s' is empty", tensor->name);
-    }
-}
-
-static enum mm_status write_files(struct mm_comm *comm, struct mm_checkpoint_job *job,
-                                  struct mm_error *err) {
-    char hash[33] = "";
-    enum mm_status status = mm_checkpoint_part_write(job, hash, err);
-    status = mm_comm_agree(comm, status, err);
-    if (status != MM_OK)
-        return status;
-    job->hashes = mm_calloc((size_t)job->size, sizeof *job->hashes);
-    mm_comm_gather_all(comm, hash, sizeof hash, job->hashes);
-    if (job->rank == 0)
-        status = mm_checkpoint_whole_write(job, err);
-    mm_free(job->hashes);
-    return mm_comm_agree(comm, status, err);
-}
-
-enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, size_t keep,
-                                   const struct mm_state *state,
-                                   const struct mm_checkpoint_info *info, struct mm_error *err) {
-    struct mm_error later;
-    struct paths paths = paths_of(run_dir, info->loops);
-    struct mm_checkpoint_job job = {.folder = paths.temporary,
-                                    .state = state,
-                                    .info = info,
-                                    .rank = mm_comm_rank(comm),
-                                    .size = mm_comm_size(comm)};
-    check_state(state);
-    double bytes = own_bytes(&job), all_bytes = bytes;
-    mm_comm_sum(comm, &all_bytes, 1);
-    enum mm_status status = check_limit(bytes, err);
-    if (status == MM_OK && job.rank == 0)
-        status = prepare(&paths, all_bytes, err);
-    status = mm_comm_agree(comm, status, err);
-    if (status == MM_OK)
-        status = write_files(comm, &job, err);
-    if (status == MM_OK) {
-        if (job.rank == 0)
-            status = publish(&paths, err);
-        status = mm_comm_agree(comm, status, err);
-    }
-    if (job.rank == 0) {
-        if (status != MM_OK)
-            mm_folder_remove(paths.temporary, &later);
-        else if (prune(&paths, run_dir, info->loops, keep, &later) != MM_OK)
-            mm_log0(MM_LOG_WARN, "old checkpoints stay: %s", later.text);
-    }
-    /* Others go on, perhaps into the next write, only when the folder is as it will stay. */
-    mm_comm_barrier(comm);
-    paths_free(&paths);
-    return status == MM_OK ? MM_OK : MM_FAILED;
-}
-
-void mm_checkpoint_info_free(struct mm_checkpoint_info *info) {
-    mm_free(info->config);
-    mm_free(info->extra);
-    *info = (struct mm_checkpoint_info){0};
 }
