@@ -98,6 +98,8 @@ struct mm_reduction {
     struct mm_mat full;
     size_t rows;
     float *own;
+    int ranks; /* only of ranks 0 ... ranks-1; 0: of all. This and the next between CPUs only */
+    bool add;  /* own (+=) instead of (=) */
 };
 
 /* Buckets that were started and not waited for are at most MM_BUCKETS. */

@@ -23,10 +23,14 @@ static void alone_reduce(struct mm_carrier *base, mm_ticket ticket,
     struct mm_device *dev = ((struct alone *)base)->dev;
     (void)ticket;
     (void)watched;
-    for (size_t i = 0; i < n; i++)
-        if (tensors[i].own != tensors[i].full.data)
-            dev->ops->copy(dev, tensors[i].own, tensors[i].full.data,
-                           tensors[i].rows * tensors[i].full.cols * sizeof(float));
+    for (size_t i = 0; i < n; i++) {
+        size_t own_n = tensors[i].rows * tensors[i].full.cols;
+        const float *full = tensors[i].full.data;
+        for (size_t k = 0; tensors[i].add && k < own_n; k++)
+            tensors[i].own[k] += full[k];
+        if (!tensors[i].add && tensors[i].own != full)
+            dev->ops->copy(dev, tensors[i].own, full, own_n * sizeof *full);
+    }
 }
 
 static void alone_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,

@@ -55,24 +55,26 @@ static MPI_Datatype row_type(size_t cols, enum mm_dtype dtype) {
     return type;
 }
 
-/* own = sum of the ranks' parts, n elements each, part r at element r·step of `parts` */
+/* own = (`add`: +=) sum of the ranks' parts, n elements each, part r at element r·step of `parts`
+ */
 static void add_in_rank_order(float *own, const void *parts, enum mm_dtype dtype, size_t step,
-                              size_t n, int size) {
+                              size_t n, int ranks, bool add) {
     const float *exact = parts;
     const uint16_t *rounded = parts;
-    for (int r = 0; r < size; r++) {
+    for (int r = 0; r < ranks; r++) {
         size_t first = (size_t)r * step;
         for (size_t i = 0; i < n; i++) {
             float part = dtype == MM_F32 ? exact[first + i] : mm_f32_from_bf16(rounded[first + i]);
-            own[i] = r == 0 ? part : own[i] + part;
+            own[i] = r == 0 && !add ? part : own[i] + part;
         }
     }
 }
 
 /* `full` in host memory, of which the padding may be anything; `own` may be at its beginning. */
-static void reduce_in_host(struct over_mpi *t, const float *full, size_t rows, size_t cols,
+static void reduce_in_host(struct over_mpi *t, const float *full, const struct mm_reduction *r,
                            float *own) {
     int size = t->comm->size;
+    size_t rows = r->rows, cols = r->full.cols;
     size_t c = mm_rows_block(rows, size), block_n = c * cols;
     size_t all_bytes = block_n * (size_t)size * mm_dtype_bytes(t->base.reduce_dtype);
     const void *out = full;
@@ -85,7 +87,8 @@ static void reduce_in_host(struct over_mpi *t, const float *full, size_t rows, s
     CHECK_MPI(MPI_Alltoall(out, (int)c, row, in, (int)c, row, t->comm->world));
     CHECK_MPI(MPI_Type_free(&row));
     size_t own_n = mm_rows_of(rows, size, t->comm->rank).count * cols;
-    add_in_rank_order(own, in, t->base.reduce_dtype, block_n, own_n, size);
+    add_in_rank_order(own, in, t->base.reduce_dtype, block_n, own_n, r->ranks ? r->ranks : size,
+                      r->add);
 }
 
 static void mpi_reduce(struct mm_carrier *base, mm_ticket ticket,
@@ -95,14 +98,15 @@ static void mpi_reduce(struct mm_carrier *base, mm_ticket ticket,
     (void)ticket;
     (void)watched;
     for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
-        size_t cols = r->full.cols, row_bytes = cols * sizeof(float);
+        size_t row_bytes = r->full.cols * sizeof(float);
         if (!t->staged) {
-            reduce_in_host(t, r->full.data, r->rows, cols, r->own);
+            reduce_in_host(t, r->full.data, r, r->own);
             continue;
         }
+        MM_CHECK(!r->ranks && !r->add, "a reduction of single leaves on a GPU");
         float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes);
         ops->download(t->dev, stage, r->full.data, r->rows * row_bytes);
-        reduce_in_host(t, stage, r->rows, cols, stage);
+        reduce_in_host(t, stage, r, stage);
         size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
         if (own_rows)
             ops->upload(t->dev, r->own, stage, own_rows * row_bytes);

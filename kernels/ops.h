@@ -10,7 +10,7 @@
  *   - "=" overwrites, "+=" accumulates.
  *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in
  *     order. Matrix products are the exception: their order is the library's, the same for the
- *     same number.
+ *     same number, unless the device is `exact`.
  *   - n tokens are rows: n = B·T, row b·T + t holds token t of sequence b.
  * Letters: B sequences, T tokens a sequence, C width, V vocabulary. */
 #ifndef MM_OPS_H
@@ -288,6 +288,8 @@ struct mm_ops {
 struct mm_device {
     const struct mm_ops *ops;
     void *context;           /* the backend's own */
+    bool exact;              /* reduction: exact; the CPU's matrix products are then cut into pieces
+                                that depend on nothing but the shape */
     struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
     size_t arenas_peak;
 };

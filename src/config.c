@@ -128,6 +128,10 @@ static enum mm_status check_together(const struct check *c) {
     if (config->unlearn.adv_update > 0 && !config->unlearn.train_adversary)
         return wrong(c, "unlearn.adv_update",
                      "is given, but without train_adversary there is no adversary to update");
+    if (config->reduction == MM_REDUCTION_EXACT && config->reduce_dtype != MM_F32)
+        return wrong(c, "reduce_dtype",
+                     "is bfloat16, which rounds what ranks send each other, and with reduction: "
+                     "exact nothing may depend on their number: float32, or reduction: fast");
     if (config->unlearn.graph == MM_GRAPH_REUSE &&
         config->unlearn.loss_fn != MM_LOSS_NEG_CROSS_ENTROPY)
         return wrong(c, "unlearn.graph",

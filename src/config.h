@@ -104,6 +104,7 @@ struct mm_config {
         char *dir;
         bool save_model;
         enum mm_save_dtype save_dtype;
+        size_t hash_every_loops; /* 0: never */
     } output;
     struct {
         char *config; /* config.json of the model to make */

@@ -90,7 +90,7 @@ static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
     uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
     double sum = 0, loss;
     for (size_t i = 0; i < e->config->evaluate.batches; i++) {
-        mm_dataset_batch(set, i, p->batch_size, p->first, p->share, tokens);
+        mm_passes_read(p, set, i, tokens);
         mm_batch_set(&e->batch, 0, tokens); /* the batch before was waited for */
         mm_passes_loss(p, &e->batch, objective, e->loss);
         e->model->dev->ops->download(e->model->dev, &loss, e->loss, sizeof loss);
@@ -194,15 +194,18 @@ double mm_evaluate_questions(struct mm_evaluator *e, const struct mm_questions *
                              double temperature) {
     size_t most = e->config->data.micro_batch;
     size_t R = (size_t)mm_comm_size(e->comm), r = (size_t)mm_comm_rank(e->comm);
-    size_t end = (r + 1) * q->n / R;
+    size_t batches = mm_leaves(q->n, most);
     struct ranked *order = rank_by_length(q);
     uint32_t *tokens = mm_calloc(most * q->longest, sizeof *tokens);
     float *host = mm_calloc(most * e->model->arch.vocab, sizeof *host);
-    double sum = 0;
-    for (size_t i = r * q->n / R; i < end; i += most)
-        sum += score_batch(e, q, order + i, end - i < most ? end - i : most, temperature, tokens,
-                           host);
-    mm_comm_sum(e->comm, &sum, 1);
+    double *sums = mm_calloc(batches, sizeof *sums), sum = 0;
+    for (size_t i = r; i < batches; i += R) /* a batch is the same for any R */
+        sums[i] = score_batch(e, q, order + i * most, i + 1 < batches ? most : q->n - i * most,
+                              temperature, tokens, host);
+    mm_comm_sum(e->comm, sums, batches);
+    for (size_t i = 0; i < batches; i++)
+        sum += sums[i];
+    mm_free(sums);
     mm_free(order);
     mm_free(tokens);
     mm_free(host);

@@ -29,19 +29,28 @@ enum mm_status mm_job_check_attacks(const struct mm_config *c, struct mm_error *
     return MM_OK;
 }
 
+static enum mm_status check_leaves(const struct mm_config *c, size_t ranks, struct mm_error *err) {
+    size_t leaves = mm_leaves(c->data.batch_size, c->data.micro_batch);
+    if (c->reduction == MM_REDUCTION_EXACT && leaves < ranks)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "data.micro_batch is %zu: with reduction: exact a batch of %zu has %zu "
+                       "leaves of so many sequences, fewer than the %zu ranks: start at most %zu "
+                       "ranks or lower data.micro_batch",
+                       c->data.micro_batch, c->data.batch_size, leaves, ranks, leaves);
+    return MM_OK;
+}
+
 /* Values that are right in themselves but not here: this model, this number of ranks. */
 static enum mm_status check_config(const struct mm_job *job, struct mm_error *err) {
     const struct mm_config *c = job->config;
     size_t ranks = (size_t)mm_comm_size(job->comm), T = c->data.context_length;
-    if (c->reduction == MM_REDUCTION_EXACT)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "reduction: exact is not implemented in this version; use fast");
     TRY(mm_job_check_attacks(c, err));
     if (c->data.batch_size < ranks)
         return mm_fail(err, MM_BAD_INPUT,
                        "data.batch_size is %zu, but there are %zu ranks: start at most %zu ranks "
                        "or raise data.batch_size",
                        c->data.batch_size, ranks, c->data.batch_size);
+    TRY(check_leaves(c, ranks, err));
     if (job->arch.sliding_window && job->arch.sliding_window < T)
         return mm_fail(err, MM_BAD_INPUT,
                        "%s: sliding_window %zu is shorter than data.context_length %zu, which is "
@@ -102,6 +111,7 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
                            struct mm_error *err) {
     *job = (struct mm_job){.comm = comm, .dev = dev, .config = config, .started = mm_now()};
     bool dry = kind == MM_JOB_PLAN;
+    dev->exact = config->reduction == MM_REDUCTION_EXACT;
     enum mm_status status = open_inputs(job, kind, err);
     if (!dry)
         status = mm_comm_agree(comm, status, err);

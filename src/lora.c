@@ -54,6 +54,14 @@ static struct mm_vector vector(struct mm_arena *arena, enum mm_purpose purpose, 
     return (struct mm_vector){mm_arena_take(arena, purpose, n, sizeof(float)), n, MM_F32};
 }
 
+static size_t most_rows(const struct mm_shard *shard) {
+    size_t most = 0;
+    for (size_t t = 0; t < shard->tensors_n; t++)
+        if (shard->model->params[shard->param[t]].rows > most)
+            most = shard->model->params[shard->param[t]].rows;
+    return most;
+}
+
 static void take_moments(struct mm_adapters *adapters, struct mm_arena *arena) {
     adapters->first = vector(arena, MM_FOR_OPTIMIZER, adapters->p.n);
     adapters->second = vector(arena, MM_FOR_OPTIMIZER, adapters->p.n);
@@ -80,6 +88,8 @@ struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
     l->a.p = (struct mm_vector){l->all_a + own.first, own.count, MM_F32};
     l->a.g = size == 1 ? (struct mm_vector){l->all_da, own.count, MM_F32}
                        : vector(arena, MM_FOR_GRADIENTS, own.count);
+    if (shard->model->dev->exact)
+        l->whole_b = mm_arena_take(arena, MM_FOR_SCRATCH, most_rows(shard) * rank, sizeof(float));
     l->b.p = vector(arena, MM_FOR_OPTIMIZER, l->b_at[n]);
     l->b.g = vector(arena, MM_FOR_GRADIENTS, l->b_at[n]);
     if (adamw) {
@@ -99,9 +109,72 @@ void mm_lora_free(struct mm_lora *l) {
     mm_free(l);
 }
 
+/* -- whole tensors, on an exact device ----------------------------------------------------------
+ */
+
+/* Tensor t's B, or what has its shape. */
+static struct mm_mat whole_b(const struct mm_lora *l, size_t t) {
+    return mm_mat(l->whole_b, MM_F32, param_of(l, t)->rows, l->rank);
+}
+
+/* In the memory of the whole gradients, which are done with. */
+static struct mm_mat whole_w(const struct mm_lora *l, size_t t) {
+    return mm_mat(l->shard->grads[l->shard->param[t]], MM_F32, param_of(l, t)->rows,
+                  param_of(l, t)->cols);
+}
+
+static struct mm_mat own_of(const struct mm_lora *l, struct mm_mat whole, size_t t) {
+    return mm_mat_rows(whole, l->shard->rows[t].first, l->shard->rows[t].count);
+}
+
+/* whole (=) own of every rank. */
+static void gather(const struct mm_lora *l, struct mm_mat whole, struct mm_mat own, size_t t) {
+    struct mm_device *dev = l->shard->model->dev;
+    if (own.rows)
+        dev->ops->copy(dev, own_of(l, whole, t).data, own.data,
+                       own.rows * own.cols * sizeof(float));
+    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, &whole, 1));
+}
+
+static void exact_gradients(struct mm_lora *l, struct mm_vector g) {
+    struct mm_device *dev = l->shard->model->dev;
+    for (size_t t = 0; t < l->shard->tensors_n; t++) {
+        struct mm_mat dw = whole_w(l, t), b = whole_b(l, t), own = own_of(l, b, t);
+        gather(l, dw, rows_of(l, g, t), t);
+        gather(l, b, b_of(l, l->b.p, t), t);
+        dev->ops->linear_dw(dev, a_of(l, l->all_da, t), b, dw, false);
+        dev->ops->linear(dev, b, dw, a_of(l, l->all_a, t), NULL, false);
+        if (own.rows)
+            dev->ops->copy(dev, b_of(l, l->b.g, t).data, own.data,
+                           own.rows * own.cols * sizeof(float));
+    }
+    const float *mine = l->all_da + ((float *)l->a.p.data - l->all_a);
+    if (l->a.g.data != mine && l->a.g.n)
+        dev->ops->copy(dev, l->a.g.data, mine, l->a.g.n * sizeof *mine);
+}
+
+/* w += B·A of B scaled, which is in b.g. */
+static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t t) {
+    struct mm_device *dev = l->shard->model->dev;
+    struct mm_mat product = whole_w(l, t), rows = rows_of(l, w, t);
+    size_t n = rows.rows * rows.cols;
+    gather(l, whole_b(l, t), b_of(l, l->b.g, t), t);
+    dev->ops->linear_dx(dev, product, whole_b(l, t), a_of(l, l->all_a, t), false);
+    if (n) {
+        struct mm_vector sum = {rows.data, n, MM_F32};
+        dev->ops->sgd_step(dev, sum, (struct mm_vector){own_of(l, product, t).data, n, MM_F32}, -1);
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- */
+
 void mm_lora_gradients(struct mm_lora *l, struct mm_vector g) {
     struct mm_device *dev = l->shard->model->dev;
     size_t n = l->a_at[l->shard->tensors_n], size = (size_t)mm_comm_size(l->comm);
+    if (dev->exact) {
+        exact_gradients(l, g);
+        return;
+    }
     for (size_t t = 0; t < l->shard->tensors_n; t++) {
         struct mm_mat dw = rows_of(l, g, t), a = a_of(l, l->all_a, t), da = a_of(l, l->all_da, t);
         if (dw.rows) {
@@ -125,9 +198,11 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
     dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
     for (size_t t = 0; t < l->shard->tensors_n; t++) {
         struct mm_mat b = b_of(l, l->b.p, t), scaled = b_of(l, l->b.g, t);
-        if (b.rows == 0)
-            continue;
-        dev->ops->scale(dev, scaled, b, (float)l->scale);
-        dev->ops->linear_dx(dev, rows_of(l, w, t), scaled, a_of(l, l->all_a, t), true);
+        if (b.rows)
+            dev->ops->scale(dev, scaled, b, (float)l->scale);
+        if (dev->exact)
+            exact_weights(l, w, t);
+        else if (b.rows)
+            dev->ops->linear_dx(dev, rows_of(l, w, t), scaled, a_of(l, l->all_a, t), true);
     }
 }

@@ -3,7 +3,10 @@
  *
  * The forward and backward are those of the whole weights, which are formed anew after every step:
  * the adapters' gradients follow from W's, dB = scale·dW·Aᵀ and dA = scale·Bᵀ·dW. B and its
- * optimizer lie with W's rows; A is whole on every rank, its optimizer spread over them. */
+ * optimizer lie with W's rows; A is whole on every rank, its optimizer spread over them.
+ *
+ * On an `exact` device every rank forms the products of whole tensors, whose bits could depend on
+ * where the rows are cut, and takes its rows of them. */
 #ifndef MM_LORA_H
 #define MM_LORA_H
 
@@ -23,6 +26,7 @@ struct mm_lora {
     size_t *a_at, *b_at; /* [tensors_n + 1] where a tensor's A starts in all_a, its B in b.p */
     float *all_a;        /* [a_at[tensors_n]] whole; a.p is this rank's part of it */
     float *all_da;       /* as long, padded to equal blocks: this rank's sequences' and rows' */
+    float *whole_b;      /* exact: [most rows, rank] something of one tensor's B; else NULL */
     struct mm_adapters a, b;
 };
 

@@ -42,9 +42,7 @@ static void keep_frozen(struct mm_mudman *u) {
 static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_code,
                   enum mm_stop gradient_code) {
     struct mm_loop_scalars *s = u->scalars;
-    OPS(u)->zero(u->dev, &s->sum_squares, sizeof s->sum_squares);
-    OPS(u)->sum_squares(u->dev, &s->sum_squares, u->g, u->b.dtype);
-    mm_comm_sum_device(u->comm, &s->sum_squares, 1);
+    mm_sums_squares(&u->over_w, &s->sum_squares, u->g, u->b.dtype);
     OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
     OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
 }
@@ -180,12 +178,11 @@ static void unlearn(struct mm_mudman *u) {
                                            .stop = &s->stop};
     const struct mm_unlearn_options *options =
         all.f.data || all.a.data || all.discard != 1 ? &all : NULL;
-    OPS(u)->mask_sums(u->dev, u->sums, u->g, u->m, u->offsets, tensors, /*            13-14 */
-                      c->use_masking, options);
-    mm_comm_sum_device(u->comm, (double *)u->sums, tensors * sizeof *u->sums / sizeof(double));
+    mm_sums_mask(&u->over_w, u->sums, u->g, u->m, c->use_masking, options);     /*        13-14 */
     OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*       13 */
                           c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
-    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->offsets, tensors, u->scale, /*  14-15 */
+    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->over_w.offsets, tensors,
+                         u->scale, /*  14-15 */
                          c->unlearning_rate, c->use_masking, options, &s->stop);
 }
 
@@ -266,8 +263,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     u->g = mm_shard_gradient(shard, arena);
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
         u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
-    size_t bytes = (shard->tensors_n + 1) * sizeof *u->offsets;
-    u->offsets = mm_arena_take(arena, MM_FOR_SCRATCH, bytes, 1);
+    u->over_w = mm_sums_create(arena, shard);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);
     u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->scale);
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
@@ -289,7 +285,6 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
                     mm_comm_transport_name(comm));
         for (int i = 0; i < 2; i++)
             u->host[i] = OPS(u)->pinned_alloc(u->dev, sizeof *u->host[i]);
-        OPS(u)->upload(u->dev, u->offsets, shard->offsets, bytes);
         mm_shard_load(shard, u->b);
     }
     return u;

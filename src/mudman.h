@@ -17,6 +17,7 @@
 #include "src/config.h"
 #include "src/frozen.h"
 #include "src/passes.h"
+#include "src/sums.h"
 
 struct mm_mudman {
     const struct mm_config *config;
@@ -30,7 +31,7 @@ struct mm_mudman {
     struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary, f without momentum */
     struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
-    size_t *offsets;                 /* shard->offsets, in device memory */
+    struct mm_sums over_w;           /* sums over all ranks */
     struct mm_mask_sums *sums;       /* [tensors], device */
     double *scale;                   /* [tensors], device */
     struct mm_loop_scalars *scalars; /* device */

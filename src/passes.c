@@ -3,12 +3,65 @@
 
 #include <string.h>
 
-/* Consecutive sequences; the first ranks take one more where they don't divide. */
-static void share_of(struct mm_passes *p) {
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static bool exact(const struct mm_passes *p) {
+    return p->model->dev->exact;
+}
+
+/* The sequence of the batch that micro-batch i begins with. Without leaves a rank's sequences are
+ * consecutive, and the first ranks have one more where they don't divide. */
+static size_t first_sequence(const struct mm_passes *p, size_t i) {
     size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
-    size_t even = p->batch_size / R, more = p->batch_size % R;
-    p->first = r * even + (r < more ? r : more);
-    p->share = even + (r < more);
+    if (exact(p))
+        return (i * R + r) * p->micro_batch;
+    return r * (p->batch_size / R) + smaller(r, p->batch_size % R) + i * p->micro_batch;
+}
+
+/* Sequences of micro-batch i. */
+static size_t micro_count(const struct mm_passes *p, size_t i) {
+    if (exact(p))
+        return smaller(p->micro_batch, p->batch_size - first_sequence(p, i));
+    return smaller(p->micro_batch, p->share - i * p->micro_batch);
+}
+
+static void find_leaves(struct mm_passes *p, size_t micro_batch) {
+    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
+    p->micro_batch = smaller(micro_batch, p->batch_size);
+    size_t leaves = mm_leaves(p->batch_size, p->micro_batch);
+    MM_CHECK(leaves >= R, "%zu leaves on %zu ranks", leaves, R);
+    p->steps = (leaves + R - 1) / R;
+    p->micros_n = (leaves - r + R - 1) / R;
+    for (size_t i = 0; i < p->micros_n; i++)
+        p->share += micro_count(p, i);
+}
+
+static void find_share(struct mm_passes *p, size_t micro_batch) {
+    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
+    p->share = p->batch_size / R + (r < p->batch_size % R);
+    p->micro_batch = smaller(micro_batch, p->share);
+    p->steps = p->micros_n = mm_leaves(p->share, p->micro_batch);
+}
+
+/* Leaves of step i: so many ranks have one. */
+static size_t leaves_of(const struct mm_passes *p, size_t i) {
+    size_t R = (size_t)mm_comm_size(p->comm);
+    return smaller(R, mm_leaves(p->batch_size, p->micro_batch) - i * R);
+}
+
+void mm_passes_read(const struct mm_passes *p, const struct mm_dataset *set, size_t index,
+                    uint32_t *tokens) {
+    for (size_t i = 0; i < p->micros_n; i++)
+        mm_dataset_batch(set, index, p->batch_size, first_sequence(p, i), micro_count(p, i),
+                         tokens + i * p->micro_batch * p->T);
+}
+
+void mm_passes_pick(const struct mm_passes *p, const uint32_t *batch, uint32_t *tokens) {
+    for (size_t i = 0; i < p->micros_n; i++)
+        memcpy(tokens + i * p->micro_batch * p->T, batch + first_sequence(p, i) * p->T,
+               micro_count(p, i) * p->T * sizeof *tokens);
 }
 
 struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
@@ -17,9 +70,10 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     struct mm_passes *p = mm_calloc(1, sizeof *p);
     *p = (struct mm_passes){
         .comm = comm, .model = model, .shard = shard, .batch_size = batch_size, .T = T};
-    share_of(p);
-    p->micro_batch = micro_batch < p->share ? micro_batch : p->share;
-    p->micros_n = (p->share + p->micro_batch - 1) / p->micro_batch;
+    if (exact(p))
+        find_leaves(p, micro_batch);
+    else
+        find_share(p, micro_batch);
     p->acts_n = hold ? p->micros_n : 1;
     p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
     p->dhidden = mm_calloc(p->acts_n, sizeof *p->dhidden);
@@ -71,16 +125,6 @@ void mm_batch_set(struct mm_batch *b, int slot, const uint32_t *tokens) {
     for (size_t i = 0; i < b->n; i++)
         next[i] = (i + 1) % b->T ? tokens[i + 1] : UINT32_MAX;
     b->dev->ops->upload(b->dev, b->tokens, host, 2 * b->n * sizeof *host);
-}
-
-/* Sequences of micro-batch i. */
-static size_t micro_count(const struct mm_passes *p, size_t i) {
-    size_t left = p->share - i * p->micro_batch;
-    return left < p->micro_batch ? left : p->micro_batch;
-}
-
-static void zero_scalar(const struct mm_passes *p, double *scalar) {
-    p->model->dev->ops->zero(p->model->dev, scalar, sizeof *scalar);
 }
 
 static size_t first_row(const struct mm_passes *p, size_t i) {
@@ -157,14 +201,19 @@ static void add_gradient(void *self, int layer) {
 
 /* -- one micro-batch --------------------------------------------------------------------------- */
 
+/* Whether micro-batch i overwrites the gradients: not only the first where each is a leaf. */
+static bool overwrites(const struct mm_passes *p, size_t i) {
+    return exact(p) || i == 0;
+}
+
 /* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
 static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
                      struct mm_mat dhidden, const struct mm_representation *states) {
     struct visit visit = {.p = p, .acts = acts, .states = states, .micro = i};
     struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
-    if (i + 1 == p->micros_n)
+    if (i + 1 == p->micros_n && !exact(p))
         visit.then = mm_shard_departures(p->shard);
-    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, i == 0,
+    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, overwrites(p, i),
                 states ? hook : visit.then);
 }
 
@@ -208,7 +257,59 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
 static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
                    size_t i, const struct mm_loss_term *terms, size_t terms_n, float *dhead) {
     mm_head_losses(p->model, &p->head, acts, batch->targets + i * p->micro_batch * p->T, terms,
-                   terms_n, dhead, i == 0);
+                   terms_n, dhead, overwrites(p, i));
+}
+
+/* -- sums over the batch ----------------------------------------------------------------------- */
+
+/* values [n] are zero now and grow until grown_end. */
+static void grow(struct mm_passes *p, double *values, size_t n) {
+    struct mm_grown *g = &p->grown[p->grown_n++];
+    *g = (struct mm_grown){values, n, exact(p) ? mm_calloc(n, sizeof(double)) : NULL};
+    p->model->dev->ops->zero(p->model->dev, values, n * sizeof *values);
+}
+
+/* Of an exact step: totals += values of each rank that had a leaf, one after the other. */
+static void add_leaves(const struct mm_passes *p, const struct mm_grown *g, size_t leaves) {
+    size_t bytes = g->n * sizeof *g->values;
+    double *all = mm_calloc((size_t)mm_comm_size(p->comm), bytes);
+    mm_comm_gather_all(p->comm, g->values, bytes, all);
+    for (size_t r = 0; r < leaves; r++)
+        for (size_t i = 0; i < g->n; i++)
+            g->totals[i] += all[r * g->n + i];
+    memset(g->values, 0, bytes);
+    mm_free(all);
+}
+
+/* Step i is done: what its leaves, if any, have to add. */
+static void grown_step(const struct mm_passes *p, size_t i) {
+    for (size_t k = 0; k < p->grown_n && exact(p); k++)
+        add_leaves(p, &p->grown[k], leaves_of(p, i));
+}
+
+/* What has grown is summed over all ranks. */
+static void grown_end(struct mm_passes *p) {
+    for (struct mm_grown *g = p->grown; g < p->grown + p->grown_n; g++) {
+        if (g->totals)
+            memcpy(g->values, g->totals, g->n * sizeof *g->values);
+        else
+            mm_comm_sum_device(p->comm, g->values, g->n);
+        mm_free(g->totals);
+    }
+    p->grown_n = 0;
+}
+
+/* The gradient, around the backward of step i. */
+static void reduce_begin(const struct mm_passes *p, size_t i, struct mm_vector g) {
+    if (exact(p))
+        mm_shard_reduce_leaves_begin(p->shard, g, (int)leaves_of(p, i), i == 0);
+    else if (i == 0)
+        mm_shard_reduce_begin(p->shard, g);
+}
+
+static void reduce_end(const struct mm_passes *p, size_t i) {
+    if (exact(p) || i + 1 == p->steps)
+        mm_shard_reduce_end(p->shard);
 }
 
 /* -- losses over the batch --------------------------------------------------------------------- */
@@ -225,35 +326,27 @@ static size_t sums_n(struct mm_objective objective) {
     return objective.states->end - objective.states->first;
 }
 
-static void loss_begin(struct mm_passes *p, struct mm_objective objective, double *loss) {
-    zero_scalar(p, loss);
+/* The loss of all ranks, from its sums where it has any. */
+static void add_sums(struct mm_passes *p, struct mm_objective objective, double *loss) {
     if (has_sums(objective))
-        p->model->dev->ops->zero(p->model->dev, objective.states->sums,
-                                 sums_n(objective) * sizeof(double));
-}
-
-/* The loss of all ranks. Its sums are complete already where `summed`. */
-static void loss_end(struct mm_passes *p, struct mm_objective objective, double *loss,
-                     bool summed) {
-    mm_comm_sum_device(p->comm, loss, 1);
-    if (!has_sums(objective))
-        return;
-    if (!summed)
-        mm_comm_sum_device(p->comm, objective.states->sums, sums_n(objective));
-    p->model->dev->ops->add_squares(p->model->dev, loss, objective.states->sums, sums_n(objective));
+        p->model->dev->ops->add_squares(p->model->dev, loss, objective.states->sums,
+                                        sums_n(objective));
 }
 
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
-    zero_scalar(p, loss);
-    for (size_t i = 0; i < p->micros_n; i++) {
-        struct mm_loss_term term = term_of(p, i, objective, loss, none);
-        forward(p, &p->acts[0], batch, i, NULL, NULL);
-        losses(p, &p->acts[0], batch, i, &term, 1, NULL);
+    grow(p, loss, 1);
+    for (size_t i = 0; i < p->steps; i++) {
+        if (i < p->micros_n) {
+            struct mm_loss_term term = term_of(p, i, objective, loss, none);
+            forward(p, &p->acts[0], batch, i, NULL, NULL);
+            losses(p, &p->acts[0], batch, i, &term, 1, NULL);
+        }
+        grown_step(p, i);
     }
-    mm_comm_sum_device(p->comm, loss, 1);
+    grown_end(p);
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
@@ -268,9 +361,13 @@ void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, flo
  * stay for the backward. */
 static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
                           struct mm_objective objective, double *loss) {
-    for (size_t i = 0; i < p->micros_n; i++)
-        forward(p, &p->acts[0], batch, i, objective.states, loss);
-    mm_comm_sum_device(p->comm, objective.states->sums, sums_n(objective));
+    grow(p, objective.states->sums, sums_n(objective));
+    for (size_t i = 0; i < p->steps; i++) {
+        if (i < p->micros_n)
+            forward(p, &p->acts[0], batch, i, objective.states, loss);
+        grown_step(p, i);
+    }
+    grown_end(p);
 }
 
 /* The losses on logits of a micro-batch; the gradient of the objective's by the hidden states is
@@ -286,7 +383,7 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
     float *dhead = cross_entropy ? NULL : head_grad(p);
     if (first < end)
         losses(p, &p->acts[0], batch, i, terms + first, end - first, dhead);
-    else if (dhead && i == 0)
+    else if (dhead && overwrites(p, i))
         p->model->dev->ops->zero(p->model->dev, dhead,
                                  p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
     return on_logits(objective) ? dhidden : none;
@@ -297,22 +394,24 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
                         double *cross_entropy) {
     bool summed = has_sums(objective), forward_done = summed && p->micros_n == 1;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
-    loss_begin(p, objective, loss);
-    if (cross_entropy)
-        zero_scalar(p, cross_entropy);
     if (summed)
         complete_sums(p, batch, objective, loss);
-    mm_shard_reduce_begin(p->shard, g);
-    for (size_t i = 0; i < p->micros_n; i++) {
-        if (!forward_done)
-            forward(p, &p->acts[0], batch, i, summed ? NULL : objective.states, loss);
-        struct mm_mat dhidden = logit_losses(p, batch, i, objective, loss, cross_entropy);
-        backward(p, i, &p->acts[0], dhidden, objective.states);
-    }
-    mm_shard_reduce_end(p->shard);
-    loss_end(p, objective, loss, summed);
+    grow(p, loss, 1);
     if (cross_entropy)
-        mm_comm_sum_device(p->comm, cross_entropy, 1);
+        grow(p, cross_entropy, 1);
+    for (size_t i = 0; i < p->steps; i++) {
+        reduce_begin(p, i, g);
+        if (i < p->micros_n) {
+            if (!forward_done)
+                forward(p, &p->acts[0], batch, i, summed ? NULL : objective.states, loss);
+            struct mm_mat dhidden = logit_losses(p, batch, i, objective, loss, cross_entropy);
+            backward(p, i, &p->acts[0], dhidden, objective.states);
+        }
+        reduce_end(p, i);
+        grown_step(p, i);
+    }
+    grown_end(p);
+    add_sums(p, objective, loss);
 }
 
 /* The negative of cross-entropy has the negated gradient at the head: no second product there. */
@@ -335,31 +434,40 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              double *second_loss) {
     MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
+    bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
-    zero_scalar(p, loss);
-    loss_begin(p, second, second_loss);
-    mm_shard_reduce_begin(p->shard, g);
-    for (size_t i = 0; i < p->micros_n; i++) {
-        struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
-        forward(p, &p->acts[i], batch, i, second.states, second_loss);
-        held_losses(p, batch, i, second, dhidden, loss, second_loss);
-        backward(p, i, &p->acts[i], dhidden, NULL);
+    grow(p, loss, 1);
+    if (!negated)
+        grow(p, second_loss, 1);
+    if (has_sums(second))
+        grow(p, second.states->sums, sums_n(second));
+    for (size_t i = 0; i < p->steps; i++) {
+        reduce_begin(p, i, g);
+        if (i < p->micros_n) {
+            struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
+            forward(p, &p->acts[i], batch, i, second.states, second_loss);
+            held_losses(p, batch, i, second, dhidden, loss, second_loss);
+            backward(p, i, &p->acts[i], dhidden, NULL);
+        }
+        reduce_end(p, i);
+        grown_step(p, i);
     }
-    mm_shard_reduce_end(p->shard);
-    mm_comm_sum_device(p->comm, loss, 1);
-    if (second.fn == MM_LOSS_NEG_CROSS_ENTROPY)
+    grown_end(p);
+    if (negated)
         p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else
-        loss_end(p, second, second_loss, false);
+        add_sums(p, second, second_loss);
 }
 
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
     struct mm_mat none = {0};
     mm_shard_store_end(p->shard);
-    mm_shard_reduce_begin(p->shard, g);
-    for (size_t i = 0; i < p->micros_n; i++)
-        backward(p, i, &p->acts[i],
-                 on_logits(p->held) ? rows_of(p, p->dhidden[i], micro_count(p, i)) : none,
-                 p->held.states);
-    mm_shard_reduce_end(p->shard);
+    for (size_t i = 0; i < p->steps; i++) {
+        reduce_begin(p, i, g);
+        if (i < p->micros_n)
+            backward(p, i, &p->acts[i],
+                     on_logits(p->held) ? rows_of(p, p->dhidden[i], micro_count(p, i)) : none,
+                     p->held.states);
+        reduce_end(p, i);
+    }
 }

@@ -2,10 +2,17 @@
  *
  * The functions return the *globally reduced* gradient of this rank's shard: sign, accumulator and
  * norm are taken of it, never of a rank's own (METHOD.md, "Distributed consequences"). Losses are
- * means over the global batch, on every rank. Collective, all of them, unless marked Local. */
+ * means over the global batch, on every rank. Collective, all of them, unless marked Local.
+ *
+ * On an `exact` device (reduction: exact) results are the same to the bit on any number of ranks. A
+ * leaf is micro_batch sequences whatever the number of ranks, the last one of a batch the rest;
+ * rank r of R has leaves r, r + R, r + 2R, ... In a step every rank puts one leaf through the
+ * model, and gradients and losses are added leaf after leaf, which within a step is in rank order.
+ */
 #ifndef MM_PASSES_H
 #define MM_PASSES_H
 
+#include "io/dataset.h"
 #include "src/loss.h"
 #include "src/representation.h"
 #include "src/shard.h"
@@ -18,14 +25,22 @@ struct mm_objective {
     const struct mm_representation *states; /* NULL: none */
 };
 
+/* Numbers on the device that grow with every micro-batch and are summed over the ranks. */
+struct mm_grown {
+    double *values;
+    size_t n;
+    double *totals; /* exact: [n] of all ranks' leaves so far, host */
+};
+
 struct mm_passes {
     struct mm_comm *comm;
     struct mm_model *model;
     struct mm_shard *shard; /* whose gradients are formed; NULL: losses only */
     size_t batch_size, T;   /* of the global batch */
-    size_t first, share;    /* this rank's sequences of it */
+    size_t share;           /* this rank's sequences of it */
     size_t micro_batch;     /* sequences at once, at most */
     size_t micros_n;        /* micro-batches of this rank's share */
+    size_t steps;           /* exact: of the rank that has most; else micros_n */
     size_t acts_n;          /* 1, or micros_n where a forward is held for a second backward */
     struct mm_acts *acts;
     struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
@@ -33,6 +48,8 @@ struct mm_passes {
     struct mm_mat dhidden_now;
     struct mm_scratch scratch;
     struct mm_head head;
+    struct mm_grown grown[3];
+    size_t grown_n;
 };
 
 /* shard NULL: forward only. hold: keep every micro-batch's activations (graph: listing). Local. */
@@ -40,6 +57,17 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold);
 void mm_passes_free(struct mm_passes *passes);
+
+/* Leaves of a batch: so many ranks, at most, have one. Local. */
+static inline size_t mm_leaves(size_t batch_size, size_t micro_batch) {
+    return (batch_size + micro_batch - 1) / micro_batch;
+}
+
+/* tokens [share·T] (=) this rank's sequences of batch `index` of a file. Local. */
+void mm_passes_read(const struct mm_passes *passes, const struct mm_dataset *set, size_t index,
+                    uint32_t *tokens);
+/* The same of a whole batch [batch_size·T] in memory. Local. */
+void mm_passes_pick(const struct mm_passes *passes, const uint32_t *batch, uint32_t *tokens);
 
 /* This rank's sequences of a batch and each position's next token (UINT32_MAX: the last of a
  * sequence has none), in device memory; pinned copies of two batches, so that the host can prepare

@@ -17,6 +17,15 @@ static enum mm_status settle_dtype(struct mm_config *config, bool cuda, bool res
                    "(model.state_dtype: bfloat16 works)");
 }
 
+static enum mm_status check_reduction(const struct mm_config *config, bool cuda,
+                                      struct mm_error *err) {
+    if (cuda && config->reduction == MM_REDUCTION_EXACT)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "reduction: exact is for CPUs, and the device is a GPU: set device: cpu or "
+                       "reduction: fast");
+    return MM_OK;
+}
+
 /* A GPU on every rank, or on none: the text says where and why. */
 static enum mm_status open_gpu(struct mm_device **dev, struct mm_comm *comm, struct mm_error *err) {
     int count = mm_cuda_device_count();
@@ -71,7 +80,9 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     if (status != MM_OK)
         return status;
     bool cuda = (*dev)->ops->asynchronous;
-    status = settle_dtype(config, cuda, resumed, err);
+    status = check_reduction(config, cuda, err);
+    if (status == MM_OK)
+        status = settle_dtype(config, cuda, resumed, err);
     if (status == MM_OK)
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);
@@ -84,5 +95,6 @@ enum mm_status mm_place_plan(struct mm_config *config, bool *cuda, struct mm_err
     bool wanted = config->model.dtype == MM_DTYPE_BF16;
     *cuda = config->device == MM_DEVICE_CUDA ||
             (config->device == MM_DEVICE_AUTO && (wanted || mm_cuda_device_count() > 0));
-    return settle_dtype(config, *cuda, false, err);
+    enum mm_status status = check_reduction(config, *cuda, err);
+    return status == MM_OK ? settle_dtype(config, *cuda, false, err) : status;
 }

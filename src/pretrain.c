@@ -12,6 +12,7 @@ struct pretraining {
     struct mm_job *job;
     struct mm_training *training;
     uint32_t *tokens; /* a whole batch: retain rows, then forget rows */
+    uint32_t *own;    /* this rank's sequences of it */
     size_t sets;      /* 1, or 2 with forget data */
 };
 
@@ -21,7 +22,8 @@ static double step(struct pretraining *pt, size_t t) {
     mm_dataset_batch(&pt->job->data.retain, t, B, 0, B, pt->tokens);
     if (pt->sets == 2)
         mm_dataset_batch(&pt->job->data.forget, t, B, 0, B, pt->tokens + B * T);
-    return mm_training_adamw(pt->training, pt->tokens + pt->training->passes->first * T, c, t);
+    mm_passes_pick(pt->training->passes, pt->tokens, pt->own);
+    return mm_training_adamw(pt->training, pt->own, c, t);
 }
 
 static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
@@ -106,11 +108,14 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
         pt.training = mm_training_create(arena, comm, job.model, batch, config->data.micro_batch,
                                          config->data.context_length, MM_F32, true);
         pt.tokens = mm_calloc(batch * config->data.context_length, sizeof *pt.tokens);
+        pt.own =
+            mm_calloc(pt.training->passes->share * config->data.context_length, sizeof *pt.own);
         status = all_steps(&pt, err);
     }
     if (status == MM_OK)
         status = save(&pt, err);
     mm_free(pt.tokens);
+    mm_free(pt.own);
     mm_training_free(pt.training);
     mm_arena_free(arena);
     mm_job_close(&job);

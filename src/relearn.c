@@ -64,8 +64,7 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
-    const struct mm_passes *p = a->training->passes;
-    mm_dataset_batch(set, a->first_batch + index, p->batch_size, p->first, p->share, a->tokens);
+    mm_passes_read(a->training->passes, set, a->first_batch + index, a->tokens);
     return mm_training_attack(a->training, a->tokens, &a->how);
 }
 

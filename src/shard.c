@@ -1,6 +1,8 @@
 /* shard.c - see shard.h. */
 #include "src/shard.h"
 
+#include <string.h>
+
 static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
     return &s->model->params[s->param[t]];
 }
@@ -130,7 +132,7 @@ struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *aren
 }
 
 struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
-    if (mm_comm_size(s->comm) == 1)
+    if (mm_comm_size(s->comm) == 1 && !s->model->dev->exact)
         return (struct mm_vector){.data = s->grads_block, .n = s->n, .dtype = MM_F32};
     return mm_shard_vector(s, arena, MM_FOR_GRADIENTS, MM_F32);
 }
@@ -205,15 +207,26 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
 
 /* -- reducing gradients ------------------------------------------------------------------------ */
 
-void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
+static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
     struct mm_device *dev = s->model->dev;
     for (size_t i = 0; i < s->tensors_n; i++) {
         size_t t = s->order[i];
         const struct mm_param *p = param_of(s, t);
         s->reductions[i].own = part_of(s, g, t);
+        s->reductions[i].ranks = ranks;
+        s->reductions[i].add = add;
         if (!s->overwritten[t])
             dev->ops->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
     }
+}
+
+void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
+    reduce_begin(s, g, 0, false);
+}
+
+void mm_shard_reduce_leaves_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool first) {
+    MM_CHECK(s->model->dev->exact && g.data != s->grads_block, "leaves need a vector of their own");
+    reduce_begin(s, g, ranks, !first);
 }
 
 static void send(struct mm_shard *s, struct mm_bucket *bucket) {
@@ -237,4 +250,41 @@ void mm_shard_reduce_end(struct mm_shard *s) {
         if (!s->buckets[i].started)
             send(s, &s->buckets[i]);
     wait_for_all(s);
+}
+
+/* -- rows -------------------------------------------------------------------------------------- */
+
+size_t mm_shard_own_rows(const struct mm_shard *s) {
+    size_t n = 0;
+    for (size_t t = 0; t < s->tensors_n; t++)
+        n += s->rows[t].count;
+    return n;
+}
+
+size_t mm_shard_all_rows(const struct mm_shard *s) {
+    size_t n = 0;
+    for (size_t t = 0; t < s->tensors_n; t++)
+        n += param_of(s, t)->rows;
+    return n;
+}
+
+void mm_shard_gather(const struct mm_shard *s, const void *mine, size_t bytes, void *all) {
+    int size = mm_comm_size(s->comm);
+    size_t block = 0, *at = mm_calloc((size_t)size, sizeof *at);
+    for (size_t t = 0; t < s->tensors_n; t++)
+        block += mm_rows_block(param_of(s, t)->rows, size);
+    char *padded = mm_calloc(block, bytes), *parts = mm_calloc((size_t)size * block, bytes);
+    char *out = all;
+    memcpy(padded, mine, mm_shard_own_rows(s) * bytes);
+    mm_comm_gather_all(s->comm, padded, block * bytes, parts);
+    for (size_t t = 0; t < s->tensors_n; t++)
+        for (int r = 0; r < size; r++) {
+            size_t count = mm_rows_of(param_of(s, t)->rows, size, r).count;
+            memcpy(out, parts + ((size_t)r * block + at[r]) * bytes, count * bytes);
+            at[r] += count;
+            out += count * bytes;
+        }
+    mm_free(padded);
+    mm_free(parts);
+    mm_free(at);
 }

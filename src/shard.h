@@ -50,7 +50,8 @@ void mm_shard_free(struct mm_shard *shard);
 struct mm_vector mm_shard_vector(const struct mm_shard *shard, struct mm_arena *arena,
                                  enum mm_purpose purpose, enum mm_dtype dtype);
 
-/* A vector to reduce into. One rank's own rows are the whole gradients: it is those then. */
+/* A vector to reduce into. One rank's own rows are the whole gradients: it is those then, unless
+ * the device is `exact`. */
 struct mm_vector mm_shard_gradient(const struct mm_shard *shard, struct mm_arena *arena);
 
 /* v (=) own rows of the working weights. Local. */
@@ -70,5 +71,17 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *shard); /* Local. */
 void mm_shard_reduce_begin(struct mm_shard *shard, struct mm_vector g);
 void mm_shard_reduce_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
+
+/* The same of one leaf a rank, ranks 0 ... ranks-1, for `reduction: exact` (src/passes.h): their
+ * gradients are added to g one after the other; those of `first` are what g then is. Every backward
+ * overwrites, none has a hook. Collective, of all ranks. */
+void mm_shard_reduce_leaves_begin(struct mm_shard *shard, struct mm_vector g, int ranks,
+                                  bool first);
+
+/* all (=) something of every row of every tensor, `bytes` of each, tensor after tensor, in the
+ * order of the rows; mine: the same of this rank's rows. Host memory. Collective. */
+void mm_shard_gather(const struct mm_shard *shard, const void *mine, size_t bytes, void *all);
+size_t mm_shard_own_rows(const struct mm_shard *shard); /* Local. */
+size_t mm_shard_all_rows(const struct mm_shard *shard); /* Local. */
 
 #endif

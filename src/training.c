@@ -20,6 +20,7 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
     }
+    t->over_all = mm_sums_create(arena, t->shard);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
     t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
     mm_batch_create(&t->batch, arena, t->passes);
@@ -82,9 +83,7 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     struct mm_device *dev = t->model->dev;
     mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
-    dev->ops->zero(dev, &t->scalars[1], sizeof *t->scalars);
-    dev->ops->sum_squares(dev, &t->scalars[1], t->g, MM_F32);
-    mm_comm_sum_device(t->comm, &t->scalars[1], 1);
+    mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
     dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
 }
 

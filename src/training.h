@@ -8,6 +8,7 @@
 #include "src/config.h"
 #include "src/lora.h"
 #include "src/passes.h"
+#include "src/sums.h"
 
 struct mm_training {
     struct mm_comm *comm;
@@ -18,6 +19,7 @@ struct mm_training {
     struct mm_lora *lora;           /* owned; NULL: all parameters are trained */
     struct mm_vector p, g;          /* masters (LoRA: W0), reduced gradient */
     struct mm_vector first, second; /* AdamW's moments; data NULL for SGD */
+    struct mm_sums over_all;        /* sums over all ranks */
     double *scalars;                /* device: loss, sum of squares */
     size_t steps;                   /* of an attack, so far */
 };

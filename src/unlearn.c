@@ -7,6 +7,7 @@
 #include "src/job.h"
 #include "src/mudman.h"
 #include "src/progress.h"
+#include "src/state_hash.h"
 #include "src/stop.h"
 
 #include <cjson/cJSON.h>
@@ -248,9 +249,25 @@ static enum mm_status load(struct phase *ph, const char *folder,
 
 /* -- loops ------------------------------------------------------------------------------------- */
 
+static bool crosses(size_t before, size_t after, size_t every) {
+    return after / every > before / every;
+}
+
+/* After `done` loops; a trial has no run folder. */
+static bool hash_due(const struct phase *ph, size_t done) {
+    size_t every = ph->job->config->output.hash_every_loops;
+    return every && !ph->job->trial && crosses(done - 1, done, every);
+}
+
+/* Collective where a hash is due. */
 static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars *s,
                                  struct mm_error *err) {
     struct mm_metrics *m = ph->job->metrics;
+    char hash[33] = "";
+    if (hash_due(ph, ph->done + 1)) {
+        copy_state(ph, true);
+        mm_state_hash(ph->shard, ph->state.dtype, (const void *const *)ph->host, STATE, hash);
+    }
     if (!m)
         return MM_OK;
     mm_metrics_begin(m, "unlearn");
@@ -261,6 +278,8 @@ static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars 
     mm_metrics_number(m, "unlearning_loss", s->unlearning_loss);
     mm_metrics_number(m, "grad_norm", s->grad_norm);
     mm_metrics_number(m, "mask_fraction", s->mask_fraction);
+    if (*hash)
+        mm_metrics_text(m, "state_hash", hash);
     return mm_metrics_end(m, err);
 }
 
@@ -279,10 +298,6 @@ static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error 
         *reason = mm_format("retain loss %.4f after loop %zu exceeds the initial %.4f + budget %g",
                             e->retain_loss, ph->done - 1, job->at_start.retain_loss, budget);
     return *reason ? MM_REJECTED : MM_OK;
-}
-
-static bool crosses(size_t before, size_t after, size_t every) {
-    return after / every > before / every;
 }
 
 static bool evaluation_due(const struct phase *ph, size_t done) {
@@ -315,8 +330,8 @@ static void ask_loop(struct phase *ph) {
     struct mm_job *job = ph->job;
     const struct mm_passes *p = ph->mudman->passes;
     size_t t = ph->asked++;
-    mm_dataset_batch(&job->data.retain, t, p->batch_size, p->first, p->share, ph->retain);
-    mm_dataset_batch(&job->data.forget, t, p->batch_size, p->first, p->share, ph->forget);
+    mm_passes_read(p, &job->data.retain, t, ph->retain);
+    mm_passes_read(p, &job->data.forget, t, ph->forget);
     mm_comm_watch_begin(job->comm, job->config->timeout, "loop", t);
     mm_mudman_loop(ph->mudman, t, ph->retain, ph->forget);
 }
@@ -352,8 +367,8 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, b
                                char **reason, struct mm_error *err) {
     size_t ahead = ph->job->dev->ops->asynchronous ? 2 : 1;
     while (ph->asked < ph->loops && ph->asked < ph->done + ahead &&
-           (ph->asked == ph->done ||
-            !(*stop || evaluation_due(ph, ph->asked) || checkpoint_due(ph, ph->asked))))
+           (ph->asked == ph->done || !(*stop || evaluation_due(ph, ph->asked) ||
+                                       checkpoint_due(ph, ph->asked) || hash_due(ph, ph->asked))))
         ask_loop(ph);
     enum mm_status status = end_loop(ph, progress, reason, err);
     if (status == MM_OK)

@@ -55,13 +55,17 @@ static enum mm_graph graph_of(const char *name) {
                                         : MM_GRAPH_LISTING;
 }
 
-static uint32_t *random_tokens(const struct shape *s, unsigned seed) {
-    uint32_t *tokens = mm_calloc(s->batch * s->context, sizeof *tokens);
-    for (size_t i = 0; i < s->batch * s->context; i++) {
+/* This rank's sequences of a batch. */
+static uint32_t *random_tokens(const struct mm_passes *p, unsigned seed) {
+    uint32_t *batch = mm_calloc(p->batch_size * p->T, sizeof *batch);
+    uint32_t *own = mm_calloc(p->share * p->T, sizeof *own);
+    for (size_t i = 0; i < p->batch_size * p->T; i++) {
         seed = seed * 1664525u + 1013904223u;
-        tokens[i] = (seed >> 8) % (uint32_t)s->arch.vocab;
+        batch[i] = (seed >> 8) % (uint32_t)p->model->arch.vocab;
     }
-    return tokens;
+    mm_passes_pick(p, batch, own);
+    mm_free(batch);
+    return own;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -119,16 +123,15 @@ static void time_loops(const struct subject *b, const struct options *o) {
     MM_CHECK(mm_model_choose(b->model, &target, 1, wanted, &err) == MM_OK, "%s", err.text);
     struct mm_shard *shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
     struct mm_mudman *u = mm_mudman_create(b->arena, &config, b->comm, b->model, shard);
-    uint32_t *retain = random_tokens(b->shape, 1), *forget = random_tokens(b->shape, 2);
-    size_t first = u->passes->first * b->shape->context;
+    uint32_t *retain = random_tokens(u->passes, 1), *forget = random_tokens(u->passes, 2);
     bool ahead = b->model->dev->ops->asynchronous;
     double last = mm_now();
     for (int i = -b->warm_up; i < b->repeats; i++) {
         size_t t = (size_t)(i + b->warm_up);
         if (!ahead || t == 0)
-            mm_mudman_loop(u, t, retain + first, forget + first);
+            mm_mudman_loop(u, t, retain, forget);
         if (ahead)
-            mm_mudman_loop(u, t + 1, retain + first, forget + first);
+            mm_mudman_loop(u, t + 1, retain, forget);
         struct mm_loop_scalars scalars = mm_mudman_scalars(u);
         MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
         double now = mm_now();
@@ -150,10 +153,10 @@ static void time_relearning(const struct subject *b, const struct options *o) {
     const struct mm_attack attack = {.optimizer = MM_SGD, .lr = 1e-3};
     struct mm_training *t = mm_training_create(b->arena, b->comm, b->model, s->batch, s->batch,
                                                s->context, dtype_of(o->state), false);
-    uint32_t *tokens = random_tokens(s, 1);
+    uint32_t *tokens = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         double start = mm_now();
-        mm_training_attack(t, tokens + t->passes->first * s->context, &attack);
+        mm_training_attack(t, tokens, &attack);
         if (i >= 0)
             b->times[i] = mm_now() - start;
     }

@@ -191,7 +191,7 @@ static void reductions_alone(void **state) {
         skip();
     float values[6] = {1.0000001f, 2, 3, -0.1f, 5, 1e-30f};
     float *full = on_device(values, sizeof values);
-    struct mm_reduction r = {mm_mat(full, MM_F32, 3, 2), 3, full};
+    struct mm_reduction r = {.full = mm_mat(full, MM_F32, 3, 2), .rows = 3, .own = full};
     mm_comm_wait(comm, mm_comm_reduce_rows(comm, &r, 1));
     float *got = from_device(full, sizeof values);
     NOTE(memcmp(got, values, sizeof values) == 0, "a sum over one rank is another");

@@ -290,6 +290,7 @@ static const char *const changed[][2] = {
     {"output.dir", "/run"},
     {"output.save_model", "false"},
     {"output.save_dtype", "float16"},
+    {"output.hash_every_loops", "6"},
     {"pretrain.config", "/c.json"},
     {"pretrain.steps", "3"},
     {"pretrain.lr", "0.1"},
@@ -390,12 +391,13 @@ static const char *changed_value(const char *key) {
     return NULL;
 }
 
-static bool is_one_of(const char *name, const char *const names[2]) {
-    return strcmp(name, names[0]) == 0 || strcmp(name, names[1]) == 0;
+static bool is_one_of(const char *name, const char *const names[3]) {
+    return strcmp(name, names[0]) == 0 || strcmp(name, names[1]) == 0 ||
+           strcmp(name, names[2]) == 0;
 }
 
-/* All keys but two set to their other values, in a file of dotted keys. */
-static struct mm_config good_changed(const char *const without[2]) {
+/* All keys but three set to their other values, in a file of dotted keys. */
+static struct mm_config good_changed(const char *const without[3]) {
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
@@ -413,8 +415,9 @@ static struct mm_config good_changed(const char *const without[2]) {
 
 static void test_every_key_there_and_back(void **state) {
     (void)state;
-    static const char *const apart[2][2] = {{"unlearn.loops", "unlearn.adv_update"},
-                                            {"unlearn.passes", "unlearn.train_adversary"}};
+    static const char *const apart[2][3] = {
+        {"unlearn.loops", "unlearn.adv_update", "reduction"},
+        {"unlearn.passes", "unlearn.train_adversary", "reduce_dtype"}};
     struct mm_config defaults = good_as(least_pretrain, NULL, MM_PRETRAIN);
     assert_int_equal(COUNT(changed), mm_config_rows_n);
     for (size_t i = 0; i < 2; i++) {

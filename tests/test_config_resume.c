@@ -23,6 +23,7 @@ static void test_resume(void **state) {
                                     "data.forget_evaluation=null",
                                     "output.save_model=false",
                                     "output.save_dtype=float16",
+                                    "output.hash_every_loops=3",
                                     "unlearn.loops=99",
                                     "unlearn.passes=99"};
     static char *const refused[] = {"seed=1",

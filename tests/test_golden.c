@@ -77,7 +77,10 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
     double *loss = mm_arena_take(f->arena, MM_FOR_SCRATCH, 1, sizeof *loss);
     struct mm_batch batch;
     mm_batch_create(&batch, f->arena, p);
-    mm_batch_set(&batch, 0, tokens + p->first * T);
+    uint32_t *own = mm_calloc(p->share * T, sizeof *own);
+    mm_passes_pick(p, tokens, own);
+    mm_batch_set(&batch, 0, own);
+    mm_free(own);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
         char group[64];
@@ -273,8 +276,8 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
     uint32_t *r = mm_calloc(p->share * p->T, sizeof *r), *o = mm_calloc(p->share * p->T, sizeof *o);
     bool half = config.model.state_dtype == MM_BF16;
     for (size_t t = 0; t < config.unlearn.loops; t++) {
-        mm_dataset_batch(&retain, t, p->batch_size, p->first, p->share, r);
-        mm_dataset_batch(&forget, t, p->batch_size, p->first, p->share, o);
+        mm_passes_read(p, &retain, t, r);
+        mm_passes_read(p, &forget, t, o);
         mm_mudman_loop(u, t, r, o);
         if (t > 0) /* one loop ahead of the device, as a run is */
             check_loop(variant, group, t - 1, mm_mudman_scalars(u), half);
@@ -398,12 +401,13 @@ static void check_replay(struct fixture *f, const char *variant) {
         load_gradient(group, "adversary", t, shard, u->g);
         dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
         load_gradient(group, "unlearning", t, shard, u->g);
-        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->offsets, n, c->use_masking, options);
+        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->over_w.offsets, n, c->use_masking,
+                            options);
         mm_comm_sum_device(comm, (double *)u->sums, 3 * n);
         dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
                                 c->rate_scale == MM_RATE_STUDY, shard->total, MM_BF16, u->scalars);
-        dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->offsets, n, u->scale, c->unlearning_rate,
-                               c->use_masking, options, stop);
+        dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->over_w.offsets, n, u->scale,
+                               c->unlearning_rate, c->use_masking, options, stop);
     }
     check_vector(variant, group, "base", shard, u->b, 0);
     check_vector(variant, group, "adversary", shard, u->a, 0);
@@ -438,12 +442,12 @@ static void check_relearning(const char *name, const char *variant, double toler
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack.passes / (attack.with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_dataset_batch(&forget, i + 1, p->batch_size, p->first, p->share, tokens);
+        mm_passes_read(p, &forget, i + 1, tokens);
         expect_near(variant, "loss", i, mm_training_attack(t, tokens, &attack), loss[i], 1e-5,
                     drift);
         if (!attack.with_retain)
             continue;
-        mm_dataset_batch(&retain, i + 1, p->batch_size, p->first, p->share, tokens);
+        mm_passes_read(p, &retain, i + 1, tokens);
         expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, &attack),
                     retain_loss[i], 1e-5, 2 * drift);
     }
@@ -474,12 +478,13 @@ static void check_pretraining(const char *name) {
     struct mm_training *t =
         mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);
     uint32_t *both = mm_calloc(2 * B * T, sizeof *both);
+    uint32_t *own = mm_calloc(t->passes->share * T, sizeof *own);
     double *loss = trace_read(group, "loss", NULL, NULL);
     for (size_t i = 0; i < config.pretrain.steps; i++) {
         mm_dataset_batch(&retain, i, B, 0, B, both);
         mm_dataset_batch(&forget, i, B, 0, B, both + B * T);
-        expect_near("pretrain", "loss", i,
-                    mm_training_adamw(t, both + t->passes->first * T, &config, i), loss[i], 1e-5,
+        mm_passes_pick(t->passes, both, own);
+        expect_near("pretrain", "loss", i, mm_training_adamw(t, own, &config, i), loss[i], 1e-5,
                     0.015);
     }
     /* Adam divides by the gradient's size: where that is rounding only, so is the step. */
@@ -489,6 +494,7 @@ static void check_pretraining(const char *name) {
         check_vector("pretrain", group, "params", t->shard, t->p, 1e-3);
     mm_free(loss);
     mm_free(both);
+    mm_free(own);
     mm_training_free(t);
     mm_dataset_free(&retain);
     mm_dataset_free(&forget);

@@ -21,15 +21,19 @@ static inline void put(bool half, void *data, size_t i, float x) {
 }
 
 /* Runs `range(half, first, count)` over chunks of n elements on all threads, with `half` constant.
- */
+ * A single chunk, as the row that mm_sums asks for, wakes none of them. */
 #define FOR_CHUNKS(is_half, n, range, ...)                                                         \
-    _Pragma("omp parallel for schedule(static)") for (size_t chunk = 0; chunk < (n);               \
-                                                      chunk += CHUNK) {                            \
-        size_t chunk_n = (n)-chunk < CHUNK ? (n)-chunk : CHUNK;                                    \
-        if (is_half)                                                                               \
-            range(true, chunk, chunk_n, __VA_ARGS__);                                              \
-        else                                                                                       \
-            range(false, chunk, chunk_n, __VA_ARGS__);                                             \
+    {                                                                                              \
+        bool several = (n) > CHUNK;                                                                \
+        _Pragma("omp parallel for schedule(static) if (several)") for (size_t chunk = 0;           \
+                                                                       chunk < (n);                \
+                                                                       chunk += CHUNK) {           \
+            size_t chunk_n = (n)-chunk < CHUNK ? (n)-chunk : CHUNK;                                \
+            if (is_half)                                                                           \
+                range(true, chunk, chunk_n, __VA_ARGS__);                                          \
+            else                                                                                   \
+                range(false, chunk, chunk_n, __VA_ARGS__);                                         \
+        }                                                                                          \
     }
 
 /* Inlined wherever it is called, so that `half`, and options that are NULL, are constants in it. */

@@ -1,0 +1,30 @@
+/* sums.h - sums over the rows of a shard's tensors on all ranks.
+ *
+ * Each rank sums its own rows and the ranks' sums are added in rank order, which cuts the sum where
+ * the rows are cut. On an `exact` device each row is summed by itself, and the rows' sums are added
+ * in their order: the same bits on any number of ranks. */
+#ifndef MM_SUMS_H
+#define MM_SUMS_H
+
+#include "src/shard.h"
+
+struct mm_sums {
+    struct mm_shard *shard;    /* borrowed */
+    size_t *offsets;           /* [tensors_n + 1] shard->offsets, in device memory */
+    size_t *row_offsets;       /* exact: [own rows + 1] where each begins in a vector; else NULL */
+    struct mm_mask_sums *rows; /* exact: [own rows] */
+    struct mm_mask_sums *all;  /* exact: [all rows] */
+};
+
+/* Memory is the arena's. Local. */
+struct mm_sums mm_sums_create(struct mm_arena *arena, struct mm_shard *shard);
+
+/* *sum (device) = squares of g, as ops->sum_squares. Collective. */
+void mm_sums_squares(const struct mm_sums *sums, double *sum, struct mm_vector g,
+                     enum mm_dtype state_dtype);
+
+/* out [tensors_n] (device) = ops->mask_sums of all ranks. Collective. */
+void mm_sums_mask(const struct mm_sums *sums, struct mm_mask_sums *out, struct mm_vector g,
+                  struct mm_vector m, bool masking, const struct mm_unlearn_options *options);
+
+#endif
