@@ -242,7 +242,8 @@ struct mm_ops {
     /* m = μ·m + (1-μ)·g; b = b - α·m (lines 8-9) */
     void (*retain_step)(struct mm_device *dev, struct mm_vector m, struct mm_vector b,
                         struct mm_vector g, double momentum, double rate, const uint32_t *stop);
-    /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (line 11, METHOD.md 1.1 step 6) */
+    /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (line 11, METHOD.md 1.1 step 6); b.data
+     * NULL: zeros */
     void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                            struct mm_vector g, double rate, double decay, const uint32_t *stop);
     /* sums[t] = sums over tensor t, elements offsets[t] ... offsets[t+1]-1 of g; an element is kept

@@ -123,6 +123,32 @@ static enum mm_status check_needed(const struct check *c) {
     return MM_OK;
 }
 
+/* What an adversary made of adapters goes without; METHOD.md 1.6 has mask and norm with it. */
+static enum mm_status check_adversary_lora(const struct check *c) {
+    const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
+    if (u->adv_lora_count > 1 && !u->adv_lora_rank)
+        return wrong(c, "unlearn.adv_lora_count", "is given without adv_lora_rank");
+    if (!u->adv_lora_rank)
+        return MM_OK;
+    if (!u->train_adversary)
+        return wrong(c, "unlearn.adv_lora_rank",
+                     "is given, but without train_adversary there is no adversary");
+    if (!u->use_masking)
+        return wrong(c, "unlearn.adv_lora_rank", "needs use_masking");
+    if (u->normalization == MM_NORM_NONE)
+        return wrong(c, "unlearn.adv_lora_rank", "needs a normalization other than none");
+    if (u->adv_update > 0)
+        return wrong(c, "unlearn.adv_lora_rank",
+                     "is given with adv_update: adapters lie on the base and go with it anyway");
+    if (c->config->model.state_dtype != MM_F32)
+        return wrong(c, "unlearn.adv_lora_rank", "needs model.state_dtype float32");
+    if (u->fork_every_n_loops / 6 * 6 < u->adv_lora_count)
+        return wrong(c, "unlearn.fork_every_n_loops",
+                     "is too small for adv_lora_rank, which rounds it down to a multiple of 6 and "
+                     "shares that among adv_lora_count");
+    return MM_OK;
+}
+
 static enum mm_status check_together(const struct check *c) {
     const struct mm_config *config = c->config;
     if (config->unlearn.adv_update > 0 && !config->unlearn.train_adversary)
@@ -144,7 +170,7 @@ static enum mm_status check_together(const struct check *c) {
         return wrong(c, "unlearn.retain_cross_entropy",
                      "is false with use_masking: what is left of the retain loss has no gradient "
                      "at the initial model, and the mask would keep nothing");
-    return MM_OK;
+    return check_adversary_lora(c);
 }
 
 /* ---- entry points ---- */

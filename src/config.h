@@ -73,6 +73,7 @@ struct mm_config {
         size_t fork_every_n_loops;
         double adv_decay;
         double forget_momentum, discard_growing_weights, adv_update; /* 0, 1, 0: off */
+        size_t adv_lora_rank, adv_lora_count; /* rank 0: the adversary is a copy of the base */
         bool train_adversary, use_masking;
         enum mm_normalization normalization;
         enum mm_rate_scale rate_scale;

@@ -128,6 +128,11 @@ const struct mm_config_row mm_config_rows[] = {
            "share left of an unlearning step that makes a weight larger; 1: all"),
     NUMBER(unlearn.adv_update, "0", RATE, 0,
            "the adversary takes the unlearning step too, so many times"),
+    INTEGER(unlearn.adv_lora_rank, "0", "[0, 65536]", 0,
+            "the adversary is the base with adapters of this rank; 0: a copy of the base"),
+    INTEGER(unlearn.adv_lora_count, "1", "[1, 1000]", 0,
+            "sets of such adapters, which take turns; one begins anew every "
+            "floor(fork_every_n_loops / 6) * 6 / count loops"),
     BOOL(unlearn.train_adversary, "true", 0, "false: the base is its own adversary"),
     BOOL(unlearn.use_masking, "true", 0, "unlearn only where the accumulator's sign agrees"),
     ENUM(unlearn.normalization, "global_pre_mask", normalization_names, 0,

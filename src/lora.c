@@ -5,8 +5,6 @@
 
 #include <math.h>
 
-#define ALPHA 16.0
-
 void mm_lora_choose(const struct mm_model *model, bool *wanted) {
     for (size_t l = 0; l < model->arch.layers; l++) {
         const struct mm_layer *layer = &model->layers[l];
@@ -18,35 +16,37 @@ void mm_lora_choose(const struct mm_model *model, bool *wanted) {
     }
 }
 
-static const struct mm_param *param_of(const struct mm_lora *l, size_t t) {
-    return &l->shard->model->params[l->shard->param[t]];
+static const struct mm_param *param_of(const struct mm_lora *l, size_t i) {
+    return &l->shard->model->params[l->shard->param[l->adapted[i]]];
 }
 
-static struct mm_mat a_of(const struct mm_lora *l, float *all, size_t t) {
-    return mm_mat(all + l->a_at[t], MM_F32, l->rank, param_of(l, t)->cols);
+struct mm_lora_tensor mm_lora_tensor(const struct mm_lora *l, size_t i) {
+    const struct mm_param *p = param_of(l, i % l->adapted_n);
+    if (i < l->adapted_n)
+        return (struct mm_lora_tensor){p->name, 'A', l->rank, p->cols};
+    return (struct mm_lora_tensor){p->name, 'B', p->rows, l->rank};
 }
 
-static struct mm_mat b_of(const struct mm_lora *l, struct mm_vector v, size_t t) {
-    return mm_mat((float *)v.data + l->b_at[t], MM_F32, l->shard->rows[t].count, l->rank);
+/* -- memory ------------------------------------------------------------------------------------ */
+
+static struct mm_rows own_rows(const struct mm_lora *l, size_t rows) {
+    return mm_rows_of(rows, mm_comm_size(l->comm), mm_comm_rank(l->comm));
 }
 
-/* This rank's rows of tensor t in a vector of the shard, float32. */
-static struct mm_mat rows_of(const struct mm_lora *l, struct mm_vector v, size_t t) {
-    return mm_mat((float *)v.data + l->shard->offsets[t], MM_F32, l->shard->rows[t].count,
-                  param_of(l, t)->cols);
+static void choose(struct mm_lora *l, const bool *adapted) {
+    l->adapted = mm_calloc(l->shard->tensors_n, sizeof *l->adapted);
+    for (size_t t = 0; t < l->shard->tensors_n; t++)
+        if (!adapted || adapted[l->shard->param[t]])
+            l->adapted[l->adapted_n++] = t;
 }
 
-static void fill(struct mm_lora *l, uint64_t seed) {
-    struct mm_device *dev = l->shard->model->dev;
-    for (size_t t = 0; t < l->shard->tensors_n; t++) {
-        size_t n = l->a_at[t + 1] - l->a_at[t];
-        float *host = mm_calloc(n, sizeof *host);
-        uint64_t own = mm_random_seed_of(seed, param_of(l, t)->name);
-        double bound = 1 / sqrt((double)param_of(l, t)->cols);
-        for (size_t i = 0; i < n; i++)
-            host[i] = (float)(bound * (2 * mm_random_uniform(own, i) - 1));
-        dev->ops->upload(dev, l->all_a + l->a_at[t], host, n * sizeof *host);
-        mm_free(host);
+static void find_places(struct mm_lora *l) {
+    size_t n = l->adapted_n;
+    l->at = mm_calloc(2 * n + 1, sizeof *l->at);
+    for (size_t i = 0; i < 2 * n; i++) {
+        struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
+        l->at[i + 1] = l->at[i] + own_rows(l, tensor.rows).count * tensor.cols;
+        l->total += (double)tensor.rows * (double)tensor.cols;
     }
 }
 
@@ -54,155 +54,237 @@ static struct mm_vector vector(struct mm_arena *arena, enum mm_purpose purpose, 
     return (struct mm_vector){mm_arena_take(arena, purpose, n, sizeof(float)), n, MM_F32};
 }
 
-static size_t most_rows(const struct mm_shard *shard) {
+static size_t most_rows(const struct mm_lora *l) {
     size_t most = 0;
-    for (size_t t = 0; t < shard->tensors_n; t++)
-        if (shard->model->params[shard->param[t]].rows > most)
-            most = shard->model->params[shard->param[t]].rows;
+    for (size_t i = 0; i < l->adapted_n; i++)
+        most = param_of(l, i)->rows > most ? param_of(l, i)->rows : most;
     return most;
 }
 
-static void take_moments(struct mm_adapters *adapters, struct mm_arena *arena) {
-    adapters->first = vector(arena, MM_FOR_OPTIMIZER, adapters->p.n);
-    adapters->second = vector(arena, MM_FOR_OPTIMIZER, adapters->p.n);
+/* One rank's own rows of A are the whole: those are p and g themselves then. */
+static void take_whole(struct mm_lora *l, struct mm_arena *arena) {
+    size_t n = l->adapted_n, all = 0, size = (size_t)mm_comm_size(l->comm);
+    size_t padded = mm_rows_block(l->rank, (int)size) * size;
+    l->whole_at = mm_calloc(n, sizeof *l->whole_at);
+    for (size_t i = 0; i < n; i++) {
+        l->whole_at[i] = all;
+        all += padded * param_of(l, i)->cols;
+    }
+    if (size > 1) {
+        l->whole_a = mm_arena_take(arena, MM_FOR_SCRATCH, all, sizeof *l->whole_a);
+        l->whole_da = mm_arena_take(arena, MM_FOR_GRADIENTS, all, sizeof *l->whole_da);
+    } else {
+        l->whole_da = l->g.data;
+    }
+    if (l->shard->model->dev->exact)
+        l->whole_b = mm_arena_take(arena, MM_FOR_SCRATCH, most_rows(l) * l->rank, sizeof(float));
+    l->gathers = mm_calloc(n, sizeof *l->gathers);
+    l->reductions = mm_calloc(n, sizeof *l->reductions);
+    for (size_t i = 0; i < n; i++) {
+        size_t cols = param_of(l, i)->cols;
+        l->gathers[i] = mm_mat(l->whole_a + l->whole_at[i], MM_F32, l->rank, cols);
+        l->reductions[i] = (struct mm_reduction){
+            .full = mm_mat(l->whole_da + l->whole_at[i], MM_F32, padded, cols),
+            .rows = l->rank,
+            .own = (float *)l->g.data + l->at[i]};
+    }
 }
 
 struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
-                               const struct mm_shard *shard, size_t rank, uint64_t seed,
-                               bool adamw) {
+                               const struct mm_shard *shard, struct mm_lora_kind kind) {
     struct mm_lora *l = mm_calloc(1, sizeof *l);
-    size_t n = shard->tensors_n;
-    int size = mm_comm_size(comm);
-    *l =
-        (struct mm_lora){.comm = comm, .shard = shard, .rank = rank, .scale = ALPHA / (double)rank};
-    l->a_at = mm_calloc(n + 1, sizeof *l->a_at);
-    l->b_at = mm_calloc(n + 1, sizeof *l->b_at);
-    for (size_t t = 0; t < n; t++) {
-        l->a_at[t + 1] = l->a_at[t] + rank * param_of(l, t)->cols;
-        l->b_at[t + 1] = l->b_at[t] + rank * shard->rows[t].count;
+    *l = (struct mm_lora){.comm = comm,
+                          .shard = shard,
+                          .rank = kind.rank,
+                          .scale = (float)(kind.alpha / (double)kind.rank)};
+    choose(l, kind.adapted);
+    find_places(l);
+    size_t n = l->at[2 * l->adapted_n];
+    l->all = vector(arena, kind.purpose, kind.sets * n);
+    l->g = vector(arena, MM_FOR_GRADIENTS, n);
+    if (kind.adamw) {
+        l->first = vector(arena, MM_FOR_OPTIMIZER, n);
+        l->second = vector(arena, MM_FOR_OPTIMIZER, n);
     }
-    struct mm_rows own = mm_rows_of(l->a_at[n], size, mm_comm_rank(comm));
-    size_t padded = mm_rows_block(l->a_at[n], size) * (size_t)size;
-    l->all_a = mm_arena_take(arena, MM_FOR_OPTIMIZER, l->a_at[n], sizeof *l->all_a);
-    l->all_da = mm_arena_take(arena, MM_FOR_GRADIENTS, padded, sizeof *l->all_da);
-    l->a.p = (struct mm_vector){l->all_a + own.first, own.count, MM_F32};
-    l->a.g = size == 1 ? (struct mm_vector){l->all_da, own.count, MM_F32}
-                       : vector(arena, MM_FOR_GRADIENTS, own.count);
-    if (shard->model->dev->exact)
-        l->whole_b = mm_arena_take(arena, MM_FOR_SCRATCH, most_rows(shard) * rank, sizeof(float));
-    l->b.p = vector(arena, MM_FOR_OPTIMIZER, l->b_at[n]);
-    l->b.g = vector(arena, MM_FOR_GRADIENTS, l->b_at[n]);
-    if (adamw) {
-        take_moments(&l->a, arena);
-        take_moments(&l->b, arena);
-    }
-    if (!mm_arena_dry(arena))
-        fill(l, seed);
+    take_whole(l, arena);
+    l->p = (struct mm_vector){.n = n, .dtype = MM_F32};
+    mm_lora_use(l, 0);
     return l;
 }
 
 void mm_lora_free(struct mm_lora *l) {
     if (!l)
         return;
-    mm_free(l->a_at);
-    mm_free(l->b_at);
+    mm_free(l->adapted);
+    mm_free(l->at);
+    mm_free(l->whole_at);
+    mm_free(l->gathers);
+    mm_free(l->reductions);
     mm_free(l);
+}
+
+void mm_lora_use(struct mm_lora *l, size_t set) {
+    l->p.data = (float *)l->all.data + set * l->p.n;
+}
+
+/* -- parts ------------------------------------------------------------------------------------- */
+
+static float *part(const struct mm_lora *l, struct mm_vector v, size_t i) {
+    return (float *)v.data + l->at[i];
+}
+
+static struct mm_mat a_of(const struct mm_lora *l, size_t i) {
+    float *whole = mm_comm_size(l->comm) > 1 ? l->whole_a + l->whole_at[i] : part(l, l->p, i);
+    return mm_mat(whole, MM_F32, l->rank, param_of(l, i)->cols);
+}
+
+/* Own rows of B, in a vector like p. */
+static struct mm_mat b_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
+    return mm_mat(part(l, v, l->adapted_n + i), MM_F32, l->shard->rows[l->adapted[i]].count,
+                  l->rank);
+}
+
+/* Own rows of the tensor that is adapted, in a vector of the shard, float32. */
+static struct mm_mat rows_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
+    size_t t = l->adapted[i];
+    return mm_mat((float *)v.data + l->shard->offsets[t], MM_F32, l->shard->rows[t].count,
+                  param_of(l, i)->cols);
+}
+
+/* -- what they do ------------------------------------------------------------------------------ */
+
+void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
+    struct mm_device *dev = l->shard->model->dev;
+    struct mm_rows own = own_rows(l, l->rank);
+    struct mm_vector p = l->p;
+    p.data = (float *)l->all.data + set * p.n;
+    dev->ops->zero(dev, p.data, p.n * sizeof(float));
+    for (size_t i = 0; i < l->adapted_n; i++) {
+        size_t cols = param_of(l, i)->cols;
+        float *host = mm_calloc(l->rank * cols, sizeof *host);
+        uint64_t seed_here = mm_random_seed_of(seed, param_of(l, i)->name);
+        double bound = 1 / sqrt((double)cols);
+        for (size_t k = 0; k < l->rank * cols; k++)
+            host[k] = (float)(bound * (2 * mm_random_uniform(seed_here, k) - 1));
+        dev->ops->upload(dev, part(l, p, i), host + own.first * cols,
+                         own.count * cols * sizeof *host);
+        if (l->whole_a)
+            dev->ops->upload(dev, l->whole_a + l->whole_at[i], host, l->rank * cols * sizeof *host);
+        mm_free(host);
+    }
+}
+
+static void gather(struct mm_lora *l) {
+    struct mm_device *dev = l->shard->model->dev;
+    struct mm_rows own = own_rows(l, l->rank);
+    if (!l->whole_a)
+        return;
+    for (size_t i = 0; i < l->adapted_n && own.count; i++) {
+        size_t cols = param_of(l, i)->cols;
+        dev->ops->copy(dev, l->whole_a + l->whole_at[i] + own.first * cols, part(l, l->p, i),
+                       own.count * cols * sizeof(float));
+    }
+    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->adapted_n));
 }
 
 /* -- whole tensors, on an exact device ----------------------------------------------------------
  */
 
-/* Tensor t's B, or what has its shape. */
-static struct mm_mat whole_b(const struct mm_lora *l, size_t t) {
-    return mm_mat(l->whole_b, MM_F32, param_of(l, t)->rows, l->rank);
+/* B of tensor i, or what has its shape. */
+static struct mm_mat whole_b(const struct mm_lora *l, size_t i) {
+    return mm_mat(l->whole_b, MM_F32, param_of(l, i)->rows, l->rank);
 }
 
 /* In the memory of the whole gradients, which are done with. */
-static struct mm_mat whole_w(const struct mm_lora *l, size_t t) {
-    return mm_mat(l->shard->grads[l->shard->param[t]], MM_F32, param_of(l, t)->rows,
-                  param_of(l, t)->cols);
+static struct mm_mat whole_w(const struct mm_lora *l, size_t i) {
+    return mm_mat(l->shard->grads[l->shard->param[l->adapted[i]]], MM_F32, param_of(l, i)->rows,
+                  param_of(l, i)->cols);
 }
 
-static struct mm_mat own_of(const struct mm_lora *l, struct mm_mat whole, size_t t) {
-    return mm_mat_rows(whole, l->shard->rows[t].first, l->shard->rows[t].count);
+static struct mm_mat own_of(const struct mm_lora *l, struct mm_mat whole) {
+    struct mm_rows own = own_rows(l, whole.rows);
+    return mm_mat_rows(whole, own.first, own.count);
+}
+
+static void copy_rows(const struct mm_lora *l, float *to, struct mm_mat from) {
+    if (from.rows && to != from.data)
+        l->shard->model->dev->ops->copy(l->shard->model->dev, to, from.data,
+                                        from.rows * from.cols * sizeof *to);
 }
 
 /* whole (=) own of every rank. */
-static void gather(const struct mm_lora *l, struct mm_mat whole, struct mm_mat own, size_t t) {
-    struct mm_device *dev = l->shard->model->dev;
-    if (own.rows)
-        dev->ops->copy(dev, own_of(l, whole, t).data, own.data,
-                       own.rows * own.cols * sizeof(float));
+static void gather_whole(const struct mm_lora *l, struct mm_mat whole, struct mm_mat own) {
+    copy_rows(l, own_of(l, whole).data, own);
     mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, &whole, 1));
 }
 
-static void exact_gradients(struct mm_lora *l, struct mm_vector g) {
+static void exact_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t t = 0; t < l->shard->tensors_n; t++) {
-        struct mm_mat dw = whole_w(l, t), b = whole_b(l, t), own = own_of(l, b, t);
-        gather(l, dw, rows_of(l, g, t), t);
-        gather(l, b, b_of(l, l->b.p, t), t);
-        dev->ops->linear_dw(dev, a_of(l, l->all_da, t), b, dw, false);
-        dev->ops->linear(dev, b, dw, a_of(l, l->all_a, t), NULL, false);
-        if (own.rows)
-            dev->ops->copy(dev, b_of(l, l->b.g, t).data, own.data,
-                           own.rows * own.cols * sizeof(float));
+    for (size_t i = 0; i < l->adapted_n; i++) {
+        struct mm_mat w = whole_w(l, i), b = whole_b(l, i), a = a_of(l, i);
+        struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
+        gather_whole(l, w, rows_of(l, dw, i));
+        gather_whole(l, b, b_of(l, l->p, i));
+        dev->ops->linear_dw(dev, da, b, w, false);
+        dev->ops->linear(dev, b, w, a, NULL, false);
+        copy_rows(l, part(l, l->g, i), own_of(l, da));
+        copy_rows(l, b_of(l, l->g, i).data, own_of(l, b));
     }
-    const float *mine = l->all_da + ((float *)l->a.p.data - l->all_a);
-    if (l->a.g.data != mine && l->a.g.n)
-        dev->ops->copy(dev, l->a.g.data, mine, l->a.g.n * sizeof *mine);
 }
 
-/* w += B·A of B scaled, which is in b.g. */
-static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t t) {
+/* Own rows of w += B·A of tensor i, B scaled, which is in g. */
+static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
     struct mm_device *dev = l->shard->model->dev;
-    struct mm_mat product = whole_w(l, t), rows = rows_of(l, w, t);
+    struct mm_mat product = whole_w(l, i), rows = rows_of(l, w, i);
     size_t n = rows.rows * rows.cols;
-    gather(l, whole_b(l, t), b_of(l, l->b.g, t), t);
-    dev->ops->linear_dx(dev, product, whole_b(l, t), a_of(l, l->all_a, t), false);
+    gather_whole(l, whole_b(l, i), b_of(l, l->g, i));
+    dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), false);
     if (n) {
         struct mm_vector sum = {rows.data, n, MM_F32};
-        dev->ops->sgd_step(dev, sum, (struct mm_vector){own_of(l, product, t).data, n, MM_F32}, -1);
+        struct mm_vector add = {own_of(l, product).data, n, MM_F32};
+        dev->ops->sgd_step(dev, sum, add, -1);
     }
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 
-void mm_lora_gradients(struct mm_lora *l, struct mm_vector g) {
+void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w) {
     struct mm_device *dev = l->shard->model->dev;
-    size_t n = l->a_at[l->shard->tensors_n], size = (size_t)mm_comm_size(l->comm);
-    if (dev->exact) {
-        exact_gradients(l, g);
-        return;
+    gather(l);
+    if (w.data != w0.data)
+        dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
+    for (size_t i = 0; i < l->adapted_n; i++) {
+        struct mm_mat b = b_of(l, l->p, i), scaled = b_of(l, l->g, i);
+        if (b.rows)
+            dev->ops->scale(dev, scaled, b, l->scale);
+        if (dev->exact)
+            exact_weights(l, w, i);
+        else if (b.rows)
+            dev->ops->linear_dx(dev, rows_of(l, w, i), scaled, a_of(l, i), true);
     }
-    for (size_t t = 0; t < l->shard->tensors_n; t++) {
-        struct mm_mat dw = rows_of(l, g, t), a = a_of(l, l->all_a, t), da = a_of(l, l->all_da, t);
-        if (dw.rows) {
-            dev->ops->linear(dev, b_of(l, l->b.g, t), dw, a, NULL, false);
-            dev->ops->linear_dw(dev, da, b_of(l, l->b.p, t), dw, false);
+}
+
+static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
+    struct mm_device *dev = l->shard->model->dev;
+    for (size_t i = 0; i < l->adapted_n; i++) {
+        struct mm_mat rows = rows_of(l, dw, i), a = a_of(l, i);
+        struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
+        if (rows.rows) {
+            dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, false);
+            dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, false);
         } else {
             dev->ops->zero(dev, da.data, da.rows * da.cols * sizeof(float));
         }
     }
-    struct mm_reduction all = {.full =
-                                   mm_mat(l->all_da, MM_F32, mm_rows_block(n, (int)size) * size, 1),
-                               .rows = n,
-                               .own = l->a.g.data};
-    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, &all, 1));
+    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->adapted_n));
 }
 
-void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w) {
+void mm_lora_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    struct mm_mat all = mm_mat(l->all_a, MM_F32, l->a_at[l->shard->tensors_n], 1);
-    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, &all, 1));
-    dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
-    for (size_t t = 0; t < l->shard->tensors_n; t++) {
-        struct mm_mat b = b_of(l, l->b.p, t), scaled = b_of(l, l->b.g, t);
-        if (b.rows)
-            dev->ops->scale(dev, scaled, b, (float)l->scale);
-        if (dev->exact)
-            exact_weights(l, w, t);
-        else if (b.rows)
-            dev->ops->linear_dx(dev, rows_of(l, w, t), scaled, a_of(l, l->all_a, t), true);
-    }
+    struct mm_mat all = mm_mat(l->g.data, MM_F32, 1, l->g.n);
+    if (dev->exact)
+        exact_gradients(l, dw);
+    else
+        reduced_gradients(l, dw);
+    dev->ops->scale(dev, all, all, l->scale);
 }

@@ -1,9 +1,9 @@
-/* lora.h - low-rank adapters (Hu et al. 2021) on the matrices of the layers: W = W0 + scale·B·A,
- * scale = 16/rank, A [rank, cols] random, B [rows, rank] zero at first.
+/* lora.h - low-rank adapters (Hu et al. 2021) on matrices: W = W0 + scale·B·A, scale = alpha/rank,
+ * A [rank, cols] random, B [rows, rank] zero at first.
  *
  * The forward and backward are those of the whole weights, which are formed anew after every step:
- * the adapters' gradients follow from W's, dB = scale·dW·Aᵀ and dA = scale·Bᵀ·dW. B and its
- * optimizer lie with W's rows; A is whole on every rank, its optimizer spread over them.
+ * the adapters' gradients follow from W's, dB = scale·dW·Aᵀ and dA = scale·Bᵀ·dW. All is float32.
+ * A's and B's are spread over the ranks by blocks of their own rows, as W is.
  *
  * On an `exact` device every rank forms the products of whole tensors, whose bits could depend on
  * where the rows are cut, and takes its rows of them. */
@@ -12,38 +12,64 @@
 
 #include "src/shard.h"
 
-/* All adapters' A, or all their B, this rank's part. */
-struct mm_adapters {
-    struct mm_vector p, g;          /* weights; gradient, without the factor `scale` */
-    struct mm_vector first, second; /* AdamW's moments; data NULL without */
-};
-
+/* Some sets of adapters, one of them in use. */
 struct mm_lora {
     struct mm_comm *comm;
-    const struct mm_shard *shard; /* borrowed: the adapted tensors */
+    const struct mm_shard *shard; /* borrowed */
+    size_t adapted_n, *adapted;   /* which of the shard's tensors, in their order */
     size_t rank;
-    double scale;
-    size_t *a_at, *b_at; /* [tensors_n + 1] where a tensor's A starts in all_a, its B in b.p */
-    float *all_a;        /* [a_at[tensors_n]] whole; a.p is this rank's part of it */
-    float *all_da;       /* as long, padded to equal blocks: this rank's sequences' and rows' */
-    float *whole_b;      /* exact: [most rows, rank] something of one tensor's B; else NULL */
-    struct mm_adapters a, b;
+    float scale;
+    size_t *at; /* [2·adapted_n + 1] where in p A i begins, at[i], and B i, at[adapted_n + i] */
+    struct mm_vector p;             /* own rows of the set in use: all A, all B */
+    struct mm_vector all;           /* the sets, one behind the other */
+    struct mm_vector g;             /* gradient of p */
+    struct mm_vector first, second; /* AdamW's moments; data NULL without */
+    double total;                   /* elements of a set over all ranks */
+    size_t *whole_at;               /* [adapted_n] where A i begins in the following two */
+    float *whole_a;                 /* every A whole, as of the last gather */
+    float *whole_da;                /* this rank's sequences' and rows', padded to equal blocks */
+    float *whole_b;         /* exact: [most rows, rank] something of one tensor's B; else NULL */
+    struct mm_mat *gathers; /* [adapted_n] */
+    struct mm_reduction *reductions;
 };
 
-/* The tensors that LoRA adapts: wanted[params_n] (=). Local. */
+/* What to make. */
+struct mm_lora_kind {
+    const bool *adapted; /* [params_n] of the model; NULL: every tensor of the shard */
+    size_t rank, sets;
+    double alpha;
+    enum mm_purpose purpose; /* of the memory for p */
+    bool adamw;
+};
+
+/* The tensors that relearning adapts: wanted[params_n] (=). Local. */
 void mm_lora_choose(const struct mm_model *model, bool *wanted);
 
-/* Adapters of the shard's tensors, A uniform in ±1/sqrt(cols) from the seed, the tensor's name and
- * the element's place alone. Local. The caller frees before the arena. */
+/* Adapters of the shard's matrices, zero, set 0 in use. Local. The caller frees before the arena.
+ */
 struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
-                               const struct mm_shard *shard, size_t rank, uint64_t seed,
-                               bool adamw);
+                               const struct mm_shard *shard, struct mm_lora_kind kind);
 void mm_lora_free(struct mm_lora *lora);
 
-/* The adapters' g (=), from the reduced gradient of the shard's tensors, float32. Collective. */
-void mm_lora_gradients(struct mm_lora *lora, struct mm_vector g);
+/* Set `set` begins anew: A uniform in ±1/sqrt(cols) from the seed, the tensor's name and the
+ * element's place alone, B zero. Local. */
+void mm_lora_begin(struct mm_lora *lora, size_t set, uint64_t seed);
+/* From now on p is set `set`. Local. */
+void mm_lora_use(struct mm_lora *lora, size_t set);
 
-/* w (=) w0 + scale·B·A, float32, of the shard's own rows; b.g is lost. Collective. */
+/* w (=) w0 + scale·B·A, float32, of the shard's own rows; w may be w0. g is lost. Collective. */
 void mm_lora_weights(struct mm_lora *lora, struct mm_vector w0, struct mm_vector w);
+
+/* g (=), from the reduced gradient of the shard's tensors, float32, at the weights that were formed
+ * last, or at the beginning. Collective. */
+void mm_lora_gradients(struct mm_lora *lora, struct mm_vector dw);
+
+/* A i, i < adapted_n, or B i - adapted_n, whole. Local. */
+struct mm_lora_tensor {
+    const char *adapted; /* the tensor's name */
+    char matrix;         /* 'A' or 'B' */
+    size_t rows, cols;
+};
+struct mm_lora_tensor mm_lora_tensor(const struct mm_lora *lora, size_t i);
 
 #endif

@@ -1,6 +1,10 @@
 /* mudman.c - Algorithm 1, a call a line; numbers at the right are the paper's lines. */
 #include "src/mudman.h"
 
+#include "src/random.h"
+
+#define ALPHA 8.0 /* of adapters: their scale is ALPHA/rank */
+
 #define OPS(u) (u)->dev->ops
 
 static const struct mm_objective cross_entropy = {.fn = MM_LOSS_CROSS_ENTROPY};
@@ -47,31 +51,46 @@ static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_cod
     OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
 }
 
+/* The adversary's weights as the working ones; adapters lie on b, and the sum is formed in g. */
+static void use_adversary(struct mm_mudman *u) {
+    if (u->adversary)
+        mm_lora_weights(u->adversary, u->b, u->g);
+    mm_shard_store_begin(u->shard, u->adversary ? u->g : u->a);
+}
+
 static void adversary_step(struct mm_mudman *u) {
+    const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
+    struct mm_vector a = u->a, b = u->b, g = u->g, zero = {0};
     check(u, &u->scalars->adversary_loss, MM_STOP_ADVERSARY_LOSS, MM_STOP_ADVERSARY_GRADIENT);
-    OPS(u)->adversary_step(u->dev, u->a, u->b, u->g, u->config->unlearn.adv_lr, /*        11 */
-                           u->config->unlearn.adv_decay, &u->scalars->stop);
+    if (u->adversary) {
+        mm_lora_gradients(u->adversary, u->g);
+        a = u->adversary->p;
+        b = zero;
+        g = u->adversary->g;
+    }
+    OPS(u)->adversary_step(u->dev, a, b, g, c->adv_lr, c->adv_decay, /*                  11 */
+                           &u->scalars->stop);
 }
 
 /* g = unlearning gradient, by the three ways of taking it; and the adversary's own step. */
 
 static void listing_gradient(struct mm_mudman *u) {
     struct mm_loop_scalars *s = u->scalars;
-    mm_shard_store_begin(u->shard, u->a);
+    use_adversary(u);
     mm_passes_gradient_held(u->passes, &u->forget, unlearning(u), u->g, /*               11 */
                             &s->adversary_loss, &s->unlearning_loss);
     adversary_step(u);
-    mm_shard_store_begin(u->shard, u->a);
+    use_adversary(u);
     mm_passes_second_gradient(u->passes, u->g); /*                                       12 */
 }
 
 static void fresh_gradient(struct mm_mudman *u) {
     struct mm_loop_scalars *s = u->scalars;
-    mm_shard_store_begin(u->shard, u->a);
+    use_adversary(u);
     mm_passes_gradient(u->passes, &u->forget, cross_entropy, u->g, /*                    11 */
                        &s->adversary_loss, NULL);
     adversary_step(u);
-    mm_shard_store_begin(u->shard, u->a);
+    use_adversary(u);
     mm_passes_gradient(u->passes, &u->forget, unlearning(u), u->g, /*                    12 */
                        &s->unlearning_loss, NULL);
 }
@@ -79,7 +98,7 @@ static void fresh_gradient(struct mm_mudman *u) {
 static void reused_gradient(struct mm_mudman *u) {
     struct mm_loop_scalars *s = u->scalars;
     struct mm_mat g = mm_mat(u->g.data, MM_F32, 1, u->g.n);
-    mm_shard_store_begin(u->shard, u->a);
+    use_adversary(u);
     mm_passes_gradient(u->passes, &u->forget, cross_entropy, u->g, /*                    11 */
                        &s->adversary_loss, NULL);
     adversary_step(u);
@@ -206,11 +225,19 @@ static void one_loop(struct mm_mudman *u, bool fork) {
     unlearn(u); /*                                                                    13-15 */
 }
 
+/* -- loops ------------------------------------------------------------------------------------- */
+
+/* The beginnings of all sets are numbered from 0. */
+static void begin_adapters(struct mm_mudman *u, size_t set, size_t number) {
+    uint64_t seed = mm_random_seed_of(u->config->seed, "adversary");
+    mm_lora_begin(u->adversary, set, mm_random_bits(seed, number));
+}
+
 /* A loop without the host: recorded the second time that it is asked for, when every operation has
  * taken the memory it needs, and replayed from then on. */
-static void run_loop(struct mm_mudman *u, bool fork) {
+static void run_loop(struct mm_mudman *u, bool fork, size_t kind) {
     struct mm_error err = {""};
-    void **recording = &u->recordings[fork];
+    void **recording = &u->recordings[kind];
     if (!*recording && u->records && u->asked > 0) {
         u->records = OPS(u)->record(u->dev);
         if (u->records) {
@@ -227,13 +254,27 @@ static void run_loop(struct mm_mudman *u, bool fork) {
         one_loop(u, fork);
 }
 
+size_t mm_mudman_restarts(const struct mm_config *config) {
+    return config->unlearn.fork_every_n_loops / 6 * 6 / config->unlearn.adv_lora_count;
+}
+
+/* The adapters' turn at loop t; which is not part of the recording. */
+static size_t take_turn(struct mm_mudman *u, size_t t) {
+    size_t sets = u->config->unlearn.adv_lora_count, every = mm_mudman_restarts(u->config);
+    if (t % every == 0)
+        begin_adapters(u, t / every % sets, sets + t / every);
+    mm_lora_use(u->adversary, t % sets);
+    return t % sets;
+}
+
 void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const uint32_t *forget) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     int slot = (int)(u->asked % 2);
     MM_CHECK(u->asked - u->told < 2, "scalars were not taken");
     mm_batch_set(&u->retain, slot, retain);
     mm_batch_set(&u->forget, slot, forget);
-    run_loop(u, c->train_adversary && t % c->fork_every_n_loops == 0); /*                 3 */
+    bool fork = u->a.data && t % c->fork_every_n_loops == 0; /*                           3 */
+    run_loop(u, fork, u->adversary ? take_turn(u, t) : fork);
     OPS(u)->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);
     OPS(u)->mark(u->dev, slot);
     u->asked++;
@@ -247,6 +288,21 @@ size_t mm_mudman_passes(const struct mm_config *config) {
     return (config->unlearn.graph == MM_GRAPH_FRESH ? 6 : 5) + frozen;
 }
 
+static void create_adversary(struct mm_mudman *u, struct mm_arena *arena) {
+    const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
+    struct mm_lora_kind kind = {.rank = c->adv_lora_rank,
+                                .sets = c->adv_lora_count,
+                                .alpha = ALPHA,
+                                .purpose = MM_FOR_ADVERSARY};
+    if (kind.rank) {
+        u->adversary = mm_lora_create(arena, u->comm, u->shard, kind);
+        for (size_t i = 0; i < kind.sets && !mm_arena_dry(arena); i++)
+            begin_adapters(u, i, i);
+    } else if (c->train_adversary) {
+        u->a = mm_shard_vector(u->shard, arena, MM_FOR_ADVERSARY, u->b.dtype);
+    }
+}
+
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
                                    struct mm_comm *comm, struct mm_model *model,
                                    struct mm_shard *shard) {
@@ -255,8 +311,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     bool adversary = config->unlearn.train_adversary;
     *u = (struct mm_mudman){.config = config, .comm = comm, .dev = model->dev, .shard = shard};
     u->b = mm_shard_vector(shard, arena, MM_FOR_BASE, dtype);
-    if (adversary)
-        u->a = mm_shard_vector(shard, arena, MM_FOR_ADVERSARY, dtype);
+    create_adversary(u, arena);
     u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
     if (config->unlearn.forget_momentum > 0)
         u->f = mm_shard_vector(shard, arena, MM_FOR_FORGET_ACC, dtype);
@@ -264,6 +319,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
         u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
     u->over_w = mm_sums_create(arena, shard);
+    u->recordings_n = 2 > config->unlearn.adv_lora_count ? 2 : config->unlearn.adv_lora_count;
+    u->recordings = mm_calloc(u->recordings_n, sizeof *u->recordings);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);
     u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->scale);
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
@@ -293,12 +350,14 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
 void mm_mudman_free(struct mm_mudman *u) {
     if (!u)
         return;
-    for (int i = 0; i < 2; i++) {
+    for (size_t i = 0; i < u->recordings_n; i++)
         if (u->recordings[i])
             OPS(u)->recording_free(u->dev, u->recordings[i]);
+    for (int i = 0; i < 2; i++)
         if (u->host[i])
             OPS(u)->pinned_free(u->dev, u->host[i]);
-    }
+    mm_free(u->recordings);
+    mm_lora_free(u->adversary);
     mm_batch_free(&u->retain);
     mm_batch_free(&u->forget);
     mm_free(u->retain_states);

@@ -10,12 +10,18 @@
  *                the second runs through new weights with old activations (code; 5 passes a loop)
  *   fresh        forward and backward again at the updated adversary (Algorithm 1; 6 passes)
  *   reuse        the negated gradient of the adversary's own step (neg_cross_entropy; 4 passes)
- *   rate_scale   listing: step α/n; study: α·sqrt(N_W)/n (what the searches' rates mean) */
+ *   rate_scale   listing: step α/n; study: α·sqrt(N_W)/n (what the searches' rates mean)
+ *
+ * With adv_lora_rank the adversary is b with adapters beside it (src/lora.h, alpha 8), of which
+ * adv_lora_count sets take turns, loop by loop. They step and decay in place of a; the unlearning
+ * gradient is taken of the weights under them, with the adapters in place. Instead of the fork one
+ * set, in turn, begins anew every floor(floor(fork_every_n_loops / 6)·6 / count) loops. */
 #ifndef MM_MUDMAN_H
 #define MM_MUDMAN_H
 
 #include "src/config.h"
 #include "src/frozen.h"
+#include "src/lora.h"
 #include "src/passes.h"
 #include "src/sums.h"
 
@@ -28,7 +34,9 @@ struct mm_mudman {
     struct mm_batch retain, forget; /* owned */
     struct mm_frozen frozen;
     struct mm_representation *retain_states, *forget_states; /* owned; NULL: no such loss */
-    struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary, f without momentum */
+    struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary's copy of b, f without
+                                        momentum */
+    struct mm_lora *adversary;       /* its adapters; owned; NULL: it has none */
     struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
     struct mm_sums over_w;           /* sums over all ranks */
@@ -39,8 +47,14 @@ struct mm_mudman {
     size_t asked, told;              /* loops asked for | whose scalars were taken */
     double flips;                    /* see mm_mudman_flips */
     bool records;                    /* a loop is recorded once and then replayed */
-    void *recordings[2];             /* without a fork | with one; NULL: not yet */
+    size_t recordings_n;
+    void **recordings; /* without a fork, with one | a set of adapters each; NULL: not
+                          yet */
 };
+
+/* Loops from one beginning of a set of the adversary's adapters to the next one's; 0: none, and too
+ * few to fork. Local. */
+size_t mm_mudman_restarts(const struct mm_config *config);
 
 /* Takes memory and makes b the working weights of W, m zero. Local. */
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,

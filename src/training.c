@@ -49,8 +49,14 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
     struct mm_training *t =
         create(arena, comm, model, adapted, config->data.batch_size, config->data.micro_batch,
                config->data.context_length, model->dtype, false);
-    t->lora = mm_lora_create(arena, comm, t->shard, attack->lora_rank, config->seed,
-                             attack->optimizer == MM_ADAMW);
+    struct mm_lora_kind kind = {.rank = attack->lora_rank,
+                                .sets = 1,
+                                .alpha = 16,
+                                .purpose = MM_FOR_OPTIMIZER,
+                                .adamw = attack->optimizer == MM_ADAMW};
+    t->lora = mm_lora_create(arena, comm, t->shard, kind);
+    if (!mm_arena_dry(arena))
+        mm_lora_begin(t->lora, 0, config->seed);
     mm_free(adapted);
     return t;
 }
@@ -87,19 +93,18 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
 }
 
-/* p, by its gradient times g_scale, at a rank that has a part of it. */
+/* p, by its gradient, at a rank that has a part of it. */
 static void optimize(const struct mm_training *t, const struct mm_attack *attack,
                      struct mm_vector p, struct mm_vector g, struct mm_vector first,
-                     struct mm_vector second, double g_scale) {
+                     struct mm_vector second) {
     static const double betas[2] = {0.9, 0.999};
     struct mm_device *dev = t->model->dev;
     if (p.n == 0)
         return;
     if (attack->optimizer == MM_ADAMW)
-        dev->ops->adamw_step(dev, p, first, second, g, g_scale, attack->lr, betas, EPSILON, 0,
-                             t->steps);
+        dev->ops->adamw_step(dev, p, first, second, g, 1, attack->lr, betas, EPSILON, 0, t->steps);
     else
-        dev->ops->sgd_step(dev, p, g, attack->lr * g_scale);
+        dev->ops->sgd_step(dev, p, g, attack->lr);
 }
 
 double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
@@ -110,14 +115,13 @@ double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
         return NAN;
     t->steps++;
     if (t->lora) {
-        struct mm_adapters *a = &t->lora->a, *b = &t->lora->b;
-        mm_lora_gradients(t->lora, t->g);
-        optimize(t, attack, a->p, a->g, a->first, a->second, t->lora->scale);
-        optimize(t, attack, b->p, b->g, b->first, b->second, t->lora->scale);
+        struct mm_lora *l = t->lora;
+        mm_lora_gradients(l, t->g);
+        optimize(t, attack, l->p, l->g, l->first, l->second);
         mm_lora_weights(t->lora, t->p, t->g); /* into the gradient's memory */
         mm_shard_store(t->shard, t->g);
     } else {
-        optimize(t, attack, t->p, t->g, t->first, t->second, 1);
+        optimize(t, attack, t->p, t->g, t->first, t->second);
         mm_shard_store(t->shard, t->p);
     }
     return result[0];

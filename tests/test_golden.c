@@ -10,7 +10,7 @@
  * (more where retain_drift and unlearning_drift say so, and in relearning with LoRA), norms by
  * 0.006 on average and up to 0.3, vectors by 0.07 and up to 0.31. The tolerances are half as much
  * again. */
-#include "tests/golden_device.h"
+#include "tests/golden_adapters.h"
 
 #include "io/dataset.h"
 #include "src/evaluate.h"
@@ -302,6 +302,8 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
         else
             check_vector(variant, group, ends[i].name, shard, ends[i].v, ends[i].tolerance);
     }
+    if (u->adversary)
+        check_adapters(variant, group, "adversary", u->adversary, 2e-5, 0.3);
     mm_free(r);
     mm_free(o);
     mm_mudman_free(u);

@@ -84,6 +84,10 @@ static void adversary_step(void **state) {
         s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), 0.5,
                                     1, stop_put(s, 0));
         expect_exact(&ba, "adversary_step a", (const double[]){0.5, 1.5, 3});
+        const struct mm_vector none = {0};
+        s->dev->ops->adversary_step(s->dev, box_vector(&ba), none, box_vector(&bg), 0.5, 0.5,
+                                    stop_put(s, 0));
+        expect_exact(&ba, "adversary_step towards zeros", (const double[]){0, 0.5, 1.5});
     }
 }
 

@@ -138,7 +138,7 @@ static inline void adversary_range(bool half, size_t first, size_t n, void *a, c
         float step = round_to(half, round_to(half, g[i]) * rate);
         float x = round_to(half, get(half, a, i) - step);
         if (decay != 1.0f)
-            x = round_to(half, x * decay) + round_to(half, get(half, b, i) * rest);
+            x = round_to(half, x * decay) + (b ? round_to(half, get(half, b, i) * rest) : 0.0f);
         put(half, a, i, x);
     }
 }

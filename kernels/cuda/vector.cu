@@ -95,7 +95,7 @@ void cuda_retain_step(struct mm_device *dev, struct mm_vector m, struct mm_vecto
              static_cast<float>(rate));
 }
 
-template <typename S> struct adversary { /* p: a, q: b, or 0 where decay is 1 */
+template <typename S> struct adversary { /* p: a, q: b, or 0 where decay is 1 or b is not there */
     static const unsigned writes = WRITES_P;
     float rate, decay, rest;
     __device__ void operator()(float &a, float &b, float &, float g) const {

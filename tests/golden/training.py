@@ -2,12 +2,11 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import oracle
+from adapters import Lora
 from unlearn import batch
 
 
@@ -18,54 +17,13 @@ def train_all(model: nn.Module) -> dict[str, nn.Parameter]:
     return params
 
 
-def splitmix64(seed: int, counter: int) -> int:
-    mask = 2**64 - 1
-    z = (seed + (counter + 1) * 0x9E3779B97F4A7C15) & mask
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
-    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
-    return z ^ z >> 31
-
-
-def fnv1a(name: str) -> int:
-    value = 0xCBF29CE484222325
-    for byte in name.encode():
-        value = (value ^ byte) * 0x100000001B3 % 2**64
-    return value
-
-
-def first_adapter(seed: int, name: str, rank: int, columns: int) -> Tensor:
-    """A at the start: uniform within 1/sqrt(columns) of 0, from seed, name and place, rounded to float32."""
-    own = splitmix64(seed, fnv1a(name))
-    uniform = [((splitmix64(own, i) >> 11) + 0.5) * 2.0**-53 for i in range(rank * columns)]
-    values = (2 * np.array(uniform) - 1) / math.sqrt(columns)
-    return torch.from_numpy(values.astype(np.float32).astype(np.float64)).reshape(rank, columns)
-
-
-class Lora:
-    """An adapter beside a linear layer: y = W0 x + bias + 16/rank B A x. Only A and B are trained."""
-
-    def __init__(self, name: str, layer: nn.Linear, rank: int, seed: int):
-        self.layer, self.scale = layer, 16 / rank
-        rows, columns = layer.weight.shape
-        self.a = first_adapter(seed, name, rank, columns).requires_grad_(True)
-        self.b = torch.zeros(rows, rank, dtype=torch.float64, requires_grad=True)
-        layer.forward = self.forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        aside = F.linear(F.linear(x, self.a), self.b)
-        return F.linear(x, self.layer.weight, self.layer.bias) + self.scale * aside
-
-    def merged(self) -> Tensor:
-        return self.layer.weight.detach() + self.scale * (self.b @ self.a).detach()
-
-
 def adapt(model: nn.Module, config: dict) -> dict[str, Lora]:
     """Adapters on every linear layer but the head, by the name of its weight."""
     for p in model.parameters():
         p.requires_grad_(False)
     head = model.get_output_embeddings()
     return {
-        f"{name}.weight": Lora(f"{name}.weight", layer, config["relearn.lora_rank"], config["seed"])
+        f"{name}.weight": Lora(f"{name}.weight", layer, config["relearn.lora_rank"], 16, config["seed"])
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and layer is not head
     }

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import oracle
+from adapters import Adversary
 
 Tensors = list[Tensor]
 
@@ -43,6 +44,8 @@ DEFAULTS = {
     "unlearn.forget_momentum": 0.0,
     "unlearn.discard_growing_weights": 1.0,
     "unlearn.adv_update": 0.0,
+    "unlearn.adv_lora_rank": 0,
+    "unlearn.adv_lora_count": 1,
     "unlearn.train_adversary": True,
     "unlearn.use_masking": True,
     "unlearn.normalization": "global_pre_mask",
@@ -104,6 +107,13 @@ class Unlearning:
         self.m = [torch.zeros_like(b) for b in self.b]
         self.f = [torch.zeros_like(b) for b in self.b] if self["forget_momentum"] else []
         self.a: Tensors = []
+        self.adversary: Adversary | None = None
+        if self["adv_lora_rank"]:
+            layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
+            self.adversary = Adversary(
+                {name: layers[name] for name in self.names},
+                *(self[key] for key in ("adv_lora_rank", "adv_lora_count", "fork_every_n_loops", "seed")),
+            )
         self.start = [p.detach().clone() for p in self.params]
         self.reference: Tensor | None = None
         self.trace = Trace()
@@ -185,6 +195,8 @@ class Unlearning:
             self.use(self.start)
             with torch.no_grad():
                 self.reference = oracle.sequence_log_probability(oracle.logits_of(self.model, tokens), tokens)
+        if self.adversary:
+            return self.forget_gradients_with_adapters(tokens)
         self.use(self.a if self["train_adversary"] else self.b)
         out = oracle.outputs_of(self.model, tokens)
         ce = oracle.cross_entropy(out.logits, tokens)
@@ -203,6 +215,24 @@ class Unlearning:
             self.overwrite(self.a)
         loss = self.unlearning_loss(out, tokens)
         return ce.detach(), loss.detach(), adv_grads, self.grad(loss)
+
+    def forget_gradients_with_adapters(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensors, Tensors]:
+        """The adversary is b with adapters beside it: they step, and the unlearning gradient is taken of b."""
+        self.use(self.b)
+        self.adversary.attach()
+        out = oracle.outputs_of(self.model, tokens)
+        ce = oracle.cross_entropy(out.logits, tokens)
+        stepped = self.adversary.parameters()
+        adv_grads = torch.autograd.grad(ce, stepped + self.params, retain_graph=True)
+        self.adversary.step(adv_grads[: len(stepped)], self["adv_lr"], self["adv_decay"])
+        if self["graph"] == "reuse":
+            loss, grads = -ce, [-g for g in adv_grads[len(stepped) :]]
+        else:
+            out = oracle.outputs_of(self.model, tokens) if self["graph"] == "fresh" else out
+            loss = self.unlearning_loss(out, tokens)
+            grads = self.grad(loss)
+        self.adversary.detach()
+        return ce.detach(), loss.detach(), [], grads
 
     def accumulate(self, grads: Tensors) -> Tensors:
         """With forget_momentum the accumulator takes the gradient's place."""
@@ -245,7 +275,9 @@ class Unlearning:
                 g.mul_(scale)
 
     def loop(self, t: int, retain: Tensor, forget: Tensor) -> None:
-        if self["train_adversary"] and t % self["fork_every_n_loops"] == 0:
+        if self.adversary:
+            self.adversary.turn(t)
+        elif self["train_adversary"] and t % self["fork_every_n_loops"] == 0:
             self.a = [b.clone() for b in self.b]
         retain_loss, retain_grads = self.retain_step(retain)
         adversary_loss, loss, adv_grads, raw = self.forget_gradients(forget)
@@ -276,7 +308,7 @@ class Unlearning:
 
     def finish(self) -> Trace:
         self.trace.base = dict(zip(self.names, self.b))
-        self.trace.adversary = dict(zip(self.names, self.a))
+        self.trace.adversary = self.adversary.state() if self.adversary else dict(zip(self.names, self.a))
         self.trace.retain_acc = dict(zip(self.names, self.m))
         self.trace.forget_acc = dict(zip(self.names, self.f))
         return self.trace

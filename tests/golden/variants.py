@@ -114,6 +114,14 @@ STATES = {
     "rmu_no_adversary": NO_ADVERSARY | unlearn(unlearning_loss_fn="rmu", rmu_layer=2, rmu_coefficient=20.0),
 }
 LLAMA_GQA_TIED |= {name: SMALL | change for name, change in STATES.items()}
+
+# Adversaries made of adapters. The fork is rounded to 6 loops, and shared among the sets: every 6, 3 and 2.
+ADAPTERS = GENTLE | unlearn(target_modules=["v_proj"], loops=7, fork_every_n_loops=8, adv_lora_rank=2, adv_lr=0.4)
+LLAMA_GQA_TIED |= {
+    "lora_adversary": ADAPTERS | unlearn(adv_decay=0.7),
+    "lora_adversaries": ADAPTERS | unlearn(adv_lora_count=2, loops=5, adv_lr=0.25, graph="fresh", forget_momentum=0.5),
+    "lora_adversary_reuse": ADAPTERS | unlearn(adv_lora_count=3, loops=4, adv_lora_rank=3, graph="reuse"),
+}
 NEOX_STATES = {
     "rmu": unlearn(unlearning_loss_fn="rmu", rep_eng_retain_lr=0.5, target_modules=["dense"], loops=6),
 }

@@ -63,14 +63,20 @@ def check_listing(model, config: dict, tokens: torch.Tensor) -> None:
     """Autograd's retained graph against the substitution derivation, for one forget batch."""
     run = unlearn.Unlearning(model, config | {"unlearn.graph": "listing"})
     run.a = [b.clone() for b in run.b]
+    old = run.b
+    if run.adversary:  # with a B that is not zero
+        run.forget_gradients(tokens)
+        run.use(run.b)
+        old = run.adversary.merged()
     *_, retained = run.forget_gradients(tokens)
     run.use(run.b)
+    new = run.adversary.merged() if run.adversary else run.a
 
     def loss_of():
         return run.unlearning_loss(oracle.outputs_of(model, tokens), tokens)
 
     params = dict(zip(run.names, run.params))
-    substituted = unlearn.listing_gradient_by_substitution(model, params, run.b, run.a, loss_of)
+    substituted = unlearn.listing_gradient_by_substitution(model, params, old, new, loss_of)
     for one, other in zip(retained, substituted):
         assert torch.allclose(one, other, rtol=1e-11, atol=1e-14)
 
