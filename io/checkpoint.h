@@ -3,8 +3,9 @@
  * checkpoints/<loops>/ holds part-00000.h5 ... (serial HDF5, one rank's rows of every tensor) and
  * checkpoint.h5, whose virtual datasets (fill value NaN) show each tensor whole:
  * /base/<tensor>, /adversary/<tensor>, /retain_acc/<tensor>, /forget_acc/<tensor> in model shape;
- * the second and the last only where the run has them. Everything is written into
- * checkpoints/.writing-<loops>/, closed and synced; all ranks agree; then it is renamed.
+ * the second and the last only where the run has them. An adversary made of adapters has A and B
+ * of each set instead, /adversary/<tensor>.lora_A.<set> and .lora_B.<set>. Everything is written
+ * into checkpoints/.writing-<loops>/, closed and synced; all ranks agree; then it is renamed.
  *
  * Integrity. checkpoint.h5 records the XXH128 of every part; its own is in its 512-byte HDF5 user
  * block, whose other bytes are fixed. So every byte of the folder is covered. Virtual datasets fill
@@ -18,7 +19,7 @@
 struct mm_state_tensor {
     char *name; /* without group: "model.layers.0.mlp.gate_proj.weight"; no '/' or '%' */
     size_t rows, cols;
-    /* own rows, contiguous, host memory; adversary and forget_acc may be NULL */
+    /* own rows, contiguous, host memory; NULL: not in that group */
     void *base, *adversary, *retain_acc, *forget_acc;
 };
 
@@ -58,7 +59,7 @@ enum mm_status mm_checkpoint_find(struct mm_comm *comm, const char *run_dir, cha
 
 /* Checks the checkpoint as mm_checkpoint_find does and reads this rank's rows into state's buffers,
  * whatever rank count wrote them. The tensors of `state` must be those of the file (names, shapes,
- * dtype, adversary and forget_acc or not): MM_BAD_INPUT naming the first that differs. Collective.
+ * dtype, groups): MM_BAD_INPUT naming the first that differs. Collective.
  */
 enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, struct mm_state *state,
                                   struct mm_error *err);

@@ -77,6 +77,7 @@ enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n
 struct mm_checkpoint_shape {
     char *name;
     size_t rows, cols;
+    bool in[MM_CHECKPOINT_GROUPS]; /* the groups that it is in */
 };
 /* All that checkpoint.h5 says. */
 struct mm_checkpoint_head {
@@ -84,9 +85,8 @@ struct mm_checkpoint_head {
     enum mm_dtype dtype;
     int ranks;
     char (*hashes)[33];
-    struct mm_checkpoint_shape *tensors; /* in order of name; of base and every other group */
+    struct mm_checkpoint_shape *tensors; /* of all groups */
     size_t tensors_n;
-    bool has[MM_CHECKPOINT_GROUPS]; /* the groups that are there; base and retain_acc always */
 };
 
 /* Reads folder/checkpoint.h5: its hash first, so that HDF5 never sees damaged bytes. MM_BAD_INPUT.

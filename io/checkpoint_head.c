@@ -215,16 +215,25 @@ static size_t group_size(hid_t file, const char *name) {
     return info.nlinks;
 }
 
+static struct mm_checkpoint_shape *find_tensor(struct mm_checkpoint_head *head, const char *name) {
+    for (size_t i = 0; i < head->tensors_n; i++)
+        if (strcmp(head->tensors[i].name, name) == 0)
+            return &head->tensors[i];
+    return NULL;
+}
+
+/* Tensor `index` of a group, which another group may have brought already. */
 static enum mm_status read_tensor(struct mm_checkpoint_head *head, hid_t file, const char *path,
-                                  size_t index, struct mm_error *err) {
+                                  int group, size_t index, struct mm_error *err) {
     char name[1024];
     hsize_t dims[2];
     hid_t set;
-    ssize_t length = H5Lget_name_by_idx(file, "base", H5_INDEX_NAME, H5_ITER_INC, index, name,
-                                        sizeof name, H5P_DEFAULT);
+    ssize_t length = H5Lget_name_by_idx(file, mm_checkpoint_groups[group], H5_INDEX_NAME,
+                                        H5_ITER_INC, index, name, sizeof name, H5P_DEFAULT);
     if (length < 0 || (size_t)length >= sizeof name)
         return mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the name of tensor %zu", path, index);
-    char *where = mm_format("base/%s", name);
+    struct mm_checkpoint_shape *tensor = find_tensor(head, name);
+    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], name);
     enum mm_status status = mm_h5_open_dataset(&set, file, path, where, err);
     if (status == MM_OK)
         status = mm_h5_dims(set, path, where, 2, dims, err);
@@ -232,29 +241,40 @@ static enum mm_status read_tensor(struct mm_checkpoint_head *head, hid_t file, c
     mm_free(where);
     if (status != MM_OK)
         return status;
-    struct mm_checkpoint_shape *tensor = &head->tensors[head->tensors_n++];
-    *tensor = (struct mm_checkpoint_shape){mm_strdup(name), dims[0], dims[1]};
-    for (int g = 0; status == MM_OK && g < MM_CHECKPOINT_GROUPS; g++)
-        if (head->has[g])
-            status = check_virtual(head, file, path, g, tensor, err);
-    return status;
+    if (!tensor) {
+        tensor = &head->tensors[head->tensors_n++];
+        *tensor =
+            (struct mm_checkpoint_shape){.name = mm_strdup(name), .rows = dims[0], .cols = dims[1]};
+    }
+    tensor->in[group] = true;
+    return check_virtual(head, file, path, group, tensor, err);
+}
+
+/* Base, retain_acc and forget_acc are of the same tensors; the adversary's may be others. */
+static enum mm_status check_groups(const struct mm_checkpoint_head *head, bool forget_acc,
+                                   const char *path, struct mm_error *err) {
+    bool ok = head->tensors_n > 0;
+    for (size_t i = 0; i < head->tensors_n; i++) {
+        const bool *in = head->tensors[i].in;
+        ok = ok && in[MM_GROUP_BASE] == in[MM_GROUP_RETAIN_ACC] &&
+             (in[MM_GROUP_BASE] && forget_acc) == in[MM_GROUP_FORGET_ACC];
+    }
+    return ok ? MM_OK
+              : mm_fail(err, MM_BAD_INPUT, "%s: the groups hold different tensors, or none", path);
 }
 
 static enum mm_status read_tensors(struct mm_checkpoint_head *head, hid_t file, const char *path,
                                    struct mm_error *err) {
-    size_t n = group_size(file, "base");
+    size_t n[MM_CHECKPOINT_GROUPS], all = 0;
     enum mm_status status = MM_OK;
-    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++) {
-        const char *name = mm_checkpoint_groups[g];
-        bool always = g == MM_GROUP_BASE || g == MM_GROUP_RETAIN_ACC;
-        head->has[g] = always || mm_h5_has(file, name);
-        if (n == 0 || (head->has[g] && group_size(file, name) != n))
-            return mm_fail(err, MM_BAD_INPUT, "%s: the groups hold different tensors, or none",
-                           path);
-    }
-    head->tensors = mm_calloc(n, sizeof *head->tensors);
-    for (size_t i = 0; status == MM_OK && i < n; i++)
-        status = read_tensor(head, file, path, i, err);
+    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
+        all += n[g] = group_size(file, mm_checkpoint_groups[g]);
+    head->tensors = mm_calloc(all, sizeof *head->tensors);
+    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
+        for (size_t i = 0; status == MM_OK && i < n[g]; i++)
+            status = read_tensor(head, file, path, g, i, err);
+    if (status == MM_OK)
+        status = check_groups(head, n[MM_GROUP_FORGET_ACC] > 0, path, err);
     return status;
 }
 
@@ -298,7 +318,7 @@ static enum mm_status check_rows(const struct mm_checkpoint_head *head, hid_t fi
         size_t rows = mm_rows_of(tensor->rows, head->ranks, rank).count;
         for (int g = 0; status == MM_OK && rows && g < MM_CHECKPOINT_GROUPS; g++) {
             hid_t set = -1;
-            if (head->has[g])
+            if (tensor->in[g])
                 status =
                     open_tensor(head, file, path, g, tensor->name, rows, tensor->cols, &set, err);
             mm_h5_close(set);

@@ -172,7 +172,8 @@ static enum mm_status fill_whole(hid_t file, const struct mm_checkpoint_job *job
         if (group < 0)
             status = mm_h5_fail(err, MM_FAILED, "cannot lay out '%s'", mm_checkpoint_groups[g]);
         for (size_t i = 0; status == MM_OK && i < job->state->tensors_n; i++)
-            status = add_virtual(job, group, g, &job->state->tensors[i], err);
+            if (mm_checkpoint_rows(&job->state->tensors[i], g)) /* rank 0 has rows of each */
+                status = add_virtual(job, group, g, &job->state->tensors[i], err);
         mm_h5_close(group);
     }
     return status;

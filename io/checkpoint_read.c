@@ -231,13 +231,13 @@ static enum mm_status compare(const struct mm_checkpoint_head *head, const char 
         /* Of no rows, the pointer says nothing. */
         bool owns = mm_rows_of(tensor->rows, size, rank).count > 0;
         for (int g = 0; owns && g < MM_CHECKPOINT_GROUPS; g++)
-            if (head->has[g] != (mm_checkpoint_rows(tensor, g) != NULL))
+            if (stored->in[g] != (mm_checkpoint_rows(tensor, g) != NULL))
                 return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' has %s %s there but %s here",
                                folder, tensor->name,
-                               !head->has[g]             ? "no"
+                               !stored->in[g]            ? "no"
                                : g == MM_GROUP_ADVERSARY ? "an"
                                                          : "a",
-                               words[g], head->has[g] ? "none" : "one");
+                               words[g], stored->in[g] ? "none" : "one");
     }
     for (size_t i = 0; i < head->tensors_n; i++)
         if (!state_has(state, head->tensors[i].name))
@@ -255,10 +255,10 @@ static enum mm_status read_own(const struct mm_checkpoint_head *head, const char
     for (size_t i = 0; i < state->tensors_n; i++) {
         const struct mm_state_tensor *tensor = &state->tensors[i];
         struct mm_rows rows = mm_rows_of(tensor->rows, size, rank);
+        const struct mm_checkpoint_shape *stored = find_shape(head, tensor->name);
         for (int g = 0; status == MM_OK && rows.count && g < MM_CHECKPOINT_GROUPS; g++)
-            if (head->has[g])
-                status = mm_checkpoint_rows_read(head, file, path, g,
-                                                 find_shape(head, tensor->name), rows.first,
+            if (stored->in[g])
+                status = mm_checkpoint_rows_read(head, file, path, g, stored, rows.first,
                                                  rows.count, mm_checkpoint_rows(tensor, g), err);
     }
     mm_h5_close(file);

@@ -14,8 +14,8 @@
 #include <math.h>
 #include <string.h>
 
-/* The vectors that a checkpoint holds: b, a, m, f. */
-enum { STATE = 4 };
+/* The vectors that a checkpoint holds: b, a, m, f, over W; the adversary's adapters. */
+enum { OVER_W = 4, STATE };
 
 struct phase {
     struct mm_job *job;
@@ -80,6 +80,8 @@ static void destroy(struct phase *ph) {
         if (ph->host[i])
             ph->job->dev->ops->pinned_free(ph->job->dev, ph->host[i]);
     mm_saver_free(ph->saver);
+    for (size_t i = ph->shard ? ph->shard->tensors_n : 0; i < ph->state.tensors_n; i++)
+        mm_free(ph->state.tensors[i].name);
     mm_free(ph->state.tensors);
     mm_free(ph->retain);
     mm_free(ph->forget);
@@ -100,7 +102,10 @@ void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error
 /* data NULL where the run has none. */
 static struct mm_vector state_vector(const struct phase *ph, int i) {
     const struct mm_mudman *u = ph->mudman;
-    return i == 0 ? u->b : i == 1 ? u->a : i == 2 ? u->m : u->f;
+    const struct mm_vector none = {0};
+    const struct mm_vector all[STATE] = {u->b, u->a, u->m, u->f,
+                                         u->adversary ? u->adversary->all : none};
+    return all[i];
 }
 
 /* Host memory for a copy, from which a checkpoint is written while the loops go on; taken once, so
@@ -127,6 +132,21 @@ static void copy_state(const struct phase *ph, bool to_host) {
     }
 }
 
+/* Sets of adapters beside the tensors of W: only the adversary has them. */
+static void bind_adapters(struct phase *ph) {
+    const struct mm_lora *l = ph->mudman->adversary;
+    size_t n = l ? 2 * l->adapted_n : 0;
+    for (size_t set = 0; n && set < ph->job->config->unlearn.adv_lora_count; set++)
+        for (size_t i = 0; i < n; i++) {
+            struct mm_lora_tensor t = mm_lora_tensor(l, i);
+            ph->state.tensors[ph->state.tensors_n++] = (struct mm_state_tensor){
+                .name = mm_format("%s.lora_%c.%zu", t.adapted, t.matrix, set),
+                .rows = t.rows,
+                .cols = t.cols,
+                .adversary = (float *)ph->host[OVER_W] + set * l->p.n + l->at[i]};
+        }
+}
+
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
     const struct mm_shard *s = ph->shard;
@@ -135,7 +155,8 @@ static void bind_state(struct phase *ph) {
     take_host(ph);
     ph->saver = mm_saver_create(ph->job->comm, c->output.dir, c->checkpoint.keep);
     ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = s->tensors_n};
-    ph->state.tensors = mm_calloc(s->tensors_n, sizeof *ph->state.tensors);
+    size_t adapters = u->adversary ? 2 * s->tensors_n * c->unlearn.adv_lora_count : 0;
+    ph->state.tensors = mm_calloc(s->tensors_n + adapters, sizeof *ph->state.tensors);
     for (size_t t = 0; t < s->tensors_n; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];
         size_t at = s->offsets[t] * bytes;
@@ -149,6 +170,7 @@ static void bind_state(struct phase *ph) {
             .forget_acc = ph->host[3] ? (char *)ph->host[3] + at : NULL,
         };
     }
+    bind_adapters(ph);
 }
 
 /* With the digits that give the same double back: cJSON settles for 15 that come close. */
@@ -266,7 +288,7 @@ static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars 
     char hash[33] = "";
     if (hash_due(ph, ph->done + 1)) {
         copy_state(ph, true);
-        mm_state_hash(ph->shard, ph->state.dtype, (const void *const *)ph->host, STATE, hash);
+        mm_state_hash(ph->shard, ph->state.dtype, (const void *const *)ph->host, OVER_W, hash);
     }
     if (!m)
         return MM_OK;

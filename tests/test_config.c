@@ -267,6 +267,8 @@ static const char *const changed[][2] = {
     {"unlearn.forget_momentum", "0.6"},
     {"unlearn.discard_growing_weights", "0"},
     {"unlearn.adv_update", "3"},
+    {"unlearn.adv_lora_rank", "8"},
+    {"unlearn.adv_lora_count", "2"},
     {"unlearn.train_adversary", "false"},
     {"unlearn.use_masking", "false"},
     {"unlearn.normalization", "global_post_mask"},
@@ -391,13 +393,17 @@ static const char *changed_value(const char *key) {
     return NULL;
 }
 
-static bool is_one_of(const char *name, const char *const names[3]) {
-    return strcmp(name, names[0]) == 0 || strcmp(name, names[1]) == 0 ||
-           strcmp(name, names[2]) == 0;
+enum { MOST_WITHOUT = 8 };
+
+static bool is_one_of(const char *name, const char *const names[MOST_WITHOUT]) {
+    for (size_t i = 0; i < MOST_WITHOUT && names[i]; i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return false;
 }
 
-/* All keys but three set to their other values, in a file of dotted keys. */
-static struct mm_config good_changed(const char *const without[3]) {
+/* All keys but some set to their other values, in a file of dotted keys. */
+static struct mm_config good_changed(const char *const without[MOST_WITHOUT]) {
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
@@ -415,12 +421,17 @@ static struct mm_config good_changed(const char *const without[3]) {
 
 static void test_every_key_there_and_back(void **state) {
     (void)state;
-    static const char *const apart[2][3] = {
-        {"unlearn.loops", "unlearn.adv_update", "reduction"},
-        {"unlearn.passes", "unlearn.train_adversary", "reduce_dtype"}};
+    static const char *const apart[3][MOST_WITHOUT] = {
+        {"unlearn.loops", "unlearn.adv_update", "reduction", "unlearn.adv_lora_rank",
+         "unlearn.adv_lora_count"},
+        {"unlearn.passes", "unlearn.train_adversary", "reduce_dtype", "unlearn.adv_lora_rank",
+         "unlearn.adv_lora_count"},
+        {"unlearn.loops", "unlearn.adv_update", "reduction", "unlearn.train_adversary",
+         "unlearn.use_masking", "unlearn.retain_cross_entropy", "unlearn.fork_every_n_loops",
+         "model.state_dtype"}};
     struct mm_config defaults = good_as(least_pretrain, NULL, MM_PRETRAIN);
     assert_int_equal(COUNT(changed), mm_config_rows_n);
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < COUNT(apart); i++) {
         struct mm_config config = good_changed(apart[i]);
         for (size_t r = 0; r < mm_config_rows_n; r++) {
             bool without = is_one_of(mm_config_rows[r].name, apart[i]);

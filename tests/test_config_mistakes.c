@@ -314,6 +314,26 @@ static void test_keys_together(void **state) {
              "t.yaml:14: unlearn.retain_cross_entropy is false with use_masking");
     bad_more("unlearn.adv_update: 0.5\nunlearn.train_adversary: false\n",
              "t.yaml:14: unlearn.adv_update is given, but without train_adversary");
+    bad_more("unlearn.adv_lora_count: 2\n",
+             "t.yaml:14: unlearn.adv_lora_count is given without adv_lora_rank");
+    static const char *const without[][2] = {
+        {"unlearn.train_adversary: false", "is given, but without train_adversary"},
+        {"unlearn.use_masking: false", "needs use_masking"},
+        {"unlearn.normalization: none", "needs a normalization other than none"},
+        {"unlearn.adv_update: 1", "is given with adv_update"},
+        {"model.state_dtype: bfloat16", "needs model.state_dtype float32"},
+    };
+    for (size_t i = 0; i < sizeof without / sizeof *without; i++) {
+        char more[128], message[128];
+        snprintf(more, sizeof more, "unlearn.adv_lora_rank: 8\n%s\n", without[i][0]);
+        snprintf(message, sizeof message, "t.yaml:14: unlearn.adv_lora_rank %s", without[i][1]);
+        bad_more(more, message);
+    }
+    bad_more("unlearn.fork_every_n_loops: 5\nunlearn.adv_lora_rank: 8\n",
+             "t.yaml:14: unlearn.fork_every_n_loops is too small for adv_lora_rank");
+    bad_more("unlearn.fork_every_n_loops: 11\nunlearn.adv_lora_rank: 8\n"
+             "unlearn.adv_lora_count: 7\n",
+             "t.yaml:14: unlearn.fork_every_n_loops is too small for adv_lora_rank");
     struct mm_config c = good(base, "unlearn={graph: reuse, rate_scale: study}");
     assert_int_equal(c.unlearn.graph, MM_GRAPH_REUSE);
     mm_config_free(&c);

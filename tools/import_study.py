@@ -26,8 +26,8 @@ PREFIX-search.yaml, with the file's variants, or with --variant one of them.
 
 A value that is searched stands in the run's config with the middle of its range. Data files and
 model folder get the names that the configs in this repository use: data/MODEL/SET-train.h5,
-models/MODEL. Variants that need LoRA are left out with a message; --variant on one is an error,
-as is any key that is not known.
+models/MODEL. Circuit breakers with LoRA (circuit_breakers) are left out with a message; --variant
+on one is an error, as is any key that is not known.
 """
 
 EPILOG = """\
@@ -52,8 +52,11 @@ HYPERPARAMS = (*RATES, "additional_param")
 ONE_FOR_ALL = ("model_id", "retain_set_name", "forget_set_name", "batch_size", "n_trials")
 METHOD = "surgical_irreversible_unlearning"
 CIRCUIT_BREAKERS = "circuit_breakers_no_lora"
-LORA_METHODS = ("circuit_breakers", "surgical_irreversible_unlearning_lora")
+LORA_ADVERSARY = "surgical_irreversible_unlearning_lora"
+LORA_CIRCUIT_BREAKERS = "circuit_breakers"
+METHODS = (METHOD, CIRCUIT_BREAKERS, LORA_ADVERSARY, LORA_CIRCUIT_BREAKERS)
 COUNTS = {"eval_wmdp_every": "evaluate.every_passes", "relearn_steps": "relearn.passes"}
+ADAPTERS = {"lora_rank": "unlearn.adv_lora_rank", "lora_amount": "unlearn.adv_lora_count"}
 LOSSES = ("neg_cross_entropy", "neg_entropy", "correct_logit_minus_avg")
 MOST_MOMENTUM = 0.999
 # What an additional parameter can be, and the value at which it does nothing.
@@ -70,6 +73,8 @@ DEFAULTS = {f"unlearn.{name}": value for name, value in ADDITIONAL.items()} | {
     "unlearn.normalization": "global_pre_mask",
     "unlearn.use_masking": True,
     "unlearn.train_adversary": True,
+    "unlearn.adv_lora_rank": 0,
+    "unlearn.adv_lora_count": 1,
     "relearn.with_retain": False,
     "evaluate.every_passes": 30,
 }
@@ -283,10 +288,18 @@ def translate(study: Study, variant: str | None) -> Settings:
     method = METHOD
     if "method_name" in entries:
         entry = entries["method_name"]
-        method = _one_of(entry, "method_name", (METHOD, CIRCUIT_BREAKERS, *LORA_METHODS))
-        if method in LORA_METHODS:
+        method = _one_of(entry, "method_name", METHODS)
+        if method == LORA_CIRCUIT_BREAKERS:
             raise NeedsLora(f"{entry.place}: method_name: {method} needs LoRA, not supported")
+        if method == LORA_ADVERSARY and "lora_rank" not in entries:
+            raise InputError(f"{entry.place}: method_name: {method} without lora_rank")
     fixed |= _translate_general(entries)
+    if method == LORA_ADVERSARY:
+        fixed |= {
+            key: _count(entries[name], name)
+            for name, key in ADAPTERS.items()
+            if name in entries
+        }
     searched = _translate_rates(entries, fixed["unlearn.train_adversary"])
     if method == CIRCUIT_BREAKERS:
         fixed |= {

@@ -27,13 +27,14 @@ data.forget_validation data.retain_evaluation data.forget_evaluation data.batch_
 data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.unlearning_loss_fn
 unlearn.clip_at unlearn.npo_beta unlearn.simnpo_gamma unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum
 unlearn.fork_every_n_loops unlearn.adv_decay unlearn.forget_momentum
-unlearn.discard_growing_weights unlearn.adv_update unlearn.train_adversary unlearn.use_masking
+unlearn.discard_growing_weights unlearn.adv_update unlearn.adv_lora_rank unlearn.adv_lora_count
+unlearn.train_adversary unlearn.use_masking
 unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.rep_eng_retain_lr unlearn.square_norm
 unlearn.retain_cross_entropy unlearn.rmu_layer unlearn.rmu_coefficient unlearn.retain_loss_budget relearn.passes
 relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.attacks
 evaluate.every_passes evaluate.batches evaluate.multiple_choice
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
-output.save_dtype pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay
+output.save_dtype output.hash_every_loops pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay
 pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype transport timeout
 """.split()
 

@@ -53,7 +53,8 @@ variants:
     additional_param: [1.e-12, 1, true]
   momentum: {additional_param_name: forget_momentum, additional_param: [0, 1, false]}
   breakers: {method_name: circuit_breakers_no_lora, adv_lr: None, retain_momentum: None}
-  adapters: {method_name: surgical_irreversible_unlearning_lora, lora_rank: 8}
+  adapters: {method_name: surgical_irreversible_unlearning_lora, lora_rank: 8, lora_amount: 2}
+  with_lora: {method_name: circuit_breakers}
 """
 QUESTIONS = """\
 general_config:
@@ -125,11 +126,13 @@ def test_run_config(place: Path) -> None:
 
 def test_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, search = imported(STUDY)
-    assert "variant adapters left out: s.yaml:38: " in capsys.readouterr().err
+    assert "variant with_lora left out: s.yaml:39: " in capsys.readouterr().err
     assert search.config == "out/s-run.yaml" and search.baseline and search.last == 30
     assert "--trials 70" in Path("out/s-search.yaml").read_text()
     names = [v.name for v in search.variants]
-    assert names == ["plain", "no_masking", "alone", "raw", "entropy", "momentum", "breakers"]
+    assert names == [
+        "plain", "no_masking", "alone", "raw", "entropy", "momentum", "breakers", "adapters",
+    ]  # fmt: skip
     plain = variant(search, "plain")
     assert plain.overrides == {}
     assert {name: ends(bounds) for name, bounds in plain.parameters.items()} == {
@@ -172,6 +175,11 @@ def test_variants(place: Path) -> None:
         "unlearn.rep_eng_retain_lr": 1,
         "unlearn.retain_cross_entropy": False,
     }
+    adapters = variant(search, "adapters")
+    assert adapters.overrides == {"unlearn.adv_lora_rank": 8, "unlearn.adv_lora_count": 2}
+    assert adapters.parameters.keys() == rates | {
+        "unlearn.adv_lr", "unlearn.adv_decay", "unlearn.fork_every_n_loops", "unlearn.retain_momentum",
+    }  # fmt: skip
 
 
 def test_a_variant_resets_what_the_file_sets(place: Path) -> None:
@@ -251,6 +259,7 @@ MISTAKES = {
     "_fn: neg_entropy|_fn: entropy": "s.yaml:31: unlearning_loss_fn: entropy is not known; known",
     "use_masking: true|use_masking: 1": "s.yaml:13: use_masking: true or false is expected",
     "name: rep_eng_retain_lr|name: other": "s.yaml:33: additional_param_name: other is not known;",
+    "lora_rank: 8, |": "s.yaml:38: method_name: surgical_irreversible_unlearning_lora without lora",
     "batch_size: 4|n_trials: 4": "s.yaml:9: n_trials is given twice",
     "  plain: {}|  plain: {model_id: x}": "s.yaml:26: model_id is one for all variants here",
     "  unlearn_steps: 300\n|": "s.yaml: unlearn_steps is missing",
@@ -276,7 +285,7 @@ def test_wrong_arguments(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     calls = {
         ("gone.yaml",): "gone.yaml: No such file",
         ("s.yaml", "--variant", "x"): "--variant x: s.yaml has plain, no_masking, ",
-        ("s.yaml", "--variant", "adapters"): "s.yaml:38: method_name: surgical_irreversible_unlea",
+        ("s.yaml", "--variant", "with_lora"): "s.yaml:39: method_name: circuit_breakers needs LoRA",
     }
     for arguments, message in calls.items():
         assert import_study.main(list(arguments)) == 2

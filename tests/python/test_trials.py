@@ -98,6 +98,7 @@ def test_trials_are_runs(tiny: Case, tmp_path: Path, ranks: int) -> None:
         {"unlearn.train_adversary": False, "evaluate.batches": 2},
         {"unlearn.target_modules": ["up_proj", "v_proj"], "relearn.lr": 0.01},
         {"unlearn.loops": 0},
+        {"unlearn.adv_lora_rank": 2, "unlearn.adv_lora_count": 2, "unlearn.fork_every_n_loops": 7},
         {},
     ]
     for i, overrides in enumerate(settings):
