@@ -2,8 +2,8 @@
  *
  *   bench_loop [--shape demo|pythia-14m|smollm-135m|llama-1b] [--what loop|relearn]
  *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
- *              [--graph listing|fresh|reuse] [--batch SEQUENCES] [--context TOKENS]
- *              [--threads N] [--repeats K]
+ *              [--graph listing|fresh|reuse] [--reduction fast|exact] [--batch SEQUENCES]
+ *              [--micro SEQUENCES] [--context TOKENS] [--threads N] [--repeats K]
  *
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
@@ -19,18 +19,20 @@
 #define PEAK_FLOPS 989e12
 
 struct options {
-    const char *shape, *what, *device, *dtype, *state, *graph, *batch, *context, *threads, *repeats;
+    const char *shape, *what, *device, *dtype, *state, *graph, *reduction, *batch, *micro, *context,
+        *threads, *repeats;
 };
 
 static struct options read_options(int argc, char **argv) {
-    struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing", "", "", "1", "5"};
+    struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing",
+                        "fast", "",     "",    "",        "1",       "5"};
     const struct {
         const char *name, **value;
     } all[] = {
-        {"--shape", &o.shape},     {"--what", &o.what},       {"--device", &o.device},
-        {"--dtype", &o.dtype},     {"--state", &o.state},     {"--graph", &o.graph},
-        {"--batch", &o.batch},     {"--context", &o.context}, {"--threads", &o.threads},
-        {"--repeats", &o.repeats},
+        {"--shape", &o.shape},         {"--what", &o.what},       {"--device", &o.device},
+        {"--dtype", &o.dtype},         {"--state", &o.state},     {"--graph", &o.graph},
+        {"--reduction", &o.reduction}, {"--batch", &o.batch},     {"--micro", &o.micro},
+        {"--context", &o.context},     {"--threads", &o.threads}, {"--repeats", &o.repeats},
     };
     for (int i = 1; i < argc; i += 2) {
         size_t k = 0;
@@ -88,10 +90,20 @@ static double loop_flops(const struct shape *s, enum mm_graph graph) {
     return (forwards * forward + backwards * backward) * (double)(s->batch * s->context);
 }
 
+static bool is_exact(const struct options *o) {
+    return strcmp(o->reduction, "exact") == 0;
+}
+
+/* By default all at once, or with exact one by one, as in the config. */
+static size_t micro_batch(const struct shape *s, const struct options *o) {
+    return *o->micro ? (size_t)atoi(o->micro) : is_exact(o) ? 1 : s->batch;
+}
+
 static struct mm_config config_of(const struct shape *s, const struct options *o) {
     struct mm_config c = {0};
     c.model.state_dtype = dtype_of(o->state);
-    c.data.batch_size = c.data.micro_batch = s->batch;
+    c.data.batch_size = s->batch;
+    c.data.micro_batch = micro_batch(s, o);
     c.data.context_length = s->context;
     c.unlearn.loss_fn = MM_LOSS_NEG_CROSS_ENTROPY;
     c.unlearn.graph = graph_of(o->graph);
@@ -151,8 +163,9 @@ static void time_loops(const struct subject *b, const struct options *o) {
 static void time_relearning(const struct subject *b, const struct options *o) {
     const struct shape *s = b->shape;
     const struct mm_attack attack = {.optimizer = MM_SGD, .lr = 1e-3};
-    struct mm_training *t = mm_training_create(b->arena, b->comm, b->model, s->batch, s->batch,
-                                               s->context, dtype_of(o->state), false);
+    struct mm_training *t =
+        mm_training_create(b->arena, b->comm, b->model, s->batch, micro_batch(s, o), s->context,
+                           dtype_of(o->state), false);
     uint32_t *tokens = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         double start = mm_now();
@@ -178,11 +191,11 @@ static void print_result(const struct subject *b, const struct options *o) {
     qsort(b->times, (size_t)b->repeats, sizeof *b->times, ascending);
     double seconds = b->times[b->repeats / 2];
     size_t tokens = b->shape->batch * b->shape->context * (loop ? 2 : 1);
-    printf("shape=%s what=%s device=%s dtype=%s state=%s graph=%s batch=%zu context=%zu threads=%s "
-           "ranks=%d ms=%.3f tokens_per_s=%.1f peak_bytes=%zu",
-           o->shape, o->what, o->device, o->dtype, o->state, o->graph, b->shape->batch,
-           b->shape->context, o->threads, ranks, 1e3 * seconds, (double)tokens / seconds,
-           peak_bytes(b->model->dev));
+    printf("shape=%s what=%s device=%s dtype=%s state=%s graph=%s reduction=%s batch=%zu micro=%zu "
+           "context=%zu threads=%s ranks=%d ms=%.3f least_ms=%.3f tokens_per_s=%.1f peak_bytes=%zu",
+           o->shape, o->what, o->device, o->dtype, o->state, o->graph, o->reduction,
+           b->shape->batch, micro_batch(b->shape, o), b->shape->context, o->threads, ranks,
+           1e3 * seconds, 1e3 * b->times[0], (double)tokens / seconds, peak_bytes(b->model->dev));
     if (loop)
         printf(" mfu=%.4f",
                loop_flops(b->shape, graph_of(o->graph)) / seconds / ranks / PEAK_FLOPS);
@@ -212,6 +225,7 @@ int main(int argc, char **argv) {
     s.context = *o.context ? (size_t)atoi(o.context) : s.context;
     omp_set_num_threads(atoi(o.threads));
     struct mm_device *dev = open_device(comm, o.device);
+    dev->exact = is_exact(&o);
     struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->ops->asynchronous ? 3 : 1;

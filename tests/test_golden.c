@@ -1,6 +1,8 @@
 /* test_golden.c - the program against traces of PyTorch with transformers models in float64
  * (tests/golden/README.md). Runs on any number of ranks up to the batch of 4: every rank compares
- * the gathered whole, so the ranks' agreement is tested by the same numbers.
+ * the gathered whole, so the ranks' agreement is tested by the same numbers. With the argument exact
+ * it runs as with reduction: exact (that the bits are the same on any number of ranks:
+ * test_exact.c).
  *
  * Compiled with MM_TEST_CUDA it runs on a GPU, or on the host shim, in float32 arithmetic with the
  * same tolerances and then (without the argument float32) in bfloat16. Of that a number is good to
@@ -586,6 +588,7 @@ int main(int argc, char **argv) {
     dev = open_device(comm);
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
+        dev->exact = argc > 1 && strcmp(argv[1], "exact") == 0;
         enum mm_transport transport = dev->ops->asynchronous && mm_comm_size(comm) > 1
                                           ? MM_TRANSPORT_STAGED
                                           : MM_TRANSPORT_AUTO;
