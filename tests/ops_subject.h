@@ -51,6 +51,12 @@ static inline bool subject_of(enum mm_dtype dtype) {
     return false;
 }
 
+/* reduction: exact, which devices with threads have. */
+static inline void subjects_exact(bool exact) {
+    for (size_t i = 0; i < subjects_n; i++)
+        subjects[i].dev->exact = exact && subjects[i].threads;
+}
+
 static inline void subject_add(struct mm_device *dev, enum mm_dtype dtype, bool threads) {
     assert_true(subjects_n < MOST_SUBJECTS);
     subjects[subjects_n++] = (struct subject){dev, dtype, threads};

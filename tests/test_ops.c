@@ -211,6 +211,21 @@ static void linear_gradients(void **state) {
     check_linear_dw(dtype, (struct product){333, 17, 211}, true, 3);
 }
 
+/* In pieces, along each side of the product. */
+static void exact_products(void **state) {
+    (void)state;
+    static const struct product wide[] = {{300, 31, 517}, {5, 300, 257}, {257, 520, 3}};
+    subjects_exact(true);
+    FOR_DTYPES(dtype)
+    for (size_t i = 0; i < 3; i++)
+        for (int form = 0; form < 4; form++) {
+            check_linear(dtype, wide[i], form & 2, form & 1, form & 2 ? 5 : 0);
+            check_linear_dx(dtype, wide[i], form & 1, form & 2 ? 5 : 0);
+            check_linear_dw(dtype, wide[i], form & 1, form & 2 ? 5 : 0);
+        }
+    subjects_exact(false);
+}
+
 /* A NaN or infinity reaches every output that reads it, also against zeros, and no other. */
 static void products_pass_nan_on(void **state) {
     (void)state;
@@ -369,6 +384,7 @@ int main(void) {
         cmocka_unit_test_teardown(convert, test_end),
         cmocka_unit_test_teardown(linear, test_end),
         cmocka_unit_test_teardown(linear_gradients, test_end),
+        cmocka_unit_test_teardown(exact_products, test_end),
         cmocka_unit_test_teardown(products_pass_nan_on, test_end),
         cmocka_unit_test_teardown(embedding, test_end),
         cmocka_unit_test_teardown(embedding_adds_in_token_order, test_end),

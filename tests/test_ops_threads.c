@@ -1,6 +1,6 @@
 /* test_ops_threads.c - results do not depend on the number of threads: to the bit for everything
  * but the matrix products, whose order of additions is the library's and only has to be repeatable
- * at one number of threads. */
+ * at one number of threads, unless the device is exact. */
 #include "tests/ops_subject.h"
 
 #include <omp.h>
@@ -259,6 +259,16 @@ static void vectors(void **state) {
     check_round(run_half_vectors, 1, 61);
 }
 
+/* Products of one piece, and of several whose last are small. */
+static void exact_products(void **state) {
+    (void)state;
+    subjects_exact(true);
+    check_round(run_products, 100, 200);
+    check_round(run_products, 300, 999);
+    check_round(run_products, 777, 33);
+    subjects_exact(false);
+}
+
 /* The same number of threads, the same bits. */
 static void products_repeat(void **state) {
     (void)state;
@@ -284,6 +294,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(layers, test_end),
         cmocka_unit_test_teardown(vectors, test_end),
+        cmocka_unit_test_teardown(exact_products, test_end),
         cmocka_unit_test_teardown(products_repeat, test_end),
     };
     return cmocka_run_group_tests(tests, subjects_open, subjects_close);
