@@ -4,37 +4,74 @@
 #include <stdio.h>
 #include <xxhash.h>
 
-/* Of this rank's rows. */
-static void hash_rows(const struct mm_shard *s, enum mm_dtype dtype, const char *vector,
-                      uint64_t seed, uint64_t *rows) {
-    size_t n = 0;
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        size_t bytes = s->model->params[s->param[t]].cols * mm_dtype_bytes(dtype);
-        const char *first = vector + s->offsets[t] * mm_dtype_bytes(dtype);
-        for (size_t i = 0; i < s->rows[t].count; i++)
-            rows[n++] = XXH3_64bits_withSeed(first + i * bytes, bytes, seed);
-    }
+struct mm_hasher {
+    struct mm_comm *comm;
+    struct mm_device *dev;
+    XXH3_state_t *state;
+    uint64_t place; /* of the next tensor */
+};
+
+struct mm_hasher *mm_hasher_create(struct mm_comm *comm, struct mm_device *dev) {
+    struct mm_hasher *h = mm_calloc(1, sizeof *h);
+    *h = (struct mm_hasher){.comm = comm, .dev = dev, .state = XXH3_createState()};
+    MM_CHECK(h->state, "out of memory");
+    XXH3_128bits_reset(h->state);
+    return h;
 }
 
-void mm_state_hash(const struct mm_shard *s, enum mm_dtype dtype, const void *const *vectors,
-                   size_t vectors_n, char hex[33]) {
-    size_t all_n = mm_shard_all_rows(s);
-    uint64_t *own = mm_calloc(mm_shard_own_rows(s), sizeof *own);
-    uint64_t *all = mm_calloc(all_n, sizeof *all);
-    XXH3_state_t *state = XXH3_createState();
-    MM_CHECK(state, "out of memory");
-    XXH3_128bits_reset(state);
-    for (size_t i = 0; i < vectors_n; i++) {
-        if (!vectors[i])
-            continue;
-        hash_rows(s, dtype, vectors[i], i, own);
-        mm_shard_gather(s, own, sizeof *own, all);
-        XXH3_128bits_update(state, all, all_n * sizeof *all);
-    }
-    XXH128_hash_t hash = XXH3_128bits_digest(state);
-    XXH3_freeState(state);
-    mm_free(own);
+void mm_hasher_add(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype dtype,
+                   const void *own) {
+    int size = mm_comm_size(h->comm);
+    size_t block = mm_rows_block(rows, size), bytes = cols * mm_dtype_bytes(dtype);
+    size_t count = mm_rows_of(rows, size, mm_comm_rank(h->comm)).count;
+    char *copy = mm_calloc(count, bytes);
+    uint64_t *mine = mm_calloc(block, sizeof *mine);
+    uint64_t *all = mm_calloc((size_t)size * block, sizeof *all);
+    if (count)
+        h->dev->ops->download(h->dev, copy, own, count * bytes);
+    for (size_t i = 0; i < count; i++)
+        mine[i] = XXH3_64bits_withSeed(copy + i * bytes, bytes, h->place);
+    mm_comm_gather_all(h->comm, mine, block * sizeof *mine, all);
+    XXH3_128bits_update(h->state, all, rows * sizeof *all); /* the padding is behind */
+    h->place++;
+    mm_free(copy);
+    mm_free(mine);
     mm_free(all);
+}
+
+void mm_hasher_add_vector(struct mm_hasher *h, const struct mm_shard *s, struct mm_vector v) {
+    for (size_t t = 0; t < s->tensors_n && v.data; t++) {
+        const struct mm_param *p = &s->model->params[s->param[t]];
+        mm_hasher_add(h, p->rows, p->cols, v.dtype,
+                      (const char *)v.data + s->offsets[t] * mm_dtype_bytes(v.dtype));
+    }
+    if (!v.data)
+        h->place += s->tensors_n;
+}
+
+void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
+    XXH128_hash_t hash = XXH3_128bits_digest(h->state);
     snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
              (unsigned long long)hash.low64);
+    XXH3_freeState(h->state);
+    mm_free(h);
+}
+
+static void add_adapters(struct mm_hasher *h, const struct mm_lora *l, size_t sets) {
+    const float *own = l->all.data;
+    for (size_t set = 0; set < sets; set++)
+        for (size_t i = 0; i < 2 * l->adapted_n; i++) {
+            struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
+            mm_hasher_add(h, tensor.rows, tensor.cols, MM_F32, own + set * l->p.n + l->at[i]);
+        }
+}
+
+void mm_state_hash(const struct mm_mudman *u, char hex[33]) {
+    const struct mm_vector vectors[] = {u->b, u->a, u->m, u->f};
+    struct mm_hasher *h = mm_hasher_create(u->comm, u->dev);
+    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
+        mm_hasher_add_vector(h, u->shard, vectors[i]);
+    if (u->adversary)
+        add_adapters(h, u->adversary, u->config->unlearn.adv_lora_count);
+    mm_hasher_end(h, hex);
 }

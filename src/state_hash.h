@@ -1,14 +1,27 @@
-/* state_hash.h - one number for the state of a run, the same however it is spread over ranks. */
+/* state_hash.h - one number for the state of a run, the same however it is spread over ranks: XXH3
+ * 128 of the XXH3 64 of each row of each tensor, in order. */
 #ifndef MM_STATE_HASH_H
 #define MM_STATE_HASH_H
 
-#include "src/shard.h"
+#include "src/mudman.h"
 
-/* hex (=) 32 digits of a hash of the bits of vectors over the shard (b, a, m, f), of `dtype` and in
- * host memory, NULL where there is none: XXH3 128 of the XXH3 64 of each row, of the first vector's
- * tensors in their order, then of the next one's; the seed of a row is its vector's index.
+struct mm_hasher;
+
+/* Local. Ended, and freed, by mm_hasher_end. */
+struct mm_hasher *mm_hasher_create(struct mm_comm *comm, struct mm_device *dev);
+/* The next tensor; own: this rank's rows of it (mm_rows_of), on the device. Its place in the order
+ * counts, and so do its bits. Collective. */
+void mm_hasher_add(struct mm_hasher *hasher, size_t rows, size_t cols, enum mm_dtype dtype,
+                   const void *own);
+/* The next tensors: those of a vector over the shard; data NULL: as many places are left out.
  * Collective. */
-void mm_state_hash(const struct mm_shard *shard, enum mm_dtype dtype, const void *const *vectors,
-                   size_t vectors_n, char hex[33]);
+void mm_hasher_add_vector(struct mm_hasher *hasher, const struct mm_shard *shard,
+                          struct mm_vector v);
+/* hex (=) 32 digits. Local. */
+void mm_hasher_end(struct mm_hasher *hasher, char hex[33]);
+
+/* Of b, a, m, f and the adversary's adapters. Waits for the loops that were asked for. Collective.
+ */
+void mm_state_hash(const struct mm_mudman *mudman, char hex[33]);
 
 #endif

@@ -286,10 +286,8 @@ static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars 
                                  struct mm_error *err) {
     struct mm_metrics *m = ph->job->metrics;
     char hash[33] = "";
-    if (hash_due(ph, ph->done + 1)) {
-        copy_state(ph, true);
-        mm_state_hash(ph->shard, ph->state.dtype, (const void *const *)ph->host, OVER_W, hash);
-    }
+    if (hash_due(ph, ph->done + 1))
+        mm_state_hash(ph->mudman, hash);
     if (!m)
         return MM_OK;
     mm_metrics_begin(m, "unlearn");

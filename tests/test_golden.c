@@ -1,17 +1,15 @@
 /* test_golden.c - the program against traces of PyTorch with transformers models in float64
  * (tests/golden/README.md). Runs on any number of ranks up to the batch of 4: every rank compares
- * the gathered whole, so the ranks' agreement is tested by the same numbers. With the argument exact
- * it runs as with reduction: exact (that the bits are the same on any number of ranks:
- * test_exact.c).
+ * the gathered whole, so the ranks' agreement is tested by the same numbers. With the argument
+ * exact: the same with reduction: exact.
  *
  * Compiled with MM_TEST_CUDA it runs on a GPU, or on the host shim, in float32 arithmetic with the
  * same tolerances and then (without the argument float32) in bfloat16. Of that a number is good to
- * 2^-9, and the models are so narrow that little averages out: what is compared is the error of a
- * whole tensor, or of a whole vector's change over a run, against its size. Measured: logits off by
- * up to 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015
- * (more where retain_drift and unlearning_drift say so, and in relearning with LoRA), norms by
- * 0.006 on average and up to 0.3, vectors by 0.07 and up to 0.31. The tolerances are half as much
- * again. */
+ * 2^-9, and the models are so narrow that little averages out: compared is the error of a whole
+ * tensor, or of a whole vector's change over a run, against its size. Measured: logits off by up to
+ * 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015 (more
+ * where *_drift say so, and in relearning with LoRA), norms by 0.006 on average and up to 0.3,
+ * vectors by 0.07 and up to 0.31. The tolerances are half as much again. */
 #include "tests/golden_adapters.h"
 
 #include "io/dataset.h"
@@ -589,10 +587,9 @@ int main(int argc, char **argv) {
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
         dev->exact = argc > 1 && strcmp(argv[1], "exact") == 0;
-        enum mm_transport transport = dev->ops->asynchronous && mm_comm_size(comm) > 1
-                                          ? MM_TRANSPORT_STAGED
-                                          : MM_TRANSPORT_AUTO;
-        failed = mm_comm_attach(comm, dev, transport, MM_F32, &err) != MM_OK ||
+        bool staged = dev->ops->asynchronous && mm_comm_size(comm) > 1;
+        failed = mm_comm_attach(comm, dev, staged ? MM_TRANSPORT_STAGED : MM_TRANSPORT_AUTO, MM_F32,
+                                &err) != MM_OK ||
                  run_all(dev->ops->asynchronous && !only_float32);
     }
     mm_comm_free(comm);
