@@ -16,8 +16,10 @@
 struct mm_metrics {
     char *path;
     int fd;
-    size_t bytes; /* length of the file */
-    cJSON *line;  /* between begin and end */
+    size_t bytes;  /* length of the file */
+    cJSON *line;   /* between begin and end */
+    char *waiting; /* lines that could not be written yet, or NULL */
+    bool patient;
 };
 
 /* Cuts the file to keep_bytes, which must be the end of a line. */
@@ -74,6 +76,7 @@ void mm_metrics_free(struct mm_metrics *metrics) {
     if (metrics->fd >= 0)
         close(metrics->fd);
     cJSON_Delete(metrics->line);
+    mm_free(metrics->waiting);
     mm_free(metrics->path);
     mm_free(metrics);
 }
@@ -143,36 +146,58 @@ void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value
     add(metrics, key, cJSON_CreateRaw(digits));
 }
 
-enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) {
-    MM_CHECK(metrics->line, "the end of no line of metrics");
-    char *json = cJSON_PrintUnformatted(metrics->line);
-    MM_CHECK(json, "out of memory");
-    char *line = mm_format("%s\n", json);
-    size_t bytes = strlen(line);
-    cJSON_free(json);
-    cJSON_Delete(metrics->line);
-    metrics->line = NULL;
-
-    enum mm_status status = MM_OK;
-    ssize_t written;
+/* All lines that wait, or none. */
+static enum mm_status write_waiting(struct mm_metrics *metrics, struct mm_error *err) {
+    size_t bytes = metrics->waiting ? strlen(metrics->waiting) : 0;
+    ssize_t written = 0;
     do
-        written = write(metrics->fd, line, bytes);
+        written = bytes ? write(metrics->fd, metrics->waiting, bytes) : 0;
     while (written < 0 && errno == EINTR);
     if (written == (ssize_t)bytes) {
         metrics->bytes += bytes;
-    } else {
-        int fault = written < 0 ? errno : ENOSPC;
-        status = mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(fault));
-        if (written > 0 && ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
-            mm_log(MM_LOG_WARN, "'%s' ends in a part of a line: %s", metrics->path,
-                   strerror(errno));
+        mm_free(metrics->waiting);
+        metrics->waiting = NULL;
+        return MM_OK;
     }
-    mm_free(line);
-    return status;
+    int fault = written < 0 ? errno : ENOSPC;
+    if (written > 0 && ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
+        mm_log(MM_LOG_WARN, "'%s' ends in a part of a line: %s", metrics->path, strerror(errno));
+    return mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(fault));
 }
 
-size_t mm_metrics_bytes(const struct mm_metrics *metrics) {
-    return metrics->bytes;
+enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) {
+    MM_CHECK(metrics->line, "the end of no line of metrics");
+    bool waited = metrics->waiting;
+    char *json = cJSON_PrintUnformatted(metrics->line);
+    MM_CHECK(json, "out of memory");
+    char *lines = mm_format("%s%s\n", waited ? metrics->waiting : "", json);
+    cJSON_free(json);
+    cJSON_Delete(metrics->line);
+    metrics->line = NULL;
+    mm_free(metrics->waiting);
+    metrics->waiting = lines;
+
+    enum mm_status status = write_waiting(metrics, err);
+    if (status == MM_OK)
+        return MM_OK;
+    if (!metrics->patient) {
+        mm_free(metrics->waiting);
+        metrics->waiting = NULL;
+        return status;
+    }
+    if (!waited)
+        mm_log(MM_LOG_WARN, "going on, lines wait in memory: %s", err->text);
+    return MM_OK;
+}
+
+void mm_metrics_be_patient(struct mm_metrics *metrics, bool patient) {
+    metrics->patient = patient;
+}
+
+enum mm_status mm_metrics_flush(struct mm_metrics *metrics, size_t *bytes, struct mm_error *err) {
+    enum mm_status status = write_waiting(metrics, err);
+    *bytes = metrics->bytes;
+    return status;
 }
 
 enum mm_status mm_metrics_sync(const struct mm_metrics *metrics, struct mm_error *err) {

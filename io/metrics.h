@@ -27,8 +27,12 @@ void mm_metrics_json(struct mm_metrics *metrics, const char *key, const char *js
  * before. Text that is not UTF-8 has '?' for each wrong byte. */
 enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err);
 
-/* The length of the file: where a resume from a checkpoint made now cuts it. */
-size_t mm_metrics_bytes(const struct mm_metrics *metrics);
+/* While `patient`, mm_metrics_end warns, once, of a line that cannot be written, instead of
+ * failing: it waits in memory for the next one. At first not. */
+void mm_metrics_be_patient(struct mm_metrics *metrics, bool patient);
+/* Writes lines that wait; *bytes is the length of the file: where a resume from a checkpoint made
+ * now cuts it. MM_FAILED. */
+enum mm_status mm_metrics_flush(struct mm_metrics *metrics, size_t *bytes, struct mm_error *err);
 /* Syncs to disk what was written so far; another thread may do so while lines are added. MM_FAILED.
  */
 enum mm_status mm_metrics_sync(const struct mm_metrics *metrics, struct mm_error *err);

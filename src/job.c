@@ -169,8 +169,11 @@ static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep
     enum mm_status status = mm_folder_make(dir, err);
     if (status == MM_OK)
         status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
-    if (status == MM_OK)
+    if (status == MM_OK) {
+        mm_metrics_be_patient(job->metrics,
+                              job->config->checkpoint.on_error == MM_ON_ERROR_CONTINUE);
         status = mm_file_write(path, text, strlen(text), err);
+    }
     mm_free(path);
     mm_free(text);
     return status == MM_OK ? MM_OK : MM_BAD_INPUT;
@@ -304,6 +307,7 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
     double peak = mm_job_peak_bytes(job), seconds = mm_now() - job->started;
     enum mm_status status = MM_OK;
     if (job->metrics) {
+        mm_metrics_be_patient(job->metrics, false);
         mm_metrics_begin(job->metrics, "result");
         mm_metrics_text(job->metrics, "status", reason ? "rejected" : "done");
         mm_metrics_text(job->metrics, "reason", reason ? reason : "");

@@ -26,19 +26,22 @@ static size_t data_bytes(const struct mm_data *d) {
     return bytes;
 }
 
+/* In host memory, from which a checkpoint is written. */
+static size_t copy_bytes(const struct mm_arena *unlearning) {
+    return mm_arena_bytes(unlearning, MM_FOR_BASE) + mm_arena_bytes(unlearning, MM_FOR_ADVERSARY) +
+           mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC) +
+           mm_arena_bytes(unlearning, MM_FOR_FORGET_ACC);
+}
+
 static void print_peak(const struct mm_job *job, const struct mm_arena *unlearning, bool cuda,
                        size_t peak) {
     char text[3][32];
-    size_t state = mm_arena_bytes(unlearning, MM_FOR_BASE) +
-                   mm_arena_bytes(unlearning, MM_FOR_ADVERSARY) +
-                   mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC) +
-                   mm_arena_bytes(unlearning, MM_FOR_FORGET_ACC);
     mm_bytes_text(text[0], (double)peak);
     if (cuda)
         printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
                "for themselves\nhost memory: token files %s, checkpoints %s\n",
                text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
-               mm_bytes_text(text[2], (double)state));
+               mm_bytes_text(text[2], (double)copy_bytes(unlearning)));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
     mm_bytes_text(text[0], (double)job->model->block_n * (double)mm_dtype_bytes(job->model->dtype));
@@ -57,6 +60,11 @@ static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3
     }
     print_row(cuda ? "device workspace" : "token files", fixed);
     sums[0] += fixed[0];
+    if (!cuda) {
+        size_t copy[3] = {0, copy_bytes(arenas[1])};
+        print_row("checkpoint copy", copy);
+        sums[1] += copy[1];
+    }
     print_row("sum", sums);
     print_peak(job, arenas[1], cuda, sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]));
 }

@@ -235,7 +235,10 @@ static enum mm_status save(struct phase *ph, struct mm_error *err) {
     if (status != MM_OK)
         return status;
     if (ph->job->metrics)
-        info.metrics_bytes = mm_metrics_bytes(ph->job->metrics);
+        status = mm_metrics_flush(ph->job->metrics, &info.metrics_bytes, err);
+    status = mm_comm_agree(ph->job->comm, status, err);
+    if (status != MM_OK)
+        return judge(ph, ph->done, status, err);
     memcpy(info.weights_hash, ph->job->weights_hash, sizeof info.weights_hash);
     info.config = mm_config_yaml(ph->job->config);
     info.extra = extra_text(ph->job);

@@ -33,8 +33,8 @@ static size_t add_line(struct mm_metrics *metrics, uint64_t loop) {
     mm_metrics_begin(metrics, "unlearn");
     mm_metrics_count(metrics, "loop", loop);
     assert_int_equal(mm_metrics_end(metrics, &err), MM_OK);
+    assert_int_equal(mm_metrics_flush(metrics, &bytes, &err), MM_OK);
     assert_int_equal(mm_metrics_sync(metrics, &err), MM_OK);
-    bytes = mm_metrics_bytes(metrics);
     return bytes;
 }
 
@@ -146,6 +146,35 @@ static void full_disk_leaves_whole_lines(void **state) {
     expect_content("{\"phase\":\"unlearn\",\"loop\":0}\n{\"phase\":\"unlearn\",\"loop\":2}\n");
 }
 
+static void patient_lines_wait(void **state) {
+    (void)state;
+    struct mm_metrics *metrics = start(0);
+    size_t bytes = add_line(metrics, 0), length;
+    struct rlimit limit, small;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    small = limit;
+    small.rlim_cur = bytes + 5;
+    signal(SIGXFSZ, SIG_IGN);
+    mm_log_init(0, MM_LOG_ERROR);
+    mm_metrics_be_patient(metrics, true);
+    setrlimit(RLIMIT_FSIZE, &small);
+    for (uint64_t loop = 1; loop < 3; loop++) {
+        mm_metrics_begin(metrics, "unlearn");
+        mm_metrics_count(metrics, "loop", loop);
+        assert_int_equal(mm_metrics_end(metrics, &err), MM_OK);
+    }
+    enum mm_status status = mm_metrics_flush(metrics, &length, &err);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    assert_int_equal(status, MM_FAILED); /* no checkpoint may count lines that are not there */
+    expect_content("{\"phase\":\"unlearn\",\"loop\":0}\n");
+    assert_int_equal(mm_metrics_flush(metrics, &length, &err), MM_OK);
+    assert_int_equal(length, 3 * bytes);
+    assert_int_equal(add_line(metrics, 3), 4 * bytes);
+    mm_metrics_free(metrics);
+    expect_content("{\"phase\":\"unlearn\",\"loop\":0}\n{\"phase\":\"unlearn\",\"loop\":1}\n"
+                   "{\"phase\":\"unlearn\",\"loop\":2}\n{\"phase\":\"unlearn\",\"loop\":3}\n");
+}
+
 static int nothing_left(void **state) {
     (void)state;
     return mm_live_blocks() != 0;
@@ -155,10 +184,9 @@ static int nothing_left(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(writes_lines),
-        TEST(numbers_come_back),
-        TEST(resume_cuts),
-        TEST(full_disk_leaves_whole_lines),
+        TEST(writes_lines),       TEST(numbers_come_back),
+        TEST(resume_cuts),        TEST(full_disk_leaves_whole_lines),
+        TEST(patient_lines_wait),
     };
     if (!mkdtemp(folder))
         return 1;

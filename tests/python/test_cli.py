@@ -171,6 +171,7 @@ def test_plan_counts_the_state_of_a_rank(tiny: Case, ranks: int) -> None:
     state = 3 * -(-22 // ranks) * 16 * 4
     for name in ("base (b)", "adversary (a)", "retain accumulator (m)"):
         assert table[name] == pytest.approx([0, state, 0], rel=5e-3)
+    assert table["checkpoint copy"] == pytest.approx([0, 3 * state, 0], rel=5e-3)
     alone = planned(succeed("plan", tiny.config).out)
     assert table["weights"] == alone["weights"]
     assert table["weights"][0] >= 6432 * 4

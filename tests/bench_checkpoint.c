@@ -1,0 +1,283 @@
+/* bench_checkpoint.c - what a checkpoint costs, in a model's shape with random weights.
+ *
+ *   bench_checkpoint DIR [--shape demo|pythia-14m|smollm-135m|llama-1b] [--threads N] [--repeats K]
+ *
+ * Each repeat does, one after the other and under DIR, which must be on the disk that is meant:
+ *   plain   every rank writes the bytes of its state to a file of its own, 1 MiB a call, and syncs
+ *   whole   a checkpoint, while nothing else goes on
+ *   alone   loops without a save
+ *   saving  loops while a checkpoint is written beside them, as a run does it
+ * and prints a line; the last one has the medians. bandwidth = plain seconds / whole seconds.
+ * blocked = time in which the loops stood still for the save (copy of the state, start, polls);
+ * stall = that, and what the loops lost by sharing the machine with the writer; both as shares of
+ * what `whole` took, which is what the loops would wait otherwise. Loops are of one sequence of 16
+ * tokens a rank, short, so that polls come often. Under mpirun the ranks share the state. */
+#include "bench_shapes.h"
+#include "io/files.h"
+#include "io/saver.h"
+#include "src/mudman.h"
+#include "src/training.h"
+
+#include <fcntl.h>
+#include <omp.h>
+#include <unistd.h>
+
+enum { VECTORS = 3, REPEATS_MOST = 100 };
+
+struct bench {
+    const char *dir;
+    struct shape shape;
+    struct mm_comm *comm;
+    struct mm_device *dev;
+    struct mm_arena *arena;
+    struct mm_model *model;
+    struct mm_shard *shard;
+    struct mm_mudman *mudman;
+    struct mm_state state;
+    struct mm_vector vectors[VECTORS];
+    void *copies[VECTORS];
+    uint32_t *tokens;
+    size_t loops, saves;
+};
+
+struct figures {
+    double plain, whole, loop, save, blocked, stalled; /* seconds */
+};
+
+static struct mm_error err;
+
+static void need(enum mm_status status) {
+    MM_CHECK(status == MM_OK, "%s", err.text);
+}
+
+/* -- set-up ------------------------------------------------------------------------------------ */
+
+static struct mm_config config_of(const struct shape *s) {
+    struct mm_config c = {0};
+    c.model.state_dtype = MM_F32;
+    c.data.batch_size = c.data.micro_batch = s->batch;
+    c.data.context_length = s->context;
+    c.unlearn.loss_fn = MM_LOSS_NEG_CROSS_ENTROPY;
+    c.unlearn.unlearning_rate = c.unlearn.retaining_rate = c.unlearn.adv_lr = 1e-3;
+    c.unlearn.retain_momentum = 0.9;
+    c.unlearn.fork_every_n_loops = 1000000;
+    c.unlearn.adv_decay = 1;
+    c.unlearn.train_adversary = c.unlearn.use_masking = c.unlearn.retain_cross_entropy = true;
+    return c;
+}
+
+static void bind_state(struct bench *b) {
+    const struct mm_shard *s = b->shard;
+    b->vectors[0] = b->mudman->b;
+    b->vectors[1] = b->mudman->a;
+    b->vectors[2] = b->mudman->m;
+    for (int i = 0; i < VECTORS; i++)
+        b->copies[i] = b->dev->ops->pinned_alloc(b->dev, b->vectors[i].n * sizeof(float));
+    b->state = (struct mm_state){.dtype = MM_F32, .tensors_n = s->tensors_n};
+    b->state.tensors = mm_calloc(s->tensors_n, sizeof *b->state.tensors);
+    for (size_t t = 0; t < s->tensors_n; t++) {
+        const struct mm_param *p = &s->model->params[s->param[t]];
+        b->state.tensors[t] =
+            (struct mm_state_tensor){.name = p->name,
+                                     .rows = p->rows,
+                                     .cols = p->cols,
+                                     .base = (float *)b->copies[0] + s->offsets[t],
+                                     .adversary = (float *)b->copies[1] + s->offsets[t],
+                                     .retain_acc = (float *)b->copies[2] + s->offsets[t]};
+    }
+}
+
+static void set_up(struct bench *b) {
+    struct mm_config config = config_of(&b->shape);
+    const struct mm_arch *arch = &b->shape.arch;
+    b->arena = mm_arena_create(b->dev, false);
+    b->model = mm_model_create(b->arena, arch, MM_F32, b->shape.context);
+    mm_model_randomize(b->model, 1);
+    bool *wanted = mm_calloc(b->model->params_n, 1);
+    need(mm_model_choose(b->model, &b->shape.target, 1, wanted, &err));
+    b->shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
+    b->mudman = mm_mudman_create(b->arena, &config, b->comm, b->model, b->shard);
+    mm_free(wanted);
+    size_t n = b->shape.batch * b->shape.context;
+    b->tokens = mm_calloc(n, sizeof *b->tokens);
+    for (size_t i = 0; i < n; i++)
+        b->tokens[i] = (uint32_t)(i * 2654435761u >> 7) % (uint32_t)arch->vocab;
+    bind_state(b);
+}
+
+static void tear_down(struct bench *b) {
+    for (int i = 0; i < VECTORS; i++)
+        b->dev->ops->pinned_free(b->dev, b->copies[i]);
+    mm_free(b->state.tensors);
+    mm_free(b->tokens);
+    mm_mudman_free(b->mudman);
+    mm_shard_free(b->shard);
+    mm_model_free(b->model);
+    mm_arena_free(b->arena);
+}
+
+/* -- what is timed ----------------------------------------------------------------------------- */
+
+static void copy_state(const struct bench *b) {
+    for (int i = 0; i < VECTORS; i++)
+        b->dev->ops->download(b->dev, b->copies[i], b->vectors[i].data,
+                              b->vectors[i].n * sizeof(float));
+}
+
+static void one_loop(struct bench *b) {
+    const uint32_t *mine = b->tokens + b->mudman->passes->first * b->shape.context;
+    mm_mudman_loop(b->mudman, b->loops++, mine, mine);
+    struct mm_loop_scalars scalars = mm_mudman_scalars(b->mudman);
+    MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+}
+
+static double write_plain(const struct bench *b) {
+    char *path = mm_format("%s/plain-%d", b->dir, mm_comm_rank(b->comm));
+    unlink(path);
+    mm_comm_barrier(b->comm);
+    double start = mm_now();
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    MM_CHECK(fd >= 0, "cannot write '%s'", path);
+    for (int i = 0; i < VECTORS; i++) {
+        size_t bytes = b->vectors[i].n * sizeof(float), step = 1 << 20;
+        for (size_t at = 0; at < bytes; at += step) {
+            size_t now = bytes - at < step ? bytes - at : step;
+            MM_CHECK(write(fd, (char *)b->copies[i] + at, now) == (ssize_t)now, "a short write");
+        }
+    }
+    MM_CHECK(fsync(fd) == 0 && close(fd) == 0, "cannot sync");
+    mm_comm_barrier(b->comm);
+    double seconds = mm_now() - start;
+    unlink(path);
+    mm_free(path);
+    return seconds;
+}
+
+static struct mm_checkpoint_info next_info(struct bench *b) {
+    return (struct mm_checkpoint_info){.loops = ++b->saves};
+}
+
+static double write_whole(struct bench *b) {
+    struct mm_checkpoint_info info = next_info(b);
+    mm_comm_barrier(b->comm);
+    double start = mm_now();
+    need(mm_checkpoint_write(b->comm, b->dir, 1, &b->state, &info, &err));
+    return mm_now() - start;
+}
+
+static double time_alone(struct bench *b, int n) {
+    double start = mm_now();
+    for (int i = 0; i < n; i++)
+        one_loop(b);
+    return (mm_now() - start) / n;
+}
+
+static void time_saving(struct bench *b, struct figures *f) {
+    struct mm_saver *saver = mm_saver_create(b->comm, b->dir, 1);
+    struct mm_checkpoint_info info = next_info(b);
+    int loops = 0;
+    mm_comm_barrier(b->comm);
+    double start = mm_now();
+    copy_state(b);
+    need(mm_saver_start(saver, &b->state, &info, NULL, &err));
+    f->blocked = mm_now() - start;
+    while (mm_saver_busy(saver)) {
+        one_loop(b);
+        loops++;
+        double before = mm_now();
+        need(mm_saver_poll(saver, false, &err));
+        f->blocked += mm_now() - before;
+    }
+    f->save = mm_now() - start;
+    f->stalled = f->save - loops * f->loop;
+    mm_saver_free(saver);
+}
+
+/* -- figures ----------------------------------------------------------------------------------- */
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, ascending);
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+static void print_line(const char *name, double bytes, const double v[]) {
+    printf("%-7s plain %7.1f MB/s  checkpoint %7.1f MB/s  bandwidth %5.2f  loop %7.1f ms  save "
+           "%6.3f s  blocked %5.2f %%  stall %6.1f %%\n",
+           name, bytes / v[0] / 1e6, bytes / v[1] / 1e6, v[2], 1e3 * v[3], v[4], 100 * v[5] / v[1],
+           100 * v[6] / v[1]);
+    fflush(stdout);
+}
+
+static void run(struct bench *b, int repeats, double bytes) {
+    enum { COLUMNS = 7 };
+    double all[COLUMNS][REPEATS_MOST], middle[COLUMNS];
+    bool speaks = mm_comm_rank(b->comm) == 0;
+    one_loop(b);
+    copy_state(b);
+    for (int i = -1; i < repeats; i++) { /* the first warms up */
+        struct figures f = {0};
+        if (i % 2 == 0) /* neither always comes first */
+            f.plain = write_plain(b);
+        f.whole = write_whole(b);
+        if (i % 2 != 0)
+            f.plain = write_plain(b);
+        f.loop = time_alone(b, 3);
+        time_saving(b, &f);
+        double v[COLUMNS] = {f.plain, f.whole,   f.plain / f.whole, f.loop,
+                             f.save,  f.blocked, f.stalled};
+        for (int c = 0; c < COLUMNS && i >= 0; c++)
+            all[c][i] = v[c];
+        char name[16];
+        snprintf(name, sizeof name, "%d", i + 1);
+        if (speaks && i >= 0)
+            print_line(name, bytes, v);
+    }
+    for (int c = 0; c < COLUMNS; c++)
+        middle[c] = median(all[c], repeats);
+    if (speaks)
+        print_line("median", bytes, middle);
+}
+
+int main(int argc, char **argv) {
+    struct mm_comm *comm = mm_comm_create(&argc, &argv);
+    const char *shape = "pythia-14m", *threads = "1", *repeats = "5";
+    for (int i = 2; i + 1 < argc; i += 2) {
+        const char **value = strcmp(argv[i], "--shape") == 0     ? &shape
+                             : strcmp(argv[i], "--threads") == 0 ? &threads
+                             : strcmp(argv[i], "--repeats") == 0 ? &repeats
+                                                                 : NULL;
+        if (!value) {
+            fprintf(stderr, "no option '%s'\n", argv[i]);
+            return 2;
+        }
+        *value = argv[i + 1];
+    }
+    int n = atoi(repeats);
+    if (argc < 2 || argc % 2 || n < 1 || n > REPEATS_MOST) {
+        fprintf(stderr, "usage: bench_checkpoint DIR [--shape S] [--threads N] [--repeats K]\n");
+        return 2;
+    }
+    omp_set_num_threads(atoi(threads));
+    struct bench b = {.dir = argv[1], .shape = find_shape(shape), .comm = comm};
+    b.shape.batch = (size_t)mm_comm_size(comm);
+    b.shape.context = 16;
+    b.dev = mm_device_create_cpu();
+    mm_log_init(mm_comm_rank(comm), MM_LOG_WARN);
+    need(mm_comm_attach(comm, b.dev, MM_TRANSPORT_AUTO, MM_F32, &err));
+    need(mm_folder_make(b.dir, &err));
+    set_up(&b);
+    double bytes = VECTORS * sizeof(float) * b.shard->total;
+    if (mm_comm_rank(comm) == 0)
+        printf("shape %s, %d ranks of %s threads, %.1f MB a checkpoint\n", shape,
+               mm_comm_size(comm), threads, bytes / 1e6);
+    run(&b, n, bytes);
+    tear_down(&b);
+    mm_comm_free(comm); /* before the device that it works on */
+    mm_device_free(b.dev);
+    return 0;
+}
