@@ -37,7 +37,11 @@ static void cpu_zero(struct mm_device *dev, void *block, size_t bytes) {
 
 static void cpu_copy(struct mm_device *dev, void *dst, const void *src, size_t bytes) {
     (void)dev;
-    memcpy(dst, src, bytes);
+    const size_t step = (size_t)1 << 20;
+#pragma omp parallel for schedule(static) if (bytes > step)
+    for (size_t first = 0; first < bytes; first += step)
+        memcpy((char *)dst + first, (const char *)src + first,
+               bytes - first < step ? bytes - first : step);
 }
 
 static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
