@@ -3,22 +3,40 @@
 
 #include "comm/job.h"
 
+/* Before MPI_Init and after MPI_Finalize the caller's own exit has to do: the launcher sees it. */
 static void abort_job(int exit_status) {
-    MPI_Abort(MPI_COMM_WORLD, exit_status);
+    int begun, ended;
+    MPI_Initialized(&begun);
+    MPI_Finalized(&ended);
+    if (begun && !ended)
+        MPI_Abort(MPI_COMM_WORLD, exit_status);
+}
+
+static bool launched(void) {
+    return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
 /* Without a launcher Open MPI starts a daemon and opens ports for a process that needs neither. */
 static void prepare_singleton(void) {
-    if (!getenv("OMPI_COMM_WORLD_SIZE") && !getenv("PMIX_RANK") && !getenv("PMI_RANK"))
+    if (!launched())
         setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
 }
 
-struct mm_comm *mm_comm_create(int *argc, char ***argv) {
+/* Tasks that know nothing of each other would all write the same run folder. */
+static enum mm_status check_step(struct mm_error *err) {
+    const char *tasks = getenv("SLURM_STEP_NUM_TASKS");
+    if (launched() || !tasks || atoi(tasks) <= 1)
+        return MM_OK;
+    return mm_fail(err, MM_BAD_INPUT,
+                   "srun started %s tasks without PMIx, so that they do not find each other: use "
+                   "'srun --mpi=pmix' ('srun --mpi=list' shows what there is) or mpirun",
+                   tasks);
+}
+
+static void join(struct mm_comm *comm, int *argc, char ***argv) {
     int provided;
-    prepare_singleton();
     CHECK_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
     mm_set_abort_hook(abort_job);
-    struct mm_comm *comm = mm_calloc(1, sizeof *comm);
     CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world));
     CHECK_MPI(MPI_Comm_rank(comm->world, &comm->rank));
     CHECK_MPI(MPI_Comm_size(comm->world, &comm->size));
@@ -28,21 +46,46 @@ struct mm_comm *mm_comm_create(int *argc, char ***argv) {
     CHECK_MPI(MPI_Comm_size(comm->node, &comm->local_size));
     comm->machine = comm->rank;
     CHECK_MPI(MPI_Bcast(&comm->machine, 1, MPI_INT, 0, comm->node));
-    comm->watch = mm_watch_create(comm->rank, abort_job);
+}
+
+struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_error *err) {
+    const char *rank = getenv("PMIX_RANK"); /* until MPI says */
+    if (check_step(err) != MM_OK)
+        return NULL;
+    prepare_singleton();
+    struct mm_comm *comm = mm_calloc(1, sizeof *comm);
+    comm->watch = mm_watch_create(abort_job);
+    mm_watch_name(comm->watch, rank ? atoi(rank) : 0);
+    mm_comm_watch_begin(comm, seconds, "start-up", MM_UNNUMBERED);
+    mm_watch_enter(comm->watch, MM_WATCHED_CONNECTION, false, 0);
+    join(comm, argc, argv);
+    mm_watch_leave(comm->watch);
+    mm_watch_name(comm->watch, comm->rank);
+    return comm;
+}
+
+struct mm_comm *mm_comm_create(int *argc, char ***argv) {
+    struct mm_error err;
+    struct mm_comm *comm = mm_comm_join(argc, argv, 0, &err);
+    MM_CHECK(comm, "%s", err.text);
     return comm;
 }
 
 void mm_comm_free(struct mm_comm *comm) {
-    mm_watch_stop(comm->watch);
+    mm_watch_detach(comm->watch);
+    mm_watch_begin(comm->watch, comm->patience, "exit", MM_UNNUMBERED);
+    mm_watch_enter(comm->watch, MM_WATCHED_DEPARTURE, false, 0);
     if (comm->transport)
         comm->transport->free(comm->transport);
-    mm_watch_free(comm->watch);
+    mm_watch_free_device(comm->watch);
     mm_free(comm->sums);
     CHECK_MPI(MPI_Comm_free(&comm->node));
     CHECK_MPI(MPI_Comm_free(&comm->world));
-    mm_free(comm);
     mm_set_abort_hook(NULL);
     CHECK_MPI(MPI_Finalize());
+    mm_watch_leave(comm->watch);
+    mm_watch_free(comm->watch);
+    mm_free(comm);
 }
 
 void mm_comm_pretend(struct mm_comm *comm, int size) {

@@ -12,9 +12,13 @@
 
 struct mm_comm;
 
-/* Joins the job (MPI_Init); one rank when started without a launcher. Collective. The caller frees
- * with mm_comm_free, which leaves the job (MPI_Finalize): once a process. */
-struct mm_comm *mm_comm_create(int *argc, char ***argv);
+/* Joins the job (MPI_Init); one rank when started without a launcher. NULL, and the text says what
+ * to do, where tasks were started that cannot find each other. Waits for the others `seconds` at
+ * most (0: for ever), else this process ends with a message. Collective. The caller frees with
+ * mm_comm_free, which leaves the job (MPI_Finalize), waiting as long as mm_comm_watch_begin said
+ * last: once a process. */
+struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_error *err);
+struct mm_comm *mm_comm_create(int *argc, char ***argv); /* for ever; for tests */
 void mm_comm_free(struct mm_comm *comm);
 
 /* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
@@ -26,6 +30,8 @@ int mm_comm_size(const struct mm_comm *comm); /* Local. */
 /* Ranks on this machine, and this rank's place among them. Local. */
 int mm_comm_local_size(const struct mm_comm *comm);
 int mm_comm_local_rank(const struct mm_comm *comm);
+/* The rank that stands for this machine: its first. Local. */
+int mm_comm_machine(const struct mm_comm *comm);
 
 /* Makes all ranks decide alike: returns the first status other than MM_OK in rank order and puts
  * that rank's text in every err. Collective. */
@@ -121,8 +127,9 @@ void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
 /* The watchdog: between begin and end none of the functions above, nor the device's work that has
  * been asked for, may take longer than `seconds` (0: no watchdog); else every rank ends with a
  * message that names this rank, the collective, `what` ("loop") and its number. Begin may be called
- * again to go on to the next number: what was watched until then must be done in its time all the
+ * again to go on to what comes next: what was watched until then must be done in its time all the
  * same. Neither may be called while the device records. Local. */
+#define MM_UNNUMBERED SIZE_MAX
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number);
 void mm_comm_watch_end(struct mm_comm *comm);
 

@@ -13,6 +13,7 @@ struct mm_comm {
     double *sums;  /* every rank's numbers in a sum, grown to the most there were */
     size_t sums_n; /* doubles of it */
     struct mm_watch *watch;
+    double patience;              /* seconds of the newest section */
     struct mm_carrier *transport; /* NULL before mm_comm_attach */
     uint64_t started;             /* bit t: the bucket of ticket t was not waited for */
 };

@@ -181,6 +181,7 @@ void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket) {
 }
 
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
+    comm->patience = seconds;
     mm_watch_begin(comm->watch, seconds, what, number);
 }
 

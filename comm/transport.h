@@ -30,8 +30,6 @@ struct mm_carrier {
 struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
                                      struct mm_error *err);
 
-/* The rank that stands for this machine: its first. Local. */
-int mm_comm_machine(const struct mm_comm *comm);
 struct mm_watch *mm_comm_watch(struct mm_comm *comm); /* Local. */
 
 #endif

@@ -16,6 +16,12 @@
 #define ABANDON_SECONDS 2
 #define ABORT_SECONDS   5 /* for MPI_Abort, after that */
 
+/* What lies between two begins. */
+struct section {
+    char what[32];
+    size_t number; /* MM_UNNUMBERED: none */
+};
+
 struct mm_watch {
     int rank;
     void (*abort_job)(int exit_status);
@@ -23,22 +29,23 @@ struct mm_watch {
     bool running, leaving;
     pthread_mutex_t lock; /* of everything below */
     pthread_cond_t changed;
+    double clock; /* seconds that this thread has been watching */
     /* the section */
     double seconds;
-    char what[32];
-    size_t number;
+    struct section now;
     bool open;
     unsigned calls; /* in this section so far */
     /* the host */
     uint64_t in; /* the word of the call the host is in, or 0 */
     double in_since;
-    /* the device; NULL: the host does all by itself */
+    /* the device; NULL, and not attached: the host does all by itself */
     struct mm_device *dev;
+    bool attached;
     struct mm_carrier *transport;
     volatile struct mm_progress *progress;
-    uint64_t *counts;            /* on the device: 0, 1, ..., MM_SECTIONS - 1 */
-    size_t closed;               /* sections whose end the device was asked to report */
-    size_t numbers[MM_SECTIONS]; /* of section s, at s modulo MM_SECTIONS */
+    uint64_t *counts;                     /* on the device: 0, 1, ..., MM_SECTIONS - 1 */
+    size_t closed;                        /* sections whose end the device was asked to report */
+    struct section sections[MM_SECTIONS]; /* section s, at s modulo MM_SECTIONS */
     uint64_t seen_steps, seen_done;
     double seen_at;
 };
@@ -64,6 +71,7 @@ static void word_text(uint64_t word, char *text, size_t bytes) {
         [MM_WATCHED_BARRIER] = "barrier",
         [MM_WATCHED_BROADCAST] = "broadcast",
         [MM_WATCHED_CONNECTION] = "connection",
+        [MM_WATCHED_DEPARTURE] = "departure",
     };
     char size[32];
     uint64_t data = word & (((uint64_t)1 << 44) - 1);
@@ -105,62 +113,77 @@ static void end_job(struct mm_watch *w) {
     _exit(MM_FAILED);
 }
 
-static void too_long(struct mm_watch *w, size_t number, uint64_t word) {
-    char text[96];
+/* "loop 7" */
+static void section_text(const struct section *section, char *text, size_t bytes) {
+    if (section->number == MM_UNNUMBERED)
+        snprintf(text, bytes, "%s", section->what);
+    else
+        snprintf(text, bytes, "%s %zu", section->what, section->number);
+}
+
+static void too_long(struct mm_watch *w, const struct section *section, uint64_t word) {
+    char where[64], text[96];
+    section_text(section, where, sizeof where);
     word_text(word, text, sizeof text);
-    fprintf(stderr, "mudman-mpi: rank %d: %s %zu: %s has not ended after %g s\n", w->rank, w->what,
-            number, text, w->seconds);
+    fprintf(stderr,
+            "mudman-mpi: rank %d: %s: %s has not ended after %g s: another rank hangs or is gone, "
+            "or 'timeout' is too short\n",
+            w->rank, where, text, w->seconds);
     end_job(w);
 }
 
 /* -- the thread -------------------------------------------------------------------------------- */
 
-static void look_at_host(struct mm_watch *w, double now) {
-    if (w->in && now - w->in_since > w->seconds)
-        too_long(w, w->number, w->in);
+static void look_at_host(struct mm_watch *w) {
+    if (w->in && w->clock - w->in_since > w->seconds)
+        too_long(w, &w->now, w->in);
 }
 
 /* Sections end in order: the one under way follows the last that is done. */
-static size_t section_under_way(const struct mm_watch *w, uint64_t done) {
+static const struct section *section_under_way(const struct mm_watch *w, uint64_t done) {
     size_t behind = (w->closed - done) % MM_SECTIONS;
-    return w->numbers[(w->closed - behind) % MM_SECTIONS];
+    return &w->sections[(w->closed - behind) % MM_SECTIONS];
 }
 
 static bool device_is_done(const struct mm_watch *w) {
-    return !w->progress ||
+    return !w->attached ||
            (w->progress->doing == 0 && w->progress->done == w->closed % MM_SECTIONS);
 }
 
-static void look_at_device(struct mm_watch *w, double now) {
-    if (!w->progress)
+static void look_at_device(struct mm_watch *w) {
+    if (!w->attached)
         return;
     uint64_t steps = w->progress->steps, done = w->progress->done, doing = w->progress->doing;
     if (steps != w->seen_steps || done != w->seen_done || device_is_done(w))
-        w->seen_at = now;
+        w->seen_at = w->clock;
     w->seen_steps = steps;
     w->seen_done = done;
-    if (now - w->seen_at > w->seconds)
+    if (w->clock - w->seen_at > w->seconds)
         too_long(w, section_under_way(w, done), doing);
 }
 
 static void look_at_transport(struct mm_watch *w) {
-    char text[512];
+    char text[512], where[64];
     if (!w->transport || !w->transport->failed ||
         !w->transport->failed(w->transport, text, sizeof text))
         return;
-    fprintf(stderr, "mudman-mpi: rank %d: %s %zu: %s failed: %s\n", w->rank, w->what, w->number,
-            w->transport->name, text);
+    section_text(&w->now, where, sizeof where);
+    fprintf(stderr, "mudman-mpi: rank %d: %s: %s failed: %s\n", w->rank, where, w->transport->name,
+            text);
     end_job(w);
 }
 
+/* A wait much longer than asked for is a process that was stopped. */
 static void wait_a_little(struct mm_watch *w) {
-    double wait = w->seconds / 10 < 0.25 ? w->seconds / 10 : 0.25;
+    double wait = w->seconds / 10 < 0.25 ? w->seconds / 10 : 0.25, began = mm_now();
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     long ns = until.tv_nsec + (long)(1e9 * wait);
     until.tv_sec += ns / 1000000000;
     until.tv_nsec = ns % 1000000000;
     pthread_cond_timedwait(&w->changed, &w->lock, &until);
+    double waited = mm_now() - began;
+    w->clock += waited < 2 * wait ? waited : 2 * wait;
 }
 
 static void *keep_watch(void *argument) {
@@ -169,9 +192,8 @@ static void *keep_watch(void *argument) {
     while (!w->leaving) {
         if (w->seconds > 0 && (w->open || !device_is_done(w))) {
             wait_a_little(w);
-            double now = mm_now();
-            look_at_host(w, now);
-            look_at_device(w, now);
+            look_at_host(w);
+            look_at_device(w);
             look_at_transport(w);
         } else {
             pthread_cond_wait(&w->changed, &w->lock);
@@ -185,9 +207,9 @@ static void *keep_watch(void *argument) {
 
 /* The device reports when it gets here. */
 static void close_section(struct mm_watch *w) {
-    if (w->open && w->progress) {
+    if (w->open && w->attached) {
         if (device_is_done(w))
-            w->seen_at = mm_now(); /* its time begins now */
+            w->seen_at = w->clock; /* its time begins now */
         w->closed++;
         w->dev->ops->download_later(w->dev, (void *)&w->progress->done,
                                     &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
@@ -201,8 +223,9 @@ void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t
     w->seconds = seconds;
     w->open = seconds > 0;
     w->calls = 0;
-    snprintf(w->what, sizeof w->what, "%s", what);
-    w->number = w->numbers[w->closed % MM_SECTIONS] = number;
+    snprintf(w->now.what, sizeof w->now.what, "%s", what);
+    w->now.number = number;
+    w->sections[w->closed % MM_SECTIONS] = w->now;
     if (w->open && !w->running) {
         MM_CHECK(pthread_create(&w->thread, NULL, keep_watch, w) == 0, "no thread for a watchdog");
         w->running = true;
@@ -224,7 +247,7 @@ uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, bool nccl, siz
     if (w->open) {
         word = word_of(kind, nccl, ++w->calls, bytes);
         w->in = word;
-        w->in_since = mm_now();
+        w->in_since = w->clock;
     }
     pthread_mutex_unlock(&w->lock);
     return word;
@@ -238,10 +261,9 @@ void mm_watch_leave(struct mm_watch *w) {
 
 /* -- its own begin and end --------------------------------------------------------------------- */
 
-struct mm_watch *mm_watch_create(int rank, void (*abort_job)(int exit_status)) {
+struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status)) {
     struct mm_watch *w = mm_calloc(1, sizeof *w);
     pthread_condattr_t clock;
-    w->rank = rank;
     w->abort_job = abort_job;
     pthread_mutex_init(&w->lock, NULL);
     pthread_condattr_init(&clock);
@@ -251,24 +273,17 @@ struct mm_watch *mm_watch_create(int rank, void (*abort_job)(int exit_status)) {
     return w;
 }
 
-void mm_watch_stop(struct mm_watch *w) {
+void mm_watch_name(struct mm_watch *w, int rank) {
+    w->rank = rank;
+}
+
+void mm_watch_free(struct mm_watch *w) {
     pthread_mutex_lock(&w->lock);
     w->leaving = true;
-    w->open = false;
     pthread_cond_signal(&w->changed);
     pthread_mutex_unlock(&w->lock);
     if (w->running)
         pthread_join(w->thread, NULL);
-}
-
-void mm_watch_free(struct mm_watch *w) {
-    struct mm_device *dev = w->dev;
-    if (dev) {
-        uint64_t unused; /* a download waits: afterwards nothing writes to `progress` */
-        dev->ops->download(dev, &unused, w->counts, sizeof unused);
-        dev->ops->pinned_free(dev, (void *)w->progress);
-        dev->ops->free(dev, w->counts);
-    }
     pthread_cond_destroy(&w->changed);
     pthread_mutex_destroy(&w->lock);
     mm_free(w);
@@ -283,10 +298,28 @@ void mm_watch_attach(struct mm_watch *w, struct mm_device *dev, struct mm_carrie
     pthread_mutex_lock(&w->lock);
     w->dev = dev;
     w->transport = transport;
+    w->attached = true;
     w->progress = dev->ops->pinned_alloc(dev, sizeof *w->progress);
     w->counts = dev->ops->alloc(dev, sizeof counts);
     dev->ops->upload(dev, w->counts, counts, sizeof counts);
     pthread_mutex_unlock(&w->lock);
+}
+
+void mm_watch_detach(struct mm_watch *w) {
+    pthread_mutex_lock(&w->lock);
+    w->attached = w->open = false;
+    w->transport = NULL;
+    pthread_mutex_unlock(&w->lock);
+}
+
+void mm_watch_free_device(struct mm_watch *w) {
+    struct mm_device *dev = w->dev;
+    if (!dev)
+        return;
+    uint64_t unused; /* a download waits: afterwards nothing writes to `progress` */
+    dev->ops->download(dev, &unused, w->counts, sizeof unused);
+    dev->ops->pinned_free(dev, (void *)w->progress);
+    dev->ops->free(dev, w->counts);
 }
 
 struct mm_progress *mm_watch_progress(struct mm_watch *w) {

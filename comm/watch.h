@@ -1,5 +1,8 @@
 /* watch.h - the watchdog: a thread that ends the job when something takes too long.
  *
+ * Time is what this process ran: while the whole job is stopped (a suspended one, a debugger) none
+ * passes.
+ *
  * It looks at three things: the call the host is in, the bucket the device is in, and whether the
  * device has done all that was asked of it up to a begin or end. A collective is one word: what it
  * is, which of its section (what lies between two begins), and its size; so that a bucket can tell
@@ -21,6 +24,7 @@ enum mm_watched {
     MM_WATCHED_BARRIER,
     MM_WATCHED_BROADCAST,
     MM_WATCHED_CONNECTION,
+    MM_WATCHED_DEPARTURE,
 };
 
 /* Written by the device, read by the watchdog; memory of pinned_alloc. */
@@ -31,16 +35,21 @@ struct mm_progress {
 };
 #define MM_SECTIONS 256
 
-/* rank: for messages. abort_job ends all ranks; if it returns or hangs, this process exits. The
- * caller frees with mm_watch_stop, after which the attached transport may be freed, and then
- * mm_watch_free, after which the attached device may be. */
-struct mm_watch *mm_watch_create(int rank, void (*abort_job)(int exit_status));
-void mm_watch_stop(struct mm_watch *watch);
+/* abort_job ends all ranks; if it returns or hangs, this process exits. The caller frees with
+ * mm_watch_free, which ends the thread. */
+struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status));
 void mm_watch_free(struct mm_watch *watch);
+
+/* This process's rank, for messages. */
+void mm_watch_name(struct mm_watch *watch, int rank);
 
 /* From now on the work of `dev` and the buckets of `transport` are watched too (both borrowed), if
  * the device is asynchronous. Once. */
 void mm_watch_attach(struct mm_watch *watch, struct mm_device *dev, struct mm_carrier *transport);
+/* From now on neither is watched, and the transport may be freed; then mm_watch_free_device, after
+ * which the device may be. */
+void mm_watch_detach(struct mm_watch *watch);
+void mm_watch_free_device(struct mm_watch *watch);
 /* Where the attached device writes what it is doing; NULL: nowhere. */
 struct mm_progress *mm_watch_progress(struct mm_watch *watch);
 

@@ -32,3 +32,7 @@ void mm_device_free(struct mm_device *dev) {
 int mm_cpu_threads(void) {
     return omp_get_max_threads();
 }
+
+void mm_cpu_set_threads(int n) {
+    omp_set_num_threads(n);
+}

@@ -309,7 +309,8 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err);
 int mm_cuda_device_count(void);
 void mm_device_free(struct mm_device *dev);
 
-/* Threads the CPU backend uses. */
+/* Threads the CPU backend uses: as OpenMP has it, or from now on n. Local. */
 int mm_cpu_threads(void);
+void mm_cpu_set_threads(int n);
 
 #endif

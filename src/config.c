@@ -308,6 +308,19 @@ char *mm_config_yaml(const struct mm_config *config) {
     return yaml;
 }
 
+double mm_config_early_timeout(char *const *overrides, size_t overrides_n) {
+    const struct mm_config_row *row = mm_config_row("timeout");
+    double seconds = strtod(row->initial, NULL);
+    for (size_t i = 0; i < overrides_n; i++) {
+        char *end;
+        double value =
+            strncmp(overrides[i], "timeout=", 8) == 0 ? strtod(overrides[i] + 8, &end) : -1;
+        if (value >= 0 && end != overrides[i] + 8 && !*end && mm_config_within(row, value))
+            seconds = value;
+    }
+    return seconds;
+}
+
 enum mm_status mm_config_check_resume(char *const *overrides, size_t overrides_n,
                                       struct mm_error *err) {
     struct mm_settings given = {0};

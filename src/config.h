@@ -115,7 +115,7 @@ struct mm_config {
     enum mm_reduction_order reduction;
     enum mm_dtype reduce_dtype;
     enum mm_transport transport; /* between GPUs */
-    double timeout;              /* seconds of waiting in a loop; 0: for ever */
+    double timeout;              /* seconds of waiting for each other; 0: for ever */
 };
 
 /* Reads `path`, applies `overrides` ("key=value", dotted or top-level; they replace the file's
@@ -161,6 +161,14 @@ char *mm_config_yaml(const struct mm_config *config);
  * who knows the finished loops. */
 enum mm_status mm_config_check_resume(char *const *overrides, size_t overrides_n,
                                       struct mm_error *err);
+
+/* `timeout` while no config has been read: the last override's, if it is one, or the default.
+ * Local. */
+double mm_config_early_timeout(char *const *overrides, size_t overrides_n);
+
+/* Where a wait is for another rank's files (start-up, checkpoint, export, exit), ranks are this
+ * many times as patient as `timeout` says. */
+#define MM_PATIENCE_FOR_FILES 6
 
 /* Every key, its default, bounds and meaning, for --help. The caller frees with mm_free. */
 char *mm_config_help(void);

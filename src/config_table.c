@@ -194,7 +194,9 @@ const struct mm_config_row mm_config_rows[] = {
     ENUM(transport, "auto", transport_names, RESUMABLE,
          "between GPUs; staged: through host memory, where ranks may share a GPU"),
     NUMBER(timeout, "600", "[0, 1000000000]", RESUMABLE,
-           "seconds that ranks may wait for each other in a loop before all end; 0: for ever"),
+           "seconds that ranks may wait for each other before all end, six times as many where one "
+           "of them "
+           "reads or writes files; 0: for ever"),
 };
 const size_t mm_config_rows_n = COUNT(mm_config_rows);
 

@@ -187,6 +187,14 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
     return mm_comm_agree(job->comm, status, err);
 }
 
+void mm_job_watch(const struct mm_job *job, const char *what, size_t number) {
+    mm_comm_watch_begin(job->comm, job->config->timeout, what, number);
+}
+
+void mm_job_watch_files(const struct mm_job *job, const char *what, size_t number) {
+    mm_comm_watch_begin(job->comm, MM_PATIENCE_FOR_FILES * job->config->timeout, what, number);
+}
+
 /* -- evaluation and result --------------------------------------------------------------------- */
 
 void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
@@ -219,6 +227,7 @@ static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_
 enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes,
                                struct mm_evaluation *out, struct mm_error *err) {
     enum mm_status status = MM_OK;
+    mm_job_watch(job, "evaluation after pass", passes);
     mm_evaluate(job->evaluator, out);
     if (job->metrics)
         status = write_evaluation(job, at, passes, out, err);
@@ -304,6 +313,7 @@ static void print_summary(const struct mm_job *job, double seconds, double peak)
 
 enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,
                              struct mm_error *err) {
+    mm_job_watch_files(job, "result", MM_UNNUMBERED);
     double peak = mm_job_peak_bytes(job), seconds = mm_now() - job->started;
     enum mm_status status = MM_OK;
     if (job->metrics) {

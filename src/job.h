@@ -35,6 +35,7 @@ struct mm_job {
     bool trial;            /* no run folder: nothing is written, and at_start is known */
     struct mm_listener listener; /* evaluated NULL: nobody */
     double busy;                 /* seconds in loops and steps, their evaluations included */
+    bool advanced;               /* this process completed loops: a resume need not repeat them */
 };
 
 /* What a command needs of the job. */
@@ -59,6 +60,10 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
 /* Evaluates the working weights and writes the metrics line. Collective. */
 enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes,
                                struct mm_evaluation *out, struct mm_error *err);
+
+/* The watchdog goes on to a section in which ranks wait for each other's work, or files. Local. */
+void mm_job_watch(const struct mm_job *job, const char *what, size_t number);
+void mm_job_watch_files(const struct mm_job *job, const char *what, size_t number);
 
 /* The last metrics line and the summary on the terminal; reason NULL when done. Collective. */
 enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,

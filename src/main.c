@@ -1,5 +1,4 @@
 /* main.c - the command line: which command, on which ranks, with which exit status. */
-#define _GNU_SOURCE /* CPU affinity */
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "src/job.h"
@@ -10,11 +9,9 @@
 #include "src/trials.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char usage[] =
     "mudman-mpi - unlearning that fine-tuning does not bring back (MUDMAN), on MPI ranks\n"
@@ -41,8 +38,9 @@ static const char usage[] =
     "float32; a rank takes the GPU of its number on the machine. GPUs talk over NCCL, or with\n"
     "transport=staged through host memory, which lets ranks share one.\n"
     "\n"
-    "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal after a\n"
-    "checkpoint (resume it); 4 rejected (retain-loss budget exceeded, not finite); 1 anything "
+    "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal or before\n"
+    "the job's time limit, after a checkpoint (resume it); 4 rejected (retain-loss budget "
+    "exceeded, not finite); 1 anything "
     "else.\n"
     "\n";
 
@@ -93,27 +91,12 @@ static enum mm_status parse(struct command_line *line, int argc, char **argv,
     return MM_OK;
 }
 
-/* mpirun binds each of two ranks to one core: the others then idle, without a word. */
-static void warn_idle_cores(struct mm_comm *comm, const struct mm_device *dev) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return;
-    long mine = CPU_COUNT(&set), all = sysconf(_SC_NPROCESSORS_ONLN);
-    double used = (double)mine;
-    mm_comm_sum(comm, &used, 1);
-    if (!dev->ops->asynchronous && mm_comm_size(comm) > 1 &&
-        mm_comm_local_size(comm) == mm_comm_size(comm) && used < (double)all)
-        mm_log0(MM_LOG_WARN,
-                "%d ranks may use %.0f of this machine's %ld cores: try 'mpirun "
-                "--bind-to none' and OMP_NUM_THREADS",
-                mm_comm_size(comm), used, all);
-}
-
+/* From here on the config says how long ranks wait for each other. */
 static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
                                  struct mm_config *config, bool resumed, struct mm_error *err) {
+    mm_comm_watch_begin(comm, MM_PATIENCE_FOR_FILES * config->timeout, "start-up", MM_UNNUMBERED);
     enum mm_status status = mm_place_open(dev, comm, config, resumed, err);
-    if (status == MM_OK)
-        warn_idle_cores(comm, *dev);
+    mm_comm_watch_begin(comm, MM_PATIENCE_FOR_FILES * config->timeout, "start-up", MM_UNNUMBERED);
     return status;
 }
 
@@ -125,6 +108,7 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     double score = NAN;
     char *reason = NULL;
     mm_stop_listen();
+    mm_stop_read_limit();
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
     if (status != MM_OK)
         return status;
@@ -235,8 +219,10 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
 
 static enum mm_status dispatch(struct mm_comm *comm, struct mm_device **dev,
                                const struct command_line *line, struct mm_error *err) {
-    if (strcmp(line->command, "inspect") == 0)
+    if (strcmp(line->command, "inspect") == 0) {
+        mm_comm_watch_begin(comm, 0, "inspect", MM_UNNUMBERED); /* may take rank 0 any time */
         return mm_comm_rank(comm) == 0 ? mm_inspect(line->subject, err) : MM_OK;
+    }
     return strcmp(line->command, "resume") == 0 ? resume_run(comm, dev, line, err)
                                                 : with_config(comm, dev, line, err);
 }
@@ -255,10 +241,15 @@ int main(int argc, char **argv) {
     struct mm_error err = {""};
     struct command_line line;
     struct mm_device *dev = NULL;
-    struct mm_comm *comm = mm_comm_create(&argc, &argv);
+    enum mm_status status = parse(&line, argc, argv, &err);
+    double patience = mm_config_early_timeout(line.overrides, line.overrides_n);
+    struct mm_comm *comm = mm_comm_join(&argc, &argv, MM_PATIENCE_FOR_FILES * patience, &err);
+    if (!comm) {
+        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+        return MM_BAD_INPUT;
+    }
     int rank = mm_comm_rank(comm);
     mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
-    enum mm_status status = parse(&line, argc, argv, &err);
     if (status == MM_OK)
         status = dispatch(comm, &dev, &line, &err);
     if (status != MM_OK && rank == 0)

@@ -1,6 +1,8 @@
 /* place.c - see place.h. */
 #include "src/place.h"
 
+#include "src/threads.h"
+
 static enum mm_status settle_dtype(struct mm_config *config, bool cuda, bool resumed,
                                    struct mm_error *err) {
     /* What stored auto computed on the CPU: everything else stored what auto came to. */
@@ -80,6 +82,7 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     if (status != MM_OK)
         return status;
     bool cuda = (*dev)->ops->asynchronous;
+    mm_threads_settle(comm, !cuda);
     status = check_reduction(config, cuda, err);
     if (status == MM_OK)
         status = settle_dtype(config, cuda, resumed, err);

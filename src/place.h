@@ -6,12 +6,12 @@
 
 #include "src/config.h"
 
-/* Creates this rank's device by config->device, attaches comm to it, says what came of it (on the
- * CPU as debug only), and sets config->model.dtype where it is auto. cuda: GPU local rank modulo
- * those visible; auto: that where every rank has a usable GPU, else the CPU. MM_BAD_INPUT: there is
- * no GPU where the config needs one, or the transport cannot be had. resumed: a run that was begun;
- * it keeps its arithmetic. *dev, also after a failure: NULL, or freed by the caller with
- * mm_device_free after mm_comm_free. Collective. */
+/* Creates this rank's device by config->device, settles its threads, attaches comm to it, says what
+ * came of it (on the CPU as debug only), and sets config->model.dtype where it is auto. cuda: GPU
+ * local rank modulo those visible; auto: that where every rank has a usable GPU, else the CPU.
+ * MM_BAD_INPUT: there is no GPU where the config needs one, or the transport cannot be had.
+ * resumed: a run that was begun; it keeps its arithmetic. *dev, also after a failure: NULL, or
+ * freed by the caller with mm_device_free after mm_comm_free. Collective. */
 enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struct mm_config *config,
                              bool resumed, struct mm_error *err);
 

@@ -33,6 +33,7 @@ static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
         mm_progress_start(mm_comm_rank(pt->job->comm), "pretrain", "step", 0, c->pretrain.steps);
     enum mm_status status = MM_OK;
     for (size_t t = 0; t < c->pretrain.steps && status == MM_OK; t++) {
+        mm_job_watch(pt->job, "pretraining step", t);
         double loss = step(pt, t);
         if (m) {
             mm_metrics_begin(m, "pretrain");
@@ -76,6 +77,7 @@ static enum mm_status save(const struct pretraining *pt, struct mm_error *err) {
     const struct mm_shard *s = pt->training->shard;
     bool writes = mm_comm_rank(pt->job->comm) == 0;
     enum mm_status status = MM_OK;
+    mm_job_watch_files(pt->job, "export", MM_UNNUMBERED);
     struct mm_named_tensor *tensors = mm_calloc(s->tensors_n, sizeof *tensors);
     for (size_t t = 0; t < s->tensors_n; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];

@@ -16,6 +16,7 @@ struct attack {
     size_t first_batch; /* the batches before it are for evaluation */
     size_t diverged;    /* the step whose loss was not finite, or NOT_YET */
     double best;        /* lowest forget loss seen */
+    struct mm_stopwatch stopwatch;
     struct mm_evaluation last;
 };
 
@@ -64,6 +65,7 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
+    mm_job_watch(a->job, "relearning step", index);
     mm_passes_read(a->training->passes, set, a->first_batch + index, a->tokens);
     return mm_training_attack(a->training, a->tokens, &a->how);
 }
@@ -88,6 +90,23 @@ static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
     return mm_comm_agree(job->comm, status, err);
 }
 
+/* Relearning starts anew in a resume: where it alone did not fit, it would end so again. */
+static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
+    const char *dir = a->job->config->output.dir;
+    enum mm_stop_why why = mm_stop_now(&a->stopwatch, a->job->comm);
+    if (why == MM_GO_ON)
+        return MM_OK;
+    if (why == MM_STOP_LIMIT && !a->job->advanced)
+        return mm_fail(err, MM_FAILED,
+                       "relearning does not fit into the job's time: give 'mudman-mpi resume %s' "
+                       "a longer limit, or lower relearn.passes",
+                       dir);
+    return mm_fail(err, MM_STOPPED,
+                   "stopped %s while relearning: 'mudman-mpi resume %s' relearns from the last "
+                   "checkpoint",
+                   mm_stop_words(why), dir);
+}
+
 static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct mm_error *err) {
     double retain = 0;
     *loss = step(a, &a->job->data.forget_validation, i);
@@ -96,12 +115,7 @@ static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct 
     if (!isfinite(*loss) || !isfinite(retain))
         a->diverged = i;
     enum mm_status status = write_step(a->job, i, *loss, err);
-    if (status == MM_OK && mm_comm_any(a->job->comm, mm_stop_asked()))
-        status = mm_fail(err, MM_STOPPED,
-                         "stopped by a signal while relearning: 'mudman-mpi "
-                         "resume %s' relearns from the last checkpoint",
-                         a->job->config->output.dir);
-    return status;
+    return status == MM_OK ? stop_here(a, err) : status;
 }
 
 static enum mm_status steps(struct attack *a, struct mm_error *err) {
@@ -113,6 +127,7 @@ static enum mm_status steps(struct attack *a, struct mm_error *err) {
         mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm), phase, "step", 0, n);
     enum mm_status status = MM_OK;
     double loss, started = mm_now();
+    a->stopwatch = mm_stopwatch_start(0);
     for (size_t i = 0; i < n && status == MM_OK && a->diverged == NOT_YET; i++) {
         status = one_step(a, i, &loss, err);
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);

@@ -1,10 +1,16 @@
 /* stop.c - see stop.h. */
 #include "src/stop.h"
 
+#include <math.h>
 #include <signal.h>
-#include <stddef.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define MARGIN_SECONDS   30.0
+#define BYTES_PER_SECOND 2e8 /* what a checkpoint is taken to reach before one was measured */
 
 static volatile sig_atomic_t asked;
+static double ends = INFINITY; /* mm_now() when the job does */
 
 static void note(int number) {
     asked = 1;
@@ -22,4 +28,44 @@ void mm_stop_listen(void) {
 
 bool mm_stop_asked(void) {
     return asked != 0;
+}
+
+void mm_stop_read_limit(void) {
+    const char *text = getenv("SLURM_JOB_END_TIME");
+    char *rest;
+    if (!text || !*text)
+        return;
+    double left = strtod(text, &rest) - (double)time(NULL);
+    if (*rest || !(left > 0)) {
+        mm_log0(MM_LOG_WARN, "SLURM_JOB_END_TIME=%s is %s: no time limit is known", text,
+                *rest ? "no time" : "past");
+        return;
+    }
+    ends = mm_now() + left;
+    mm_log0(MM_LOG_INFO, "the job ends in %.0f s: a checkpoint and exit status 3 before that",
+            left);
+}
+
+struct mm_stopwatch mm_stopwatch_start(double bytes) {
+    return (struct mm_stopwatch){.last = mm_now(), .save = bytes / BYTES_PER_SECOND};
+}
+
+void mm_stopwatch_saved(struct mm_stopwatch *w, double seconds) {
+    if (!w->saved || seconds > w->save)
+        w->save = seconds;
+    w->saved = true;
+}
+
+const char *mm_stop_words(enum mm_stop_why why) {
+    return why == MM_STOP_LIMIT ? "before the job's time limit" : "by a signal";
+}
+
+enum mm_stop_why mm_stop_now(struct mm_stopwatch *w, struct mm_comm *comm) {
+    double now = mm_now();
+    if (now - w->last > w->longest)
+        w->longest = now - w->last;
+    w->last = now;
+    bool near = ends - now < w->longest + 2 * w->save + MARGIN_SECONDS;
+    enum mm_stop_why mine = asked ? MM_STOP_SIGNAL : near ? MM_STOP_LIMIT : MM_GO_ON;
+    return (enum mm_stop_why)mm_comm_max(comm, mine);
 }

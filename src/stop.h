@@ -1,13 +1,38 @@
-/* stop.h - whether someone asked this process to end: SIGTERM, SIGUSR1 or SIGINT. */
+/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT), or the time limit of
+ * the job it runs in. */
 #ifndef MM_STOP_H
 #define MM_STOP_H
 
-#include <stdbool.h>
+#include "comm/comm.h"
 
 /* From now on those signals are noted instead of ending the process. A second SIGINT ends it.
  * Local. */
 void mm_stop_listen(void);
-/* True once one came. Local: ranks agree through mm_comm_any. */
+/* True once one came. Local. */
 bool mm_stop_asked(void);
+
+/* Takes the end of the job from SLURM_JOB_END_TIME (seconds since 1970), where it is set; rank 0
+ * says so. One that is no time, or has passed, is ignored with a warning. Local. */
+void mm_stop_read_limit(void);
+
+enum mm_stop_why { MM_GO_ON, MM_STOP_LIMIT, MM_STOP_SIGNAL };
+
+/* How long things took so far. */
+struct mm_stopwatch {
+    double last;    /* mm_now() at the end of the last step */
+    double longest; /* seconds of a step, with the evaluation or checkpoint that came with it */
+    double save;    /* seconds of a checkpoint: the longest, or until there is one an estimate */
+    bool saved;
+};
+
+/* The first step begins. bytes: of a checkpoint, to estimate what it takes; 0: none is needed. */
+struct mm_stopwatch mm_stopwatch_start(double bytes);
+/* A checkpoint took so long, until it was safe on the disk. */
+void mm_stopwatch_saved(struct mm_stopwatch *watch, double seconds);
+/* "by a signal", for messages. Local. */
+const char *mm_stop_words(enum mm_stop_why why);
+/* After a step: whether to stop here, the same on every rank. The limit is near when another step
+ * like the longest, two checkpoints and half a minute do not fit any more. Collective. */
+enum mm_stop_why mm_stop_now(struct mm_stopwatch *watch, struct mm_comm *comm);
 
 #endif

@@ -31,6 +31,8 @@ struct phase {
     size_t asked, done; /* loops asked for | completed */
     size_t first;       /* loops completed before this process */
     bool resumed;
+    double save_began; /* mm_now() */
+    struct mm_stopwatch stopwatch;
 };
 
 static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_arena *arena,
@@ -219,7 +221,11 @@ static enum mm_status go_on_saving(struct phase *ph, bool wait, struct mm_error 
     struct mm_error fault;
     if (!ph->saver || !mm_saver_busy(ph->saver))
         return MM_OK;
+    if (wait)
+        mm_job_watch_files(ph->job, "checkpoint after loop", ph->saving);
     enum mm_status status = mm_saver_poll(ph->saver, wait, &fault);
+    if (!mm_saver_busy(ph->saver))
+        mm_stopwatch_saved(&ph->stopwatch, mm_now() - ph->save_began);
     if (status != MM_OK)
         *err = fault;
     return judge(ph, ph->saving, status, &fault);
@@ -234,6 +240,8 @@ static enum mm_status save(struct phase *ph, struct mm_error *err) {
     enum mm_status status = go_on_saving(ph, true, err);
     if (status != MM_OK)
         return status;
+    mm_job_watch_files(ph->job, "checkpoint after loop", ph->done);
+    ph->save_began = mm_now();
     if (ph->job->metrics)
         status = mm_metrics_flush(ph->job->metrics, &info.metrics_bytes, err);
     status = mm_comm_agree(ph->job->comm, status, err);
@@ -332,8 +340,9 @@ static bool checkpoint_due(const struct phase *ph, size_t done) {
     return done == ph->loops || crosses(done - 1, done, ph->job->config->checkpoint.every_loops);
 }
 
-/* After a loop: evaluation and checkpoint where due, and the answer to a signal. */
-static enum mm_status after_loop(struct phase *ph, bool stop, char **reason, struct mm_error *err) {
+/* After a loop: evaluation and checkpoint where due, and the answer to a signal or the limit. */
+static enum mm_status after_loop(struct phase *ph, enum mm_stop_why stop, char **reason,
+                                 struct mm_error *err) {
     enum mm_status status = MM_OK;
     if (evaluation_due(ph, ph->done))
         status = evaluate(ph, reason, err);
@@ -343,9 +352,8 @@ static enum mm_status after_loop(struct phase *ph, bool stop, char **reason, str
         status = go_on_saving(ph, true, err);
     if (status == MM_OK && stop && ph->done < ph->loops)
         status = mm_fail(err, MM_STOPPED,
-                         "stopped by a signal after loop %zu of %zu: resume with "
-                         "'mudman-mpi resume %s'",
-                         ph->done, ph->loops, ph->job->config->output.dir);
+                         "stopped %s after loop %zu of %zu: resume with 'mudman-mpi resume %s'",
+                         mm_stop_words(stop), ph->done, ph->loops, ph->job->config->output.dir);
     return status;
 }
 
@@ -355,7 +363,7 @@ static void ask_loop(struct phase *ph) {
     size_t t = ph->asked++;
     mm_passes_read(p, &job->data.retain, t, ph->retain);
     mm_passes_read(p, &job->data.forget, t, ph->forget);
-    mm_comm_watch_begin(job->comm, job->config->timeout, "loop", t);
+    mm_job_watch(job, "loop", t);
     mm_mudman_loop(ph->mudman, t, ph->retain, ph->forget);
 }
 
@@ -363,9 +371,11 @@ static void ask_loop(struct phase *ph) {
 static enum mm_status end_loop(struct phase *ph, struct mm_progress *progress, char **reason,
                                struct mm_error *err) {
     struct mm_loop_scalars s = mm_mudman_scalars(ph->mudman);
-    if (ph->asked == ph->done + 1)
-        mm_comm_watch_end(ph->job->comm);
-    enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
+    enum mm_status status = MM_OK;
+    if (hash_due(ph, ph->done + 1)) /* is of the copy from which a save is written */
+        status = go_on_saving(ph, true, err);
+    if (status == MM_OK)
+        status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
     if (status != MM_OK)
         return status;
     if (s.stop != MM_STOP_NONE) {
@@ -386,8 +396,8 @@ static enum mm_status end_loop(struct phase *ph, struct mm_progress *progress, c
 /* One loop to its end. An asynchronous device is given the next one before, so that it never waits
  * for the host, unless something is due in between. A loop after one that the guard stopped writes
  * nothing, and its scalars are not asked for. */
-static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, bool *stop,
-                               char **reason, struct mm_error *err) {
+static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress,
+                               enum mm_stop_why *stop, char **reason, struct mm_error *err) {
     size_t ahead = ph->job->dev->ops->asynchronous ? 2 : 1;
     while (ph->asked < ph->loops && ph->asked < ph->done + ahead &&
            (ph->asked == ph->done || !(*stop || evaluation_due(ph, ph->asked) ||
@@ -396,7 +406,8 @@ static enum mm_status one_loop(struct phase *ph, struct mm_progress *progress, b
     enum mm_status status = end_loop(ph, progress, reason, err);
     if (status == MM_OK)
         status = go_on_saving(ph, false, err);
-    *stop = *stop || mm_comm_any(ph->job->comm, mm_stop_asked());
+    if (!*stop)
+        *stop = mm_stop_now(&ph->stopwatch, ph->job->comm);
     bool idle = ph->asked == ph->done;
     if (status == MM_OK && idle &&
         (*stop || evaluation_due(ph, ph->done) || checkpoint_due(ph, ph->done)))
@@ -416,6 +427,15 @@ static enum mm_status end_saving(struct phase *ph, enum mm_status status, struct
     return status != MM_OK ? status : saved;
 }
 
+/* Of all ranks. */
+static double state_bytes(const struct phase *ph) {
+    double bytes = 0;
+    for (int i = 0; i < STATE; i++)
+        if (state_vector(ph, i).data)
+            bytes += ph->shard->total * (double)mm_dtype_bytes(state_vector(ph, i).dtype);
+    return bytes;
+}
+
 static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
@@ -426,11 +446,12 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
         status = save(ph, err);
     struct mm_progress progress = mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm),
                                                     "unlearn", "loop", ph->done, ph->loops);
-    bool stop = false;
+    enum mm_stop_why stop = MM_GO_ON;
+    ph->stopwatch = mm_stopwatch_start(state_bytes(ph));
     ph->first = ph->asked = ph->done;
     while (status == MM_OK && ph->done < ph->loops)
         status = one_loop(ph, &progress, &stop, reason, err);
-    mm_comm_watch_end(job->comm);
+    job->advanced = ph->done > ph->first;
     mm_progress_end(&progress);
     status = end_saving(ph, status, err);
     job->busy += mm_now() - started;
@@ -473,6 +494,7 @@ static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
     const struct mm_shard *s = ph->shard;
     bool writes = mm_comm_rank(ph->job->comm) == 0;
     enum mm_status status = MM_OK;
+    mm_job_watch_files(ph->job, "export", MM_UNNUMBERED);
     struct mm_replacement *replaced = mm_calloc(s->tensors_n, sizeof *replaced);
     for (size_t t = 0; t < s->tensors_n; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];

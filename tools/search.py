@@ -77,9 +77,8 @@ examples:
   search.py configs/demo-search.yaml --trials 40
   search.py my.yaml --trials 500 --server 'mpirun -n 4 --bind-to none mudman-mpi'
 
-  # sixteen drivers on the same studies, one GPU each
-  sbatch --array=0-15 --gpus=1 --wrap "search.py my.yaml --trials 500 \\
-      --storage journal:/shared/my.journal"
+  # sixteen drivers on the same studies, one GPU each: a Slurm job array
+  sbatch slurm/search-array.sbatch
 
 storage: SQLite (the default) is for one machine: on file systems shared between machines its
 locks are not reliable. There use journal:PATH (a file that is only appended to) or a database
@@ -91,7 +90,7 @@ signal, the running trial is queued again; 1 anything else
 
 
 class Stopped(Exception):
-    """SIGTERM or SIGINT came."""
+    """SIGTERM, SIGINT or SIGUSR1 came."""
 
 
 class Evaluations:
@@ -426,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         search = read_search(options.config, options.study, options.variant)
         options.storage = options.storage or f"sqlite:///runs/search/{search.name}.db"
         driver = Driver(search, options)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, driver.stop_soon)
         driver.run()
     except InputError as error:

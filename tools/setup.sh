@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(gcc g++ make cmake pkg-config libopenmpi-dev openmpi-bin libhdf5-dev libyaml-dev
-    libopenblas-openmp-dev libcjson-dev libcmocka-dev libxxhash-dev python3 python3-venv)
+    libopenblas-openmp-dev libcjson-dev libcmocka-dev libxxhash-dev python3 python3-venv
+    slurmctld slurmd slurm-client munge libpmix-dev)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||

@@ -257,7 +257,7 @@ def test_killed_driver(place: Place) -> None:
     assert len(place.trials(*COUNTED)) == 12 and len(place.trials()) == 13
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_stopped_driver(place: Place, number: signal.Signals) -> None:
     place.write(hang=["s/2"])
     driver = place.start(3)

@@ -1,0 +1,127 @@
+/* fault.c - a library to preload that makes one rank of a job fail at one call, or spoils what it
+ * sends; the program knows nothing of it.
+ *
+ * MUDMAN_FAULT is "RANK FUNCTION FIRST LAST ACTION". RANK -1: every rank. FUNCTION:
+ *
+ *   MPI_Init_thread, MPI_Finalize
+ *   save   fsync of a checkpoint's file
+ *   data   the collectives that carry numbers between ranks
+ *
+ * Calls of FUNCTION are counted from 0; ACTION is for those from FIRST to LAST, before they do
+ * their work:
+ *
+ *   kill, stop   SIGKILL, SIGSTOP to itself
+ *   exit         exit(9)
+ *   nan          an element sent: the first, but of gradients on odd ranks the last
+ *   zero         everything sent
+ *   log          a line "BYTES gradient" or "BYTES sum" to the file MUDMAN_FAULT_LOG, by rank 0
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <math.h>
+#include <mpi.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct {
+    char function[32], action[16];
+    int rank, first, last, calls;
+} fault = {.rank = -2};
+
+static int my_rank(void) {
+    const char *rank = getenv("PMIX_RANK");
+    return rank ? atoi(rank) : 0;
+}
+
+__attribute__((constructor)) static void configure(void) {
+    const char *text = getenv("MUDMAN_FAULT");
+    if (text && sscanf(text, "%d %31s %d %d %15s", &fault.rank, fault.function, &fault.first,
+                       &fault.last, fault.action) != 5)
+        abort();
+}
+
+/* Whether this call of `function` is to fail; the rank's own death comes here. */
+static int due(const char *function) {
+    if (strcmp(function, fault.function) != 0)
+        return 0;
+    int call = fault.calls++;
+    if ((fault.rank != -1 && fault.rank != my_rank()) || call < fault.first || call > fault.last)
+        return 0;
+    if (strcmp(fault.action, "kill") == 0)
+        raise(SIGKILL);
+    if (strcmp(fault.action, "stop") == 0)
+        raise(SIGSTOP);
+    if (strcmp(fault.action, "exit") == 0)
+        exit(9);
+    return 1;
+}
+
+static void note(const char *function, size_t bytes) {
+    const char *path = getenv("MUDMAN_FAULT_LOG");
+    FILE *file = path && my_rank() == 0 ? fopen(path, "a") : NULL;
+    if (file) {
+        fprintf(file, "%zu %s\n", bytes, function);
+        fclose(file);
+    }
+}
+
+static void *zero_or_copy(const void *data, size_t bytes) {
+    void *copy = calloc(bytes, 1);
+    if (strcmp(fault.action, "zero") != 0)
+        memcpy(copy, data, bytes);
+    return copy;
+}
+
+int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
+    due("MPI_Init_thread");
+    return PMPI_Init_thread(argc, argv, required, provided);
+}
+
+int MPI_Finalize(void) {
+    due("MPI_Finalize");
+    return PMPI_Finalize();
+}
+
+int fsync(int fd) {
+    int (*next)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
+    char link[64], path[4096] = "";
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "/checkpoints/"))
+        due("save");
+    return next(fd);
+}
+
+/* Gradients. */
+int MPI_Alltoall(const void *out, int out_n, MPI_Datatype out_type, void *in, int in_n,
+                 MPI_Datatype in_type, MPI_Comm comm) {
+    int size, type_bytes;
+    if (!due("data"))
+        return PMPI_Alltoall(out, out_n, out_type, in, in_n, in_type, comm);
+    MPI_Comm_size(comm, &size);
+    MPI_Type_size(out_type, &type_bytes);
+    size_t bytes = (size_t)type_bytes * (size_t)out_n * (size_t)size;
+    float *sent = zero_or_copy(out, bytes);
+    if (strcmp(fault.action, "nan") == 0)
+        sent[my_rank() % 2 ? bytes / sizeof *sent - 1 : 0] = NAN;
+    note("gradient", bytes);
+    int result = PMPI_Alltoall(sent, out_n, out_type, in, in_n, in_type, comm);
+    free(sent);
+    return result;
+}
+
+/* Losses and norms. */
+int MPI_Allgather(const void *out, int out_n, MPI_Datatype out_type, void *in, int in_n,
+                  MPI_Datatype in_type, MPI_Comm comm) {
+    if (out_type != MPI_DOUBLE || !due("data"))
+        return PMPI_Allgather(out, out_n, out_type, in, in_n, in_type, comm);
+    double *sent = zero_or_copy(out, sizeof(double) * (size_t)out_n);
+    if (strcmp(fault.action, "nan") == 0)
+        *sent = NAN;
+    note("sum", sizeof(double) * (size_t)out_n);
+    int result = PMPI_Allgather(sent, out_n, out_type, in, in_n, in_type, comm);
+    free(sent);
+    return result;
+}

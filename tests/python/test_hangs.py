@@ -1,0 +1,113 @@
+"""No rank hangs: one that dies, leaves or stalls ends the job on all of them, with a message, in time."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fault_helpers import faulty
+from job_helpers import Job, Outcome, checkpoints_of, succeed
+from model_helpers import Case
+
+# In a loop; six times as long where a rank waits for another's files.
+TIMEOUT = 1.0
+STOPPED = {
+    # What the other rank says of the one that stops: where, and in what.
+    "start-up": (("MPI_Init_thread", 0), r"start-up: connection #1 \(MPI\)"),
+    "loop": (("data", 20), r"loop \d: (reduction|sum|maximum|agreement) #\d+ \(.*MPI\)"),
+    "checkpoint": (("save", 0), r"(checkpoint after )?loop 3: \w+ #\d+ \(.*MPI\)"),
+    "exit": (("MPI_Finalize", 0), r"exit: departure #1 \(MPI\)"),
+}
+RANKS = (0, 1)
+
+
+def start(tiny: Case, run: Path, rank: int, place: tuple[str, int], action: str) -> Job:
+    function, call = place
+    return Job(
+        "run", tiny.config, f"output.dir={run}", f"timeout={TIMEOUT}", ranks=2,
+        wrapper=faulty(rank, function, call, call, action),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stalled(
+    tiny: Case, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[str, int], tuple[Path, Job]]]:
+    """A job for every place and rank, one rank of which is stopped there. They wait side by side."""
+    folder, jobs = tmp_path_factory.mktemp("stalled"), {}
+    for place, (where, _) in STOPPED.items():
+        for rank in RANKS:
+            run = folder / f"{place}-{rank}"
+            jobs[place, rank] = run, start(tiny, run, rank, where, "stop")
+    yield jobs
+    for _, job in jobs.values():
+        if job.running():
+            job.kill()
+
+
+def assert_ended(job: Job, outcome: Outcome) -> None:
+    """Unlike a run that is done, or could be requeued; and nobody is left."""
+    assert outcome.status not in (0, 2, 3, 4), outcome.err
+    end = time.monotonic() + 5
+    while job.ranks() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not job.ranks()
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("place", STOPPED)
+def test_rank_that_stalls(stalled: dict, place: str, rank: int) -> None:
+    run, job = stalled[place, rank]
+    outcome = job.wait(40)
+    assert_ended(job, outcome)
+    seconds = TIMEOUT if place == "loop" else 6 * TIMEOUT
+    said = rf"rank {1 - rank}: {STOPPED[place][1]} has not ended after {seconds:g} s: another rank"
+    assert re.search(said, outcome.err), outcome.err
+    if place == "checkpoint":
+        assert checkpoints_of(run) == []
+        assert not (run / "checkpoints" / "3").exists()
+
+
+@pytest.mark.parametrize("action", ["kill", "exit"])
+@pytest.mark.parametrize("place", STOPPED)
+def test_rank_that_is_gone(tiny: Case, tmp_path: Path, place: str, action: str) -> None:
+    """The launcher sees it; it says so, and the others don't wait for their timeout."""
+    job = start(tiny, tmp_path / "run", 1, STOPPED[place][0], action)
+    outcome = job.wait(20)
+    assert_ended(job, outcome)
+    assert outcome.seconds < 6 * TIMEOUT
+    assert re.search(r"(?s)mpirun (has )?(noticed|exited|detected)", outcome.err), outcome.err
+
+
+def test_whole_job_that_is_suspended_goes_on(tiny: Case, tmp_path: Path) -> None:
+    """Time in which nobody ran is nobody's fault."""
+    run = tmp_path / "run"
+    job = Job(
+        "run", tiny.config, f"output.dir={run}", "timeout=0.5", "unlearn.loops=400",
+        "checkpoint.every_loops=2", ranks=2,
+    )  # fmt: skip
+    job.wait_until(lambda: max(checkpoints_of(run), default=0) >= 6)
+    job.signal_ranks(signal.SIGSTOP)
+    time.sleep(4.5)
+    job.signal_ranks(signal.SIGCONT)
+    job.signal_ranks(signal.SIGTERM)
+    assert job.wait(20).status == 3
+
+
+def test_tasks_that_do_not_find_each_other(
+    tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As srun without PMIx starts them: each would take itself for the only one."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    outcome = Job("run", tiny.config, f"output.dir={tmp_path / 'run'}").wait()
+    assert outcome.status == 2
+    (message,) = outcome.messages
+    assert "4 tasks" in message and "srun --mpi=pmix" in message
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    succeed("inspect", tiny.data / "retain.h5")
