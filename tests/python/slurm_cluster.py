@@ -148,7 +148,7 @@ class SlurmCluster:
             f"SlurmUser={user}",
             f"SlurmdUser={user}",
             "AuthType=auth/munge",
-            # A job that is requeued waits until its old credential has expired.
+            # A requeued job waits until its old credential has expired: this is the least.
             f"AuthInfo=socket={folder}/munge.socket,cred_expire=5",
             f"StateSaveLocation={folder}/state",
             f"SlurmctldPidFile={folder}/slurmctld.pid",

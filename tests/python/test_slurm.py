@@ -21,7 +21,7 @@ from job_helpers import (
 from model_helpers import Case
 from slurm_cluster import SlurmCluster, missing
 
-LOOPS = 400
+LOOPS = 300
 LONG = {
     "unlearn.loops": LOOPS, "evaluate.every_passes": 250, "unlearn.fork_every_n_loops": 50,
     "checkpoint.every_loops": 2,
