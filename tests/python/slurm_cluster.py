@@ -63,7 +63,9 @@ class SlurmCluster:
     def tell(self, *command: object) -> str:
         """A command that succeeds; what it prints."""
         done = self.call(*command)
-        assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, (
+            f"{command}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout.strip()
 
     def start(self, *command: object) -> subprocess.Popen:
@@ -96,7 +98,10 @@ class SlurmCluster:
         self._configure()
         key = self.folder / "munge.key"
         self.tell("mungekey", "--create", "--keyfile", key)
-        munge = [f"--{name}={self.folder / f'munge.{name}'}" for name in ("socket", "pid-file", "seed-file")]
+        munge = [
+            f"--{name}={self.folder / f'munge.{name}'}"
+            for name in ("socket", "pid-file", "seed-file")
+        ]
         self._daemon("munged", "--foreground", "--force", f"--key-file={key}", *munge)
         self.wait("munge", (self.folder / "munge.socket").is_socket, 10)
         self._daemon("slurmctld", "-D")

@@ -15,7 +15,12 @@ from job_helpers import (
 from model_helpers import Case
 
 GRADIENTS = 3  # a loop's messages of one gradient: a tensor each
-SETTINGS = ["unlearn.loops=2", "checkpoint.every_loops=1", "evaluate.every_passes=1000", "relearn.passes=0"]
+SETTINGS = [
+    "unlearn.loops=2",
+    "checkpoint.every_loops=1",
+    "evaluate.every_passes=1000",
+    "relearn.passes=0",
+]
 # What the numbers of a loop are, in the order in which they cross between ranks.
 NUMBERS = {
     "fresh": [
@@ -36,7 +41,11 @@ class Undisturbed:
     """A run on two ranks, and which message between them is which."""
 
     def __init__(self, tiny: Case, graph: str, folder: Path):
-        self.run, self.settings, self.case = folder / "run", [*SETTINGS, f"unlearn.graph={graph}"], tiny
+        self.run, self.settings, self.case = (
+            folder / "run",
+            [*SETTINGS, f"unlearn.graph={graph}"],
+            tiny,
+        )
         log = folder / "log"
         every = faulty(-1, "data", 0, 1 << 30, "log", log)
         tiny.run(self.run, *self.settings, "checkpoint.keep=9", ranks=2, wrapper=every)
@@ -51,7 +60,9 @@ class Undisturbed:
         for kind, number in zip(kinds, self.numbers):
             assert kind == "sum" or number.endswith("gradient")
 
-    def spoilt(self, folder: Path, rank: int, first: int, last: int, action: str) -> tuple[Path, str]:
+    def spoilt(
+        self, folder: Path, rank: int, first: int, last: int, action: str
+    ) -> tuple[Path, str]:
         """The run with loop 1's numbers from `first` to `last` spoilt; its folder and message."""
         wrapper = faulty(rank, "data", self.first + first, self.first + last, action)
         arguments = ["run", self.case.config, f"output.dir={folder}", *self.settings]
@@ -60,9 +71,7 @@ class Undisturbed:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Case, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Undisturbed]:
-    return {
-        graph: Undisturbed(tiny, graph, tmp_path_factory.mktemp(graph)) for graph in NUMBERS
-    }
+    return {graph: Undisturbed(tiny, graph, tmp_path_factory.mktemp(graph)) for graph in NUMBERS}
 
 
 def assert_nothing_written(whole: Undisturbed, run: Path, reason: str) -> None:
@@ -119,7 +128,13 @@ def test_norm_zero(undisturbed: dict[str, Undisturbed], tmp_path: Path, graph: s
 
 def test_norm_zero_by_the_loss(tiny: Case, tmp_path: Path) -> None:
     """Every token is below clip_at: the loss has no gradient."""
-    loss = ["unlearn.unlearning_loss_fn=correct_logit_minus_avg", "unlearn.clip_at=1e9", "unlearn.graph=fresh"]
+    loss = [
+        "unlearn.unlearning_loss_fn=correct_logit_minus_avg",
+        "unlearn.clip_at=1e9",
+        "unlearn.graph=fresh",
+    ]
     message = tiny.rejected(tmp_path / "run", *loss)
-    assert message.endswith("loop 0: the norm of the unlearning gradient is zero: there is nothing to normalize")
+    assert message.endswith(
+        "loop 0: the norm of the unlearning gradient is zero: there is nothing to normalize"
+    )
     assert checkpoints_of(tmp_path / "run") == []

@@ -91,7 +91,12 @@ def test_whole_job_that_is_suspended_goes_on(tiny: Case, tmp_path: Path) -> None
         "run", tiny.config, f"output.dir={run}", "timeout=0.7", "unlearn.loops=1000000",
         "checkpoint.every_loops=1000000", ranks=2,
     )  # fmt: skip
-    job.wait_until(lambda: (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_text().count('"unlearn"') > 9)
+    job.wait_until(
+        lambda: (
+            (run / "metrics.jsonl").is_file()
+            and (run / "metrics.jsonl").read_text().count('"unlearn"') > 9
+        )
+    )
     job.signal_ranks(signal.SIGSTOP)
     time.sleep(5)
     job.signal_ranks(signal.SIGCONT)

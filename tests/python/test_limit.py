@@ -22,7 +22,9 @@ def test_stops_before_the_time_limit(
 ) -> None:
     run, many = tmp_path / "run", "unlearn.loops=1000000"
     limited(monkeypatch, 32)
-    outcome = mudman("run", tiny.config, f"output.dir={run}", many, "checkpoint.every_loops=1000000", ranks=ranks)
+    outcome = mudman(
+        "run", tiny.config, f"output.dir={run}", many, "checkpoint.every_loops=1000000", ranks=ranks
+    )
     assert outcome.status == 3 and outcome.seconds < 20, outcome.err
     (message,) = outcome.messages
     assert "stopped before the job's time limit after loop" in message
@@ -44,10 +46,15 @@ def test_relearning_and_the_time_limit(
     run, long = tmp_path / "run", ["relearn.passes=4000000", "evaluate.every_passes=400000"]
     limited(monkeypatch, 31)
     outcome = mudman("run", tiny.config, f"output.dir={run}", "unlearn.loops=0", *long)
-    assert outcome.status == 1 and "relearning does not fit into the job's time" in outcome.messages[0]
+    assert (
+        outcome.status == 1 and "relearning does not fit into the job's time" in outcome.messages[0]
+    )
     limited(monkeypatch, 31)
     outcome = mudman("resume", run, "unlearn.loops=1", *long)
-    assert outcome.status == 3 and "before the job's time limit while relearning" in outcome.messages[0]
+    assert (
+        outcome.status == 3
+        and "before the job's time limit while relearning" in outcome.messages[0]
+    )
 
 
 # -- threads ------------------------------------------------------------------------------------------

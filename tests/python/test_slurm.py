@@ -86,7 +86,13 @@ def submit(cluster: SlurmCluster, script: Path, *options: str) -> str:
 
 
 def ended(cluster: SlurmCluster, job: str) -> bool:
-    return cluster.field(job, "JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    return cluster.field(job, "JobState") in (
+        "COMPLETED",
+        "FAILED",
+        "CANCELLED",
+        "TIMEOUT",
+        "NODE_FAIL",
+    )
 
 
 def reaches(cluster: SlurmCluster, run: Path, loops: int) -> None:
@@ -139,7 +145,9 @@ def test_cancelled_stays_cancelled(cluster: SlurmCluster, tiny: Case, tmp_path: 
     assert 6 <= max(checkpoints_of(run)) == len(lines_of(run, "unlearn")) < LOOPS
 
 
-def test_killed_before_a_checkpoint_starts_over(cluster: SlurmCluster, tiny: Case, tmp_path: Path) -> None:
+def test_killed_before_a_checkpoint_starts_over(
+    cluster: SlurmCluster, tiny: Case, tmp_path: Path
+) -> None:
     """And keeps what there was."""
     run = tmp_path / "run"
     run.mkdir()
@@ -162,7 +170,15 @@ def test_faulty_rank_on_another_machine(
     wrapper = faulty(1, "data", 20, 20, action)
     began = time.monotonic()
     done = cluster.call(
-        *SRUN, "-N2", "-n2", *wrapper, BINARY, "run", tiny.config, f"output.dir={tmp_path / 'run'}", "timeout=1"
+        *SRUN,
+        "-N2",
+        "-n2",
+        *wrapper,
+        BINARY,
+        "run",
+        tiny.config,
+        f"output.dir={tmp_path / 'run'}",
+        "timeout=1",
     )
     assert done.returncode not in (0, 2, 3, 4) and time.monotonic() - began < 30
     if action == "stop":
