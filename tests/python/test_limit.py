@@ -30,7 +30,7 @@ def test_stops_before_the_time_limit(
     assert "stopped before the job's time limit after loop" in message
     assert len(checkpoints_of(run)) == 1 and checkpoints_of(run)[0] == len(lines_of(run, "unlearn"))
     # Without the limit it goes on; too short a limit for one step is no reason to do nothing.
-    limited(monkeypatch, 1)
+    limited(monkeypatch, 20)
     done = checkpoints_of(run)[0]
     outcome = mudman("resume", run, ranks=ranks)
     assert outcome.status == 3 and checkpoints_of(run)[-1] == done + 1
