@@ -205,16 +205,6 @@ static enum mm_status check_virtual(const struct mm_checkpoint_head *head, hid_t
     return status;
 }
 
-/* The number of links of a group; 0 where there is none. */
-static size_t group_size(hid_t file, const char *name) {
-    H5G_info_t info = {0};
-    hid_t group = mm_h5_has(file, name) ? H5Gopen2(file, name, H5P_DEFAULT) : -1;
-    if (group >= 0 && H5Gget_info(group, &info) < 0)
-        info.nlinks = 0;
-    mm_h5_close(group);
-    return info.nlinks;
-}
-
 static struct mm_checkpoint_shape *find_tensor(struct mm_checkpoint_head *head, const char *name) {
     for (size_t i = 0; i < head->tensors_n; i++)
         if (strcmp(head->tensors[i].name, name) == 0)
@@ -222,18 +212,48 @@ static struct mm_checkpoint_shape *find_tensor(struct mm_checkpoint_head *head, 
     return NULL;
 }
 
-/* Tensor `index` of a group, which another group may have brought already. */
-static enum mm_status read_tensor(struct mm_checkpoint_head *head, hid_t file, const char *path,
-                                  int group, size_t index, struct mm_error *err) {
-    char name[1024];
+/* What add_name is given: the head and the group whose names come. */
+struct naming {
+    struct mm_checkpoint_head *head;
+    int group;
+};
+
+/* Adds a tensor by its name alone: the number of links is the file's word, the links are there.
+ * Another group may have brought it already. */
+static herr_t add_name(hid_t group, const char *name, const H5L_info_t *link, void *self) {
+    (void)group, (void)link;
+    struct naming *naming = self;
+    struct mm_checkpoint_head *head = naming->head;
+    struct mm_checkpoint_shape *tensor = find_tensor(head, name);
+    if (!tensor) {
+        size_t n = head->tensors_n;
+        if ((n & (n - 1)) == 0) /* 0 or a power of two: the table is full */
+            head->tensors = mm_realloc(head->tensors, (n ? 2 * n : 1) * sizeof *head->tensors);
+        tensor = &head->tensors[head->tensors_n++];
+        *tensor = (struct mm_checkpoint_shape){.name = mm_strdup(name)};
+    }
+    tensor->in[naming->group] = true;
+    return 0;
+}
+
+static enum mm_status read_names(struct mm_checkpoint_head *head, hid_t file, const char *path,
+                                 int group, struct mm_error *err) {
+    struct naming naming = {head, group};
+    enum mm_status status = MM_OK;
+    hid_t id = H5Gopen2(file, mm_checkpoint_groups[group], H5P_DEFAULT);
+    if (id < 0 || H5Literate(id, H5_INDEX_NAME, H5_ITER_INC, NULL, add_name, &naming) < 0)
+        status = mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the tensors' names", path);
+    mm_h5_close(id);
+    return status;
+}
+
+/* The tensor's shape in a group, the same in each. */
+static enum mm_status read_tensor(const struct mm_checkpoint_head *head, hid_t file,
+                                  const char *path, int group, struct mm_checkpoint_shape *tensor,
+                                  struct mm_error *err) {
     hsize_t dims[2];
     hid_t set;
-    ssize_t length = H5Lget_name_by_idx(file, mm_checkpoint_groups[group], H5_INDEX_NAME,
-                                        H5_ITER_INC, index, name, sizeof name, H5P_DEFAULT);
-    if (length < 0 || (size_t)length >= sizeof name)
-        return mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the name of tensor %zu", path, index);
-    struct mm_checkpoint_shape *tensor = find_tensor(head, name);
-    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], name);
+    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], tensor->name);
     enum mm_status status = mm_h5_open_dataset(&set, file, path, where, err);
     if (status == MM_OK)
         status = mm_h5_dims(set, path, where, 2, dims, err);
@@ -241,12 +261,10 @@ static enum mm_status read_tensor(struct mm_checkpoint_head *head, hid_t file, c
     mm_free(where);
     if (status != MM_OK)
         return status;
-    if (!tensor) {
-        tensor = &head->tensors[head->tensors_n++];
-        *tensor =
-            (struct mm_checkpoint_shape){.name = mm_strdup(name), .rows = dims[0], .cols = dims[1]};
+    if (tensor->rows == 0) {
+        tensor->rows = dims[0];
+        tensor->cols = dims[1];
     }
-    tensor->in[group] = true;
     return check_virtual(head, file, path, group, tensor, err);
 }
 
@@ -265,16 +283,19 @@ static enum mm_status check_groups(const struct mm_checkpoint_head *head, bool f
 
 static enum mm_status read_tensors(struct mm_checkpoint_head *head, hid_t file, const char *path,
                                    struct mm_error *err) {
-    size_t n[MM_CHECKPOINT_GROUPS], all = 0;
+    bool has[MM_CHECKPOINT_GROUPS];
     enum mm_status status = MM_OK;
-    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
-        all += n[g] = group_size(file, mm_checkpoint_groups[g]);
-    head->tensors = mm_calloc(all, sizeof *head->tensors);
-    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
-        for (size_t i = 0; status == MM_OK && i < n[g]; i++)
-            status = read_tensor(head, file, path, g, i, err);
+    for (int g = 0; g < MM_CHECKPOINT_GROUPS && status == MM_OK; g++) {
+        has[g] = mm_h5_own(file, mm_checkpoint_groups[g]);
+        if (has[g])
+            status = read_names(head, file, path, g, err);
+    }
     if (status == MM_OK)
-        status = check_groups(head, n[MM_GROUP_FORGET_ACC] > 0, path, err);
+        status = check_groups(head, has[MM_GROUP_FORGET_ACC], path, err);
+    for (size_t i = 0; i < head->tensors_n; i++)
+        for (int g = 0; g < MM_CHECKPOINT_GROUPS && status == MM_OK; g++)
+            if (head->tensors[i].in[g])
+                status = read_tensor(head, file, path, g, &head->tensors[i], err);
     return status;
 }
 
@@ -321,6 +342,10 @@ static enum mm_status check_rows(const struct mm_checkpoint_head *head, hid_t fi
             if (tensor->in[g])
                 status =
                     open_tensor(head, file, path, g, tensor->name, rows, tensor->cols, &set, err);
+            /* Virtual here, it could lead back to checkpoint.h5, for ever. */
+            if (set >= 0)
+                status = mm_h5_check_stored(set, path, tensor->name, 2,
+                                            (const hsize_t[]){rows, tensor->cols}, err);
             mm_h5_close(set);
         }
     }

@@ -1,13 +1,12 @@
 /* dataset.c - see dataset.h.
  *
  * Data files come from anywhere. Before anything is allocated, a dataset's shape is held against
- * what the file can hold; each value is then read in 64 bits, of the sign it has in the file, and
- * compared with its limit before it becomes 32 bits. */
+ * what the file can hold (mm_h5_check_stored); each value is then read in 64 bits, of the sign it
+ * has in the file, and compared with its limit before it becomes 32 bits. */
 #include "io/dataset.h"
 
 #include <inttypes.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "io/h5.h"
 
@@ -27,60 +26,6 @@ struct limit {
     uint64_t below;
     const char *what;
 };
-
-static enum mm_status bad_storage(const struct integers *in, const char *fault,
-                                  struct mm_error *err) {
-    return mm_fail(err, MM_BAD_INPUT, "%s: '%s' [%zu, %zu] %s", in->path, in->name, in->rows,
-                   in->cols, fault);
-}
-
-/* A chunked dataset holds rows and columns in stored chunks, which may be compressed (deflate: at
- * most 1032 times). Says how many bytes a file must hold at least, and whether chunks are missing.
- */
-static bool chunks_fit(const struct integers *in, hid_t dcpl, size_t size, uint64_t stored,
-                       bool *complete) {
-    hsize_t chunk[2] = {1, 1}, found = 0;
-    hid_t space = H5Dget_space(in->set);
-    bool ok = space >= 0 && H5Pget_chunk(dcpl, in->rank, chunk) == in->rank &&
-              H5Dget_num_chunks(in->set, space, &found) >= 0;
-    mm_h5_close(space);
-    if (!ok || chunk[0] == 0 || chunk[1] == 0)
-        return false;
-    uint64_t down = (in->rows - 1) / chunk[0] + 1, across = (in->cols - 1) / chunk[1] + 1, chunks,
-             elements, bytes;
-    if (__builtin_mul_overflow(down, across, &chunks) ||
-        __builtin_mul_overflow(chunk[0], chunk[1], &elements) ||
-        __builtin_mul_overflow(elements, chunks, &elements) ||
-        __builtin_mul_overflow(elements, size, &bytes))
-        return false;
-    *complete = chunks == found;
-    return bytes / 1100 <= stored;
-}
-
-static enum mm_status check_storage(const struct integers *in, struct mm_error *err) {
-    struct stat file;
-    hid_t type = H5Dget_type(in->set), dcpl = H5Dget_create_plist(in->set);
-    H5D_layout_t layout = dcpl < 0 ? H5D_LAYOUT_ERROR : H5Pget_layout(dcpl);
-    uint64_t stored = H5Dget_storage_size(in->set);
-    size_t size = type < 0 ? 0 : H5Tget_size(type), elements, bytes;
-    enum mm_status status = MM_OK;
-    bool fits = size > 0 && stat(in->path, &file) == 0 && stored <= (uint64_t)file.st_size &&
-                mm_mul(in->rows, in->cols, &elements) && mm_mul(elements, size, &bytes);
-    bool complete = stored > 0;
-    if (layout == H5D_VIRTUAL)
-        status = bad_storage(in, "keeps its data in other files", err);
-    else if (fits && layout == H5D_CHUNKED)
-        fits = chunks_fit(in, dcpl, size, stored, &complete);
-    else
-        fits = fits && (bytes == stored || stored == 0);
-    if (status == MM_OK && !complete)
-        status = bad_storage(in, "holds no data, or only a part", err);
-    else if (status == MM_OK && !fits)
-        status = bad_storage(in, "is larger than its file: damaged", err);
-    mm_h5_close(dcpl);
-    mm_h5_close(type);
-    return status;
-}
 
 static void close_integers(struct integers *in) {
     mm_h5_close(in->set);
@@ -107,7 +52,7 @@ static enum mm_status open_integers(struct integers *in, const char *name, int r
         in->is_signed = H5Tget_sign(type) == H5T_SGN_2;
         in->rows = dims[0];
         in->cols = dims[1];
-        status = check_storage(in, err);
+        status = mm_h5_check_stored(in->set, in->path, name, rank, dims, err);
     }
     mm_h5_close(type);
     if (status != MM_OK)

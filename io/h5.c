@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -106,23 +107,41 @@ bool mm_h5_has(hid_t at, const char *name) {
     return H5Lexists(at, name, H5P_DEFAULT) > 0;
 }
 
+bool mm_h5_own(hid_t at, const char *name) {
+    H5L_info_t link;
+    return mm_h5_has(at, name) && H5Lget_info(at, name, &link, H5P_DEFAULT) >= 0 &&
+           link.type == H5L_TYPE_HARD;
+}
+
+/* Every step of the way, the outermost first: a step that leads elsewhere is not taken. */
+static enum mm_status check_way(hid_t at, const char *path, const char *name,
+                                struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    for (const char *end = name; *end && status == MM_OK;) {
+        end += *end == '/';
+        end += strcspn(end, "/");
+        char *step = mm_format("%.*s", (int)(end - name), name);
+        if (!mm_h5_has(at, step))
+            status = mm_fail(err, MM_BAD_INPUT, "%s holds no dataset '%s'", path, name);
+        else if (!mm_h5_own(at, step))
+            status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is a link to elsewhere, not a dataset",
+                             path, step);
+        mm_free(step);
+    }
+    return status;
+}
+
 enum mm_status mm_h5_open_dataset(hid_t *set, hid_t at, const char *path, const char *name,
                                   struct mm_error *err) {
-    H5L_info_t link;
     *set = -1;
-    if (!mm_h5_has(at, name))
-        return mm_fail(err, MM_BAD_INPUT, "%s holds no dataset '%s'", path, name);
-    if (H5Lget_info(at, name, &link, H5P_DEFAULT) < 0)
-        return mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read '%s'", path, name);
-    if (link.type != H5L_TYPE_HARD)
-        return mm_fail(err, MM_BAD_INPUT, "%s: '%s' is a link to elsewhere, not a dataset", path,
-                       name);
+    enum mm_status status = check_way(at, path, name, err);
+    if (status != MM_OK)
+        return status;
     *set = H5Dopen2(at, name, H5P_DEFAULT);
     if (*set < 0)
         return mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read '%s' as a dataset", path, name);
     hid_t dcpl = H5Dget_create_plist(*set);
     int outside = dcpl < 0 ? -1 : H5Pget_external_count(dcpl);
-    enum mm_status status = MM_OK;
     if (outside < 0)
         status = mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read '%s'", path, name);
     else if (outside > 0)

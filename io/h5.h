@@ -40,16 +40,23 @@ hid_t mm_h5_file_access(void);
 hid_t mm_h5_create_group(hid_t at, const char *name);
 hid_t mm_h5_create_dataset(hid_t at, const char *name, hid_t type, hid_t space, hid_t dcpl);
 
-/* Opens the dataset `name`, which must be in this very file: no soft or external link on the way in
- * its last step, and data in no other file unless it is virtual. MM_BAD_INPUT; `path` is the
- * file's, for the text. */
+/* Opens the dataset `name`, which must be in this very file: no soft or external link on the way,
+ * and data in no other file unless it is virtual. MM_BAD_INPUT; `path` is the file's, for the text.
+ */
 enum mm_status mm_h5_open_dataset(hid_t *set, hid_t at, const char *path, const char *name,
                                   struct mm_error *err);
 bool mm_h5_has(hid_t at, const char *name); /* a link of that name */
+bool mm_h5_own(hid_t at, const char *name); /* a hard one: an object of this very file */
 
 /* dims[rank] of a dataset. MM_BAD_INPUT if it has another rank or a zero extent. */
 enum mm_status mm_h5_dims(hid_t set, const char *path, const char *name, int rank, hsize_t *dims,
                           struct mm_error *err);
+
+/* Holds a dataset's shape, dims[rank], of rank 1 or 2, none zero, against what its file can hold,
+ * so that the caller may allocate for it. MM_BAD_INPUT: larger than the file, not all written, or
+ * in other files (virtual). */
+enum mm_status mm_h5_check_stored(hid_t set, const char *path, const char *name, int rank,
+                                  const hsize_t *dims, struct mm_error *err);
 
 /* The little-endian file type of MM_F32 or MM_BF16 (16 bits: sign, 8 of exponent, 7 of mantissa).
  * The caller closes. */

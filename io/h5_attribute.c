@@ -93,6 +93,15 @@ static enum mm_status not_one(const char *path, const char *name, hssize_t n,
                    name, (long long)n);
 }
 
+static uint64_t bytes_of_file(hid_t at) {
+    hsize_t bytes = 0;
+    hid_t file = H5Iget_file_id(at);
+    if (file < 0 || H5Fget_filesize(file, &bytes) < 0)
+        bytes = 0;
+    mm_h5_close(file);
+    return bytes;
+}
+
 enum mm_status mm_h5_get_text(hid_t at, const char *path, const char *name, char **text,
                               struct mm_error *err) {
     struct attribute a;
@@ -114,7 +123,7 @@ enum mm_status mm_h5_get_text(hid_t at, const char *path, const char *name, char
                 mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the attribute '%s'", path, name);
         if (stored)
             H5free_memory(stored);
-    } else if (size > (size_t)1 << 30) { /* the size is the file's word, not what it holds */
+    } else if (size > bytes_of_file(at)) { /* the size is the file's word, not what it holds */
         status = mm_fail(err, MM_BAD_INPUT, "%s: the attribute '%s' is too long", path, name);
     } else {
         *text = mm_calloc(size + 1, 1);

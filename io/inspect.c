@@ -88,8 +88,12 @@ static enum mm_status read_range(struct range *range, hid_t at, const char *path
     return status;
 }
 
-static enum mm_status print_tensor(hid_t at, const char *path, const char *name, bool readable,
-                                   struct mm_error *err) {
+/* What of a file's tensors may be read: nothing; values that it holds itself; those that the
+ * checked parts of a checkpoint hold. */
+enum values { UNREADABLE, OWN_VALUES, VALUES_OF_PARTS };
+
+static enum mm_status print_tensor(hid_t at, const char *path, const char *name,
+                                   enum values readable, struct mm_error *err) {
     struct range range = {0};
     hsize_t dims[2] = {0};
     uint64_t first = 0;
@@ -102,6 +106,8 @@ static enum mm_status print_tensor(hid_t at, const char *path, const char *name,
         status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is neither float32 nor bfloat16", path, name);
     if (status == MM_OK && mm_h5_has_attribute(set, "first_row"))
         status = mm_h5_get_count(set, path, "first_row", SIZE_MAX, &first, err);
+    if (status == MM_OK && readable == OWN_VALUES)
+        status = mm_h5_check_stored(set, path, name, 2, dims, err);
     mm_h5_close(set);
     if (status == MM_OK && readable)
         status = read_range(&range, at, path, name, dtype, dims[0], dims[1], err);
@@ -123,14 +129,14 @@ static enum mm_status print_tensor(hid_t at, const char *path, const char *name,
 }
 
 /* Every tensor of every group of a checkpoint.h5 or a part. */
-static enum mm_status print_tensors(hid_t file, const char *path, bool readable,
+static enum mm_status print_tensors(hid_t file, const char *path, enum values readable,
                                     struct mm_error *err) {
     enum mm_status status = MM_OK;
     printf("tensors:\n");
     for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++) {
         const char *group = mm_checkpoint_groups[g];
         H5G_info_t info;
-        if (!mm_h5_has(file, group))
+        if (!mm_h5_own(file, group))
             continue;
         if (H5Gget_info_by_name(file, group, &info, H5P_DEFAULT) < 0)
             return mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read '%s'", path, group);
@@ -193,7 +199,8 @@ static enum mm_status inspect_checkpoint(const char *folder, struct mm_error *er
         status = print_parts(&head, folder, err);
         enum mm_status values = mm_h5_open(&file, path, &other);
         if (values == MM_OK)
-            values = print_tensors(file, path, status == MM_OK, &other);
+            values =
+                print_tensors(file, path, status == MM_OK ? VALUES_OF_PARTS : UNREADABLE, &other);
         if (status == MM_OK && values != MM_OK) {
             status = values;
             *err = other;
@@ -254,7 +261,7 @@ static enum mm_status inspect_part(const char *path, struct mm_error *err) {
             print_count(counts[i], value);
     }
     if (status == MM_OK)
-        status = print_tensors(file, path, true, err);
+        status = print_tensors(file, path, OWN_VALUES, err);
     mm_h5_close(file);
     return print_state(status, err);
 }

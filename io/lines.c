@@ -8,19 +8,29 @@
 
 #define READ_BYTES 4096
 
-/* Where the first line ends: at its newline, which becomes a NUL; at the end of input; or NULL. */
+/* Where the first line ends: at its newline or a NUL, which no text has; at the end of input; or
+ * NULL. */
 static char *end_of_line(struct mm_lines *l) {
-    char *end = l->bytes ? memchr(l->text, '\n', l->bytes) : NULL;
-    if (!end && l->bytes)
-        end = memchr(l->text, '\0', l->bytes); /* found before, or not a text */
-    if (!end && l->ended && l->bytes)
-        end = l->text + l->bytes;
-    return end;
+    for (; l->searched < l->bytes; l->searched++)
+        if (l->text[l->searched] == '\n' || l->text[l->searched] == '\0')
+            return l->text + l->searched;
+    return l->ended && (l->bytes || l->dropped) ? l->text + l->bytes : NULL;
+}
+
+/* Of a line that is too long nothing is kept. */
+static void drop_excess(struct mm_lines *l) {
+    if (l->searched > MM_LINE_MAX) {
+        l->dropped = true;
+        memmove(l->text, l->text + l->searched, l->bytes - l->searched);
+        l->bytes -= l->searched;
+        l->searched = 0;
+    }
 }
 
 /* False where there is nothing to read now, after a signal, and at the end of input. */
 static bool read_more(struct mm_lines *l, bool wait) {
     struct pollfd input = {.fd = l->fd, .events = POLLIN};
+    drop_excess(l);
     if (l->ended || poll(&input, 1, wait ? -1 : 0) <= 0)
         return false;
     l->text = mm_realloc(l->text, l->bytes + READ_BYTES + 1);
@@ -36,16 +46,19 @@ const char *mm_lines_look(struct mm_lines *l, bool wait) {
     char *end = end_of_line(l);
     while (!end && read_more(l, wait))
         end = end_of_line(l);
-    if (end)
-        *end = '\0';
-    return end ? l->text : NULL;
+    if (!end)
+        return NULL;
+    *end = '\0';
+    l->found = (size_t)(end - l->text) + 1;
+    return l->dropped || l->found > MM_LINE_MAX ? "" : l->text;
 }
 
 void mm_lines_take(struct mm_lines *l) {
-    size_t taken = strlen(l->text) + 1;
-    taken = taken < l->bytes ? taken : l->bytes;
+    size_t taken = l->found < l->bytes ? l->found : l->bytes;
     memmove(l->text, l->text + taken, l->bytes - taken);
     l->bytes -= taken;
+    l->searched = l->found = 0;
+    l->dropped = false;
 }
 
 void mm_lines_free(struct mm_lines *l) {

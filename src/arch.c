@@ -127,10 +127,11 @@ static void read_rope(struct reader *r, struct mm_arch *arch) {
                         : number(where, "partial_rotary_factor", 1.0);
     if (!neox && share != 1.0)
         FAULT(where, "partial_rotary_factor %g is not supported in this family", share);
-    size_t dim = (size_t)((double)arch->heads.head_dim * share);
-    if (where->status == MM_OK && (!(share > 0 && share <= 1) || dim < 2 || dim % 2))
-        FAULT(where, "rotary dimension %zu of head dimension %zu is not supported", dim,
-              arch->heads.head_dim);
+    bool in_range = share > 0 && share <= 1;
+    size_t dim = in_range ? (size_t)((double)arch->heads.head_dim * share) : 0;
+    if (where->status == MM_OK && (!in_range || dim < 2 || dim % 2))
+        FAULT(where, "rotary dimension %g of head dimension %zu is not supported",
+              (double)arch->heads.head_dim * share, arch->heads.head_dim);
     arch->heads.rotary_dim = dim;
     if (where->status == MM_OK && !(arch->rope_theta > 1))
         FAULT(where, "%s %g is not above 1", base, arch->rope_theta);
@@ -192,6 +193,19 @@ static void read_heads(struct reader *r, struct mm_arch *arch) {
     }
 }
 
+/* Sizes whose products fit and whose table of tensors does, whatever the file says. */
+static void check_sizes(struct reader *r, const struct mm_arch *arch) {
+    enum { LAYERS_MAX = 1000 };
+    const struct mm_heads *h = &arch->heads;
+    __uint128_t attention = (__uint128_t)(2 * h->heads + 2 * h->kv_heads) * h->head_dim,
+                layer = (attention + (__uint128_t)3 * arch->mlp + 8) * (arch->width + 1),
+                all = layer * arch->layers + (__uint128_t)2 * arch->vocab * arch->width;
+    if (arch->layers > LAYERS_MAX)
+        FAULT(r, "'num_hidden_layers' is %zu, above %d", arch->layers, LAYERS_MAX);
+    if (all >> 48)
+        FAULT(r, "sizes of a model of more than 2^48 parameters");
+}
+
 static void read_fields(struct reader *r, struct mm_arch *arch) {
     *arch = (struct mm_arch){.family = family(r)};
     bool neox = arch->family == MM_NEOX;
@@ -201,6 +215,8 @@ static void read_fields(struct reader *r, struct mm_arch *arch) {
     arch->mlp = count(r, "intermediate_size", NAN);
     arch->vocab = count(r, "vocab_size", NAN);
     read_heads(r, arch);
+    if (r->status == MM_OK)
+        check_sizes(r, arch);
     arch->norm = neox ? MM_LAYER_NORM : MM_RMS_NORM;
     arch->epsilon =
         (float)(neox ? number(r, "layer_norm_eps", 1e-5) : number(r, "rms_norm_eps", NAN));

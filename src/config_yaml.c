@@ -10,7 +10,8 @@
 #include <string.h>
 #include <yaml.h>
 
-enum { MAX_DEPTH = 8, MAX_NODES = 10000 };
+/* A key is copied into every setting below it. */
+enum { MAX_DEPTH = 8, MAX_NODES = 10000, MAX_KEY = 256 };
 
 struct mm_yaml_source {
     char *argument;
@@ -152,6 +153,9 @@ static enum mm_status build_key(struct builder *b, const yaml_event_t *event,
     item->key_line = event->start_mark.line + 1;
     if (event->type != YAML_SCALAR_EVENT)
         return mm_yaml_fail(b->err, b->origin, item->key_line, "a key must be a name");
+    if (event->data.scalar.length > MAX_KEY)
+        return mm_yaml_fail(b->err, b->origin, item->key_line, "a key of more than %d bytes",
+                            MAX_KEY);
     return copy_scalar(b, event, &item->key);
 }
 
@@ -331,6 +335,8 @@ enum mm_status mm_settings_add_argument(struct mm_settings *settings, const char
     const char *equals = strchr(argument, '=');
     if (!equals || equals == argument)
         return mm_yaml_fail(err, origin, 0, "expected key=value");
+    if (equals - argument > MAX_KEY)
+        return mm_yaml_fail(err, origin, 0, "a key of more than %d bytes", MAX_KEY);
     /* The line break ends a comment that would hide the bracket. */
     char *list = mm_format("[%s\n]", equals + 1);
     struct mm_yaml_node *root = &source->root;

@@ -66,6 +66,26 @@ static enum mm_status open_weights(struct mm_job *job, struct mm_error *err) {
     return MM_OK;
 }
 
+/* Whether every tensor of the model is there in the right shape: what is allocated for the model is
+ * then in proportion to its files. */
+static enum mm_status check_tensors(const struct mm_job *job, struct mm_error *err) {
+    struct mm_arena *arena = mm_arena_create(job->dev, true);
+    struct mm_model *model = mm_model_create(arena, &job->arch, mm_config_dtype(job->config), 1);
+    enum mm_status status = MM_OK;
+    for (size_t i = 0; i < model->params_n && status == MM_OK; i++) {
+        const struct mm_param *p = &model->params[i];
+        const struct mm_stored_tensor *t = mm_weights_find(job->weights, p->name);
+        float unused;
+        if (!t || t->dims_n != (p->vector ? 1u : 2u) || t->dims[0] != p->rows ||
+            (!p->vector && t->dims[1] != p->cols))
+            status = mm_weights_load(job->weights, p->name, p->rows, p->vector ? 0 : p->cols,
+                                     &unused, MM_F32, err);
+    }
+    mm_model_free(model);
+    mm_arena_free(arena);
+    return status;
+}
+
 static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, struct mm_error *err) {
     const struct mm_config *c = job->config;
     bool pretrain = kind == MM_JOB_PRETRAIN;
@@ -81,21 +101,10 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
         return mm_fail(err, MM_BAD_INPUT,
                        "%s: sliding_window %zu is shorter than a question's %zu tokens",
                        c->model.path, job->arch.sliding_window, longest);
-    return pretrain ? MM_OK : open_weights(job, err);
-}
-
-/* Dry runs only look whether every tensor is there in the right shape. */
-static enum mm_status check_tensors(const struct mm_job *job, struct mm_error *err) {
-    for (size_t i = 0; i < job->model->params_n; i++) {
-        const struct mm_param *p = &job->model->params[i];
-        const struct mm_stored_tensor *t = mm_weights_find(job->weights, p->name);
-        float unused;
-        if (!t || t->dims_n != (p->vector ? 1u : 2u) || t->dims[0] != p->rows ||
-            (!p->vector && t->dims[1] != p->cols))
-            return mm_weights_load(job->weights, p->name, p->rows, p->vector ? 0 : p->cols, &unused,
-                                   MM_F32, err);
-    }
-    return MM_OK;
+    if (pretrain)
+        return MM_OK;
+    TRY(open_weights(job, err));
+    return check_tensors(job, err);
 }
 
 static void create_evaluations(struct mm_job *job) {
@@ -121,9 +130,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
         job->arena = mm_arena_create(dev, dry);
         job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),
                                      mm_data_longest(&job->data, config));
-        status = dry                       ? check_tensors(job, err)
-                 : kind == MM_JOB_PRETRAIN ? MM_OK
-                                           : mm_model_load(job->model, job->weights, err);
+        if (!dry && kind != MM_JOB_PRETRAIN)
+            status = mm_model_load(job->model, job->weights, err);
         if (!dry)
             status = mm_comm_agree(comm, status, err);
     }

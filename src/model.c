@@ -23,8 +23,11 @@ static size_t add(struct builder *b, bool group_start, size_t rows, size_t cols,
     struct mm_model *m = b->model;
     const struct mm_arch *arch = &m->arch;
     size_t index = m->params_n++;
-    m->params = mm_realloc(m->params, m->params_n * sizeof *m->params);
-    b->offsets = mm_realloc(b->offsets, m->params_n * sizeof *b->offsets);
+    if ((index & (index - 1)) == 0) { /* 0 or a power of two: the tables are full */
+        size_t room = index ? 2 * index : 1;
+        m->params = mm_realloc(m->params, room * sizeof *m->params);
+        b->offsets = mm_realloc(b->offsets, room * sizeof *b->offsets);
+    }
     if (group_start)
         b->end = (b->end + GROUP_ALIGNMENT - 1) / GROUP_ALIGNMENT * GROUP_ALIGNMENT;
     bool outside = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "embed_out.weight") == 0;

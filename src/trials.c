@@ -5,6 +5,7 @@
 #include "io/lines.h"
 #include "src/mudman.h"
 #include "src/stop.h"
+#include "src/trial_line.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -16,14 +17,12 @@ struct server {
     struct mm_job job;
     struct mm_config *base; /* borrowed */
     char *text;             /* of the config file, as it was at the start */
-    const char *path;
-    char *const *overrides; /* of the command line */
-    size_t overrides_n;
+    struct mm_trial_base start;
     struct mm_arena *arena;
     void *pristine;             /* all weights as loaded, on the device */
     struct mm_lines lines;      /* rank 0 */
     struct mm_metrics *answers; /* rank 0; NULL elsewhere */
-    cJSON *request;             /* the trial's line */
+    cJSON *request;             /* the trial's line, NULL where it is no JSON */
     bool pruned;
     double begun;
 };
@@ -49,19 +48,12 @@ static char *next_line(struct server *s) {
     return copy;
 }
 
-static bool is_prune(const char *line) {
-    cJSON *said = cJSON_Parse(line);
-    bool prune = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(said, "prune"));
-    cJSON_Delete(said);
-    return prune;
-}
-
 /* Whether the driver gave the trial up meanwhile. Any other line waits for its turn. */
 static bool prune_asked(struct server *s) {
     bool asked = false;
     const char *line;
     if (s->answers && (line = mm_lines_look(&s->lines, false)))
-        asked = is_prune(line);
+        asked = mm_trial_is_prune(line);
     if (asked)
         mm_lines_take(&s->lines);
     return mm_comm_any(s->comm, asked);
@@ -92,70 +84,6 @@ static enum mm_status evaluated(void *self, const char *at, size_t passes,
 }
 
 /* -- one trial --------------------------------------------------------------------------------- */
-
-static bool allowed(const char *key) {
-    return strncmp(key, "unlearn.", 8) == 0 || strncmp(key, "relearn.", 8) == 0 ||
-           strcmp(key, "evaluate.every_passes") == 0 || strcmp(key, "evaluate.batches") == 0;
-}
-
-/* "key=value" for each member: JSON values are YAML values. */
-static enum mm_status collect(const cJSON *overrides, char **all, size_t *n, struct mm_error *err) {
-    for (const cJSON *item = overrides ? overrides->child : NULL; item; item = item->next) {
-        if (!allowed(item->string))
-            return mm_fail(
-                err, MM_BAD_INPUT,
-                "%s: a trial sets keys of unlearn and relearn, evaluate.every_passes and "
-                "evaluate.batches",
-                item->string);
-        char *value = cJSON_PrintUnformatted(item);
-        all[(*n)++] = mm_format("%s=%s", item->string, value);
-        cJSON_free(value);
-    }
-    return MM_OK;
-}
-
-static bool is_length(const char *key, size_t n) {
-    return (n == 13 && strncmp(key, "unlearn.loops", n) == 0) ||
-           (n == 14 && strncmp(key, "unlearn.passes", n) == 0);
-}
-
-/* Whether the trial sets what "key=value" of the command line sets; loops and passes are one. */
-static bool replaced(const char *argument, const cJSON *overrides) {
-    size_t n = strcspn(argument, "=");
-    for (const cJSON *item = overrides ? overrides->child : NULL; item; item = item->next) {
-        size_t own = strlen(item->string);
-        if ((own == n && strncmp(argument, item->string, n) == 0) ||
-            (is_length(argument, n) && is_length(item->string, own)))
-            return true;
-    }
-    return false;
-}
-
-/* The base's config with the line's overrides. */
-static enum mm_status configure(struct server *s, const char *line, struct mm_config *config,
-                                struct mm_error *err) {
-    s->request = cJSON_Parse(line);
-    if (!cJSON_IsObject(s->request))
-        return mm_fail(err, MM_BAD_INPUT, "the line is not a JSON object");
-    const cJSON *overrides = cJSON_GetObjectItemCaseSensitive(s->request, "overrides");
-    if (overrides && !cJSON_IsObject(overrides))
-        return mm_fail(err, MM_BAD_INPUT, "overrides is not an object of keys and values");
-    size_t own = (size_t)cJSON_GetArraySize(overrides), n = 0;
-    char **all = mm_calloc(s->overrides_n + own + 1, sizeof *all);
-    for (size_t i = 0; i < s->overrides_n; i++)
-        if (!replaced(s->overrides[i], overrides))
-            all[n++] = s->overrides[i];
-    size_t kept = n;
-    enum mm_status status = collect(overrides, all, &n, err);
-    if (status == MM_OK)
-        status = mm_config_parse(config, s->text, s->path, all, n, MM_TRIALS, err);
-    while (n > kept)
-        mm_free(all[--n]);
-    mm_free(all);
-    if (status == MM_OK)
-        config->model.dtype = s->base->model.dtype; /* settled */
-    return status;
-}
 
 static void restore_weights(struct server *s) {
     const struct mm_model *m = s->job.model;
@@ -224,13 +152,14 @@ static enum mm_status run(struct server *s, const struct mm_config *config, doub
 }
 
 static enum mm_status trial(struct server *s, const char *line, struct mm_error *err) {
-    struct mm_config config = {0};
+    struct mm_config config;
     double score = NAN;
     char *reason = NULL;
     size_t loops = 0, passes = 0;
     s->begun = mm_now();
     forget_results(s);
-    enum mm_status status = configure(s, line, &config, err);
+    enum mm_status status = mm_trial_parse(&s->start, line, &s->request, &config, err);
+    config.model.dtype = s->base->model.dtype; /* settled */
     if (status == MM_OK)
         status = mm_job_loops(&config, &loops, err);
     if (status == MM_OK)
@@ -285,12 +214,7 @@ static void keep_pristine(struct server *s) {
 enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_config *config,
                          const char *path, char *const *overrides, size_t overrides_n,
                          struct mm_error *err) {
-    struct server s = {.comm = comm,
-                       .base = config,
-                       .path = path,
-                       .overrides = overrides,
-                       .overrides_n = overrides_n,
-                       .lines = {.fd = STDIN_FILENO}};
+    struct server s = {.comm = comm, .base = config, .lines = {.fd = STDIN_FILENO}};
     size_t bytes;
     mm_stop_listen();
     enum mm_status status = mm_comm_agree(comm, mm_file_read(path, &s.text, &bytes, err), err);
@@ -304,10 +228,11 @@ enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_
     s.job.listener = (struct mm_listener){.self = &s, .evaluated = evaluated};
     if (mm_comm_rank(comm) == 0)
         s.answers = mm_metrics_on(dup(STDOUT_FILENO), "standard output");
+    s.start = (struct mm_trial_base){s.text, path, overrides, overrides_n};
     keep_pristine(&s);
     status = say_ready(&s, err);
     for (char *line; status == MM_OK && (line = next_line(&s)); mm_free(line))
-        if (!is_prune(line)) /* which came when its trial had just ended */
+        if (!mm_trial_is_prune(line)) /* which came when its trial had just ended */
             status = trial(&s, line, err);
     if (status == MM_OK && mm_comm_any(comm, mm_stop_asked()))
         status = mm_fail(err, MM_STOPPED, "stopped by a signal");

@@ -22,6 +22,8 @@ enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    for (char *c = err->text; *c; c++) /* names in files may hold anything */
+        *c = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
     return status;
 }
 

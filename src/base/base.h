@@ -21,12 +21,13 @@ enum mm_status {
     MM_REJECTED = 4,  /* retain-loss budget exceeded, or a quantity not finite */
 };
 
-/* The first fault's text, for the user: what is wrong, where, what to do. No trailing newline. */
+/* The first fault's text, for the user: what is wrong, where, what to do. One line, no newline. */
 struct mm_error {
     char text[1024];
 };
 
-/* Writes the text and returns `status`, so that callers say `return mm_fail(...)`. */
+/* Writes the text, control characters as '?', and returns `status`, so that callers say `return
+ * mm_fail(...)`. */
 enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
