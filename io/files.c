@@ -82,7 +82,8 @@ enum mm_status mm_file_read(const char *path, char **text, size_t *bytes, struct
 enum mm_status mm_output_open(struct mm_output *out, const char *path, struct mm_error *err) {
     out->path = mm_strdup(path);
     out->temporary = mm_format("%s.tmp", path);
-    out->fd = open(out->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    /* No link: it could lead out of the folder, or to a file that someone else needs. */
+    out->fd = open(out->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (out->fd >= 0)
         return MM_OK;
     enum mm_status status = fail_errno(err, "write", out->temporary);

@@ -31,6 +31,19 @@ static bool chunks_fit(const struct stored *in, hid_t dcpl, size_t size, bool *c
     return bytes / 1100 <= in->bytes;
 }
 
+/* Of HDF5's filters those that read hostile data well; scale-offset and n-bit of 1.10 do not, and
+ * others would be loaded from plugins. */
+static bool filters_known(hid_t dcpl) {
+    int n = H5Pget_nfilters(dcpl);
+    for (int i = 0; i < n; i++) {
+        H5Z_filter_t filter = H5Pget_filter2(dcpl, (unsigned)i, NULL, NULL, NULL, 0, NULL, NULL);
+        if (filter != H5Z_FILTER_DEFLATE && filter != H5Z_FILTER_SHUFFLE &&
+            filter != H5Z_FILTER_FLETCHER32)
+            return false;
+    }
+    return n >= 0;
+}
+
 static bool elements_fit(const struct stored *in, size_t size, uint64_t *bytes) {
     *bytes = size;
     for (int i = 0; i < in->rank; i++)
@@ -56,6 +69,8 @@ enum mm_status mm_h5_check_stored(hid_t set, const char *path, const char *name,
         fits = fits && (bytes == in.bytes || in.bytes == 0);
     if (layout == H5D_VIRTUAL)
         fault = "keeps its data in other files";
+    else if (dcpl < 0 || !filters_known(dcpl))
+        fault = "is filtered by more than gzip, shuffle and fletcher32: store it without";
     else if (!complete)
         fault = "holds no data, or only a part";
     else if (!fits)

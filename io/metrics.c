@@ -50,7 +50,8 @@ enum mm_status mm_metrics_open(struct mm_metrics **metrics, const char *run_dir,
     struct mm_metrics *m = mm_calloc(1, sizeof *m);
     enum mm_status status;
     m->path = mm_format("%s/metrics.jsonl", run_dir);
-    m->fd = open(m->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+    /* No link: the file is cut, and may be someone else's. */
+    m->fd = open(m->path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (m->fd < 0)
         status = mm_fail(err, MM_BAD_INPUT, "cannot write '%s': %s", m->path, strerror(errno));
     else

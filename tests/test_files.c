@@ -60,6 +60,15 @@ static void writes_replace(void **state) {
     assert_false(mm_path_exists(path_in(*state, "taken.tmp")));
 }
 
+/* Of a folder from elsewhere: a link in the temporary file's place leads nowhere. */
+static void leaves_links_alone(void **state) {
+    const char *path = path_in(*state, "out"), *other = path_in(*state, "other");
+    put_text(other, "kept");
+    assert_int_equal(symlink(other, path_in(*state, "out.tmp")), 0);
+    expect_fault(mm_file_write(path, "new", 3, &err), MM_BAD_INPUT, &err, "cannot write");
+    expect_text(other, "kept");
+}
+
 static void full_disk(void **state) {
     const char *path = path_in(*state, "out");
     assert_int_equal(mm_file_write(path, "old", 3, &err), MM_OK);
@@ -225,6 +234,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(reads_whole_files),
         TEST(writes_replace),
+        TEST(leaves_links_alone),
         TEST(full_disk),
         TEST(copies),
         TEST(folders),

@@ -12,7 +12,7 @@
 #include "io/files.h"
 #include "tests/fuzz/fuzz.h"
 
-enum { SECONDS = 10, MEGABYTES = 256 };
+enum { SECONDS = 10, MEGABYTES = 64 };
 
 #if defined(__SANITIZE_ADDRESS__)
 /* The address space of AddressSanitizer knows no limit. */
@@ -83,8 +83,9 @@ int main(int argc, char **argv) {
     limit_memory();
     for (int i = 1; i < argc; i++) {
         struct stat info;
-        int now = stat(argv[i], &info) == 0 && S_ISDIR(info.st_mode) ? run_folder(argv[i])
-                                                                     : run_file(argv[i]);
+        bool folder = stat(argv[i], &info) == 0 && S_ISDIR(info.st_mode);
+        fuzz_verbose = !folder;
+        int now = folder ? run_folder(argv[i]) : run_file(argv[i]);
         if (!now)
             return EXIT_FAILURE;
         ran += now;

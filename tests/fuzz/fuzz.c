@@ -8,6 +8,7 @@
 
 #include "io/files.h"
 
+bool fuzz_verbose;
 static char scratch[64];
 static long kept; /* blocks before this input */
 
@@ -44,6 +45,8 @@ void fuzz_broken(const char *file, int line, const char *expression) {
 }
 
 void fuzz_expect(enum mm_status status, const struct mm_error *err, const char *place) {
+    if (fuzz_verbose)
+        fprintf(stderr, "    %s\n", status == MM_OK ? "good" : err->text);
     FUZZ_CHECK(status == MM_OK || status == MM_BAD_INPUT);
     if (status == MM_OK)
         return;

@@ -17,6 +17,9 @@ void fuzz_end(void);
  * and names `place`, the file (NULL: the text need not). Aborts otherwise. */
 void fuzz_expect(enum mm_status status, const struct mm_error *err, const char *place);
 
+/* Whether fuzz_expect prints the faults: the driver does for a file by hand. */
+extern bool fuzz_verbose;
+
 /* Aborts, saying what should have held. */
 #define FUZZ_CHECK(ok)                                                                             \
     do {                                                                                           \

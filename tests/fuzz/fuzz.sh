@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=$1 seconds=$2 work=$(realpath -m "$3/$1") build=$(realpath "${4:-$here/../../build-fuzz}")
-mkdir -p "$work/corpus" "$work/finds"
+mkdir -p "$work/corpus" "$work/finds" "$here/corpus/$target"
 python3 "$here/seeds.py" "$target" "$work"
 cd "$work"
 more=("$here/corpus/$target")

@@ -96,6 +96,12 @@ MODEL: dict[str, tuple[Spoil, list[str]]] = {
     "dtype-unknown": (lambda p: p.edit_weights(len, "I32"), ["model.safetensors", "I32"]),
     "dtype-invented": (lambda p: p.edit_weights(len, "Q4_K"), ["model.safetensors", "Q4_K"]),
     "size-missing": (lambda p: p.edit_json(hidden_size=None), ["config.json", "hidden_size"]),
+    "sizes-beyond-the-weights": (
+        lambda p: p.edit_json(intermediate_size=10**9), ["model.safetensors", "[1000000000,16]"],
+    ),
+    "layers-beyond-count": (
+        lambda p: p.edit_json(num_hidden_layers=10**9), ["config.json", "num_hidden_layers"],
+    ),
     "size-text": (lambda p: p.edit_json(hidden_size="16"), ["config.json", "hidden_size"]),
     "family": (lambda p: p.edit_json(model_type="gpt2"), ["config.json", "gpt2"]),
     "activation": (lambda p: p.edit_json(hidden_act="gelu"), ["config.json", "hidden_act", "gelu"]),
