@@ -11,7 +11,7 @@
 #include <yaml.h>
 
 /* A key is copied into every setting below it. */
-enum { MAX_DEPTH = 8, MAX_NODES = 10000, MAX_KEY = 256 };
+enum { MAX_DEPTH = 8, MAX_NODES = 10000, MAX_KEY = 1024 };
 
 struct mm_yaml_source {
     char *argument;
