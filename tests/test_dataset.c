@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "io/dataset.h"
+#include "io/h5.h"
 
 static char folder[] = "/tmp/test_dataset.XXXXXX";
 static char path[64];
@@ -308,6 +309,21 @@ static void data_elsewhere(void **state) {
     expect_bad("in other files");
 }
 
+/* On the way to a dataset, too, as in a checkpoint's groups. */
+static void group_elsewhere(void **state) {
+    (void)state;
+    char other[80];
+    hid_t set;
+    snprintf(other, sizeof other, "%s/other.h5", folder);
+    write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
+    assert_int_equal(rename(path, other), 0);
+    hid_t file = create();
+    H5Lcreate_external("other.h5", "/", file, "base", H5P_DEFAULT, H5P_DEFAULT);
+    assert_int_equal(mm_h5_open_dataset(&set, file, path, "base/tokens", &err), MM_BAD_INPUT);
+    H5Fclose(file);
+    assert_non_null(strstr(err.text, "'base' is a link to elsewhere"));
+}
+
 static void wrong_attributes(void **state) {
     (void)state;
     int64_t tokens[20], negative = -60, large = (int64_t)1 << 32;
@@ -450,6 +466,7 @@ int main(void) {
         TEST(wrong_datasets),
         TEST(huge_shapes),
         TEST(data_elsewhere),
+        TEST(group_elsewhere),
         TEST(wrong_attributes),
         TEST(wrong_files),
         TEST(reads_questions),

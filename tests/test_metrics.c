@@ -180,12 +180,31 @@ static int nothing_left(void **state) {
     return mm_live_blocks() != 0;
 }
 
+/* A folder from elsewhere may hold a link where its metrics should be. */
+static void leaves_links_alone(void **state) {
+    (void)state;
+    struct mm_metrics *metrics;
+    char *other = mm_format("%s/other", folder);
+    assert_int_equal(mm_file_write(other, "kept\n", 5, &err), MM_OK);
+    unlink(path);
+    assert_int_equal(symlink(other, path), 0);
+    assert_int_equal(mm_metrics_open(&metrics, folder, 0, &err), MM_BAD_INPUT);
+    assert_non_null(strstr(err.text, path));
+    expect_content("kept\n");
+    unlink(path);
+    unlink(other);
+    mm_free(other);
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, nothing_left)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(writes_lines),       TEST(numbers_come_back),
-        TEST(resume_cuts),        TEST(full_disk_leaves_whole_lines),
+        TEST(writes_lines),
+        TEST(numbers_come_back),
+        TEST(resume_cuts),
+        TEST(leaves_links_alone),
+        TEST(full_disk_leaves_whole_lines),
         TEST(patient_lines_wait),
     };
     if (!mkdtemp(folder))
