@@ -183,6 +183,15 @@ def test_plan_counts_the_state_of_a_rank(tiny: Case, ranks: int) -> None:
     assert table["peak"][0] == pytest.approx(table["sum"][0] + max(table["sum"][1:]), rel=1e-2)
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_plan_counts_the_adapters_of_the_adversary(tiny: Case, ranks: int) -> None:
+    """Two sets of rank 5 on three tensors of 22 rows and 16 columns, by blocks of rows."""
+    adapters = ["unlearn.adv_lora_rank=5", "unlearn.adv_lora_count=2"]
+    out = succeed("plan", tiny.config, *adapters, "unlearn.fork_every_n_loops=6", "--ranks", ranks).out
+    numbers = 2 * 3 * (-(-5 // ranks) * 16 + -(-22 // ranks) * 5)
+    assert planned(out)["adversary (a)"] == pytest.approx([0, numbers * 4, 0], rel=5e-3)
+
+
 def test_plan_counts_the_copy_of_a_trial_server(tiny: Case) -> None:
     out = succeed("plan", tiny.config).out
     copy = re.search(r"^trials: ([\d.]+) kB more", out, re.M)
