@@ -36,7 +36,11 @@ VARIANTS = {
         "unlearn.rep_eng_retain_lr=0.5",
         "model.state_dtype=bfloat16",
     ),
-    "adapters": ("unlearn.adv_lora_rank=2", "unlearn.adv_lora_count=2"),
+    "adapters": (
+        "unlearn.adv_lora_rank=2",
+        "unlearn.adv_lora_count=2",
+        "unlearn.fork_every_n_loops=12",
+    ),
 }
 
 
