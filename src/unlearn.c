@@ -371,11 +371,7 @@ static void ask_loop(struct phase *ph) {
 static enum mm_status end_loop(struct phase *ph, struct mm_progress *progress, char **reason,
                                struct mm_error *err) {
     struct mm_loop_scalars s = mm_mudman_scalars(ph->mudman);
-    enum mm_status status = MM_OK;
-    if (hash_due(ph, ph->done + 1)) /* is of the copy from which a save is written */
-        status = go_on_saving(ph, true, err);
-    if (status == MM_OK)
-        status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
+    enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
     if (status != MM_OK)
         return status;
     if (s.stop != MM_STOP_NONE) {
