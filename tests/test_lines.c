@@ -53,7 +53,7 @@ static void whole_and_in_pieces(void **state) {
     end();
 }
 
-/* 3 lines: of MM_LINE_MAX - 1 bytes, of 40 times MM_LINE_MAX, and "after". */
+/* 3 lines: of MM_LINE_MAX - 1 bytes, of 4 times MM_LINE_MAX, and "after". */
 static void *send_long(void *unused) {
     char block[4096];
     (void)unused;
@@ -62,7 +62,7 @@ static void *send_long(void *unused) {
         if (write(ends[1], block, sizeof block - (i == 0)) < 0)
             break;
     send("\n");
-    for (size_t i = 0; i < 40 * (MM_LINE_MAX / sizeof block); i++)
+    for (size_t i = 0; i < 4 * (MM_LINE_MAX / sizeof block); i++)
         if (write(ends[1], block, sizeof block) < 0)
             break;
     send("\nafter\n");
