@@ -1,4 +1,4 @@
-"""State hashes and checkpoints share a copy of the state: a hash waits for the save before it."""
+"""State hashes leave alone the copy of the state that a checkpoint is written from."""
 
 from __future__ import annotations
 
