@@ -17,12 +17,12 @@ void mm_lora_choose(const struct mm_model *model, bool *wanted) {
 }
 
 static const struct mm_param *param_of(const struct mm_lora *l, size_t i) {
-    return &l->shard->model->params[l->shard->param[l->adapted[i]]];
+    return &l->shard->model->params[l->shard->param[i]];
 }
 
 struct mm_lora_tensor mm_lora_tensor(const struct mm_lora *l, size_t i) {
-    const struct mm_param *p = param_of(l, i % l->adapted_n);
-    if (i < l->adapted_n)
+    const struct mm_param *p = param_of(l, i % l->shard->tensors_n);
+    if (i < l->shard->tensors_n)
         return (struct mm_lora_tensor){p->name, 'A', l->rank, p->cols};
     return (struct mm_lora_tensor){p->name, 'B', p->rows, l->rank};
 }
@@ -33,15 +33,8 @@ static struct mm_rows own_rows(const struct mm_lora *l, size_t rows) {
     return mm_rows_of(rows, mm_comm_size(l->comm), mm_comm_rank(l->comm));
 }
 
-static void choose(struct mm_lora *l, const bool *adapted) {
-    l->adapted = mm_calloc(l->shard->tensors_n, sizeof *l->adapted);
-    for (size_t t = 0; t < l->shard->tensors_n; t++)
-        if (!adapted || adapted[l->shard->param[t]])
-            l->adapted[l->adapted_n++] = t;
-}
-
 static void find_places(struct mm_lora *l) {
-    size_t n = l->adapted_n;
+    size_t n = l->shard->tensors_n;
     l->at = mm_calloc(2 * n + 1, sizeof *l->at);
     for (size_t i = 0; i < 2 * n; i++) {
         struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
@@ -56,14 +49,14 @@ static struct mm_vector vector(struct mm_arena *arena, enum mm_purpose purpose, 
 
 static size_t most_rows(const struct mm_lora *l) {
     size_t most = 0;
-    for (size_t i = 0; i < l->adapted_n; i++)
+    for (size_t i = 0; i < l->shard->tensors_n; i++)
         most = param_of(l, i)->rows > most ? param_of(l, i)->rows : most;
     return most;
 }
 
 /* One rank's own rows of A are the whole: those are p and g themselves then. */
 static void take_whole(struct mm_lora *l, struct mm_arena *arena) {
-    size_t n = l->adapted_n, all = 0, size = (size_t)mm_comm_size(l->comm);
+    size_t n = l->shard->tensors_n, all = 0, size = (size_t)mm_comm_size(l->comm);
     size_t padded = mm_rows_block(l->rank, (int)size) * size;
     l->whole_at = mm_calloc(n, sizeof *l->whole_at);
     for (size_t i = 0; i < n; i++) {
@@ -97,9 +90,8 @@ struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
                           .shard = shard,
                           .rank = kind.rank,
                           .scale = (float)(kind.alpha / (double)kind.rank)};
-    choose(l, kind.adapted);
     find_places(l);
-    size_t n = l->at[2 * l->adapted_n];
+    size_t n = l->at[2 * l->shard->tensors_n];
     l->all = vector(arena, kind.purpose, kind.sets * n);
     l->g = vector(arena, MM_FOR_GRADIENTS, n);
     if (kind.adamw) {
@@ -115,7 +107,6 @@ struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
 void mm_lora_free(struct mm_lora *l) {
     if (!l)
         return;
-    mm_free(l->adapted);
     mm_free(l->at);
     mm_free(l->whole_at);
     mm_free(l->gathers);
@@ -140,14 +131,12 @@ static struct mm_mat a_of(const struct mm_lora *l, size_t i) {
 
 /* Own rows of B, in a vector like p. */
 static struct mm_mat b_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    return mm_mat(part(l, v, l->adapted_n + i), MM_F32, l->shard->rows[l->adapted[i]].count,
-                  l->rank);
+    return mm_mat(part(l, v, l->shard->tensors_n + i), MM_F32, l->shard->rows[i].count, l->rank);
 }
 
 /* Own rows of the tensor that is adapted, in a vector of the shard, float32. */
 static struct mm_mat rows_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    size_t t = l->adapted[i];
-    return mm_mat((float *)v.data + l->shard->offsets[t], MM_F32, l->shard->rows[t].count,
+    return mm_mat((float *)v.data + l->shard->offsets[i], MM_F32, l->shard->rows[i].count,
                   param_of(l, i)->cols);
 }
 
@@ -159,7 +148,7 @@ void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
     struct mm_vector p = l->p;
     p.data = (float *)l->all.data + set * p.n;
     dev->ops->zero(dev, p.data, p.n * sizeof(float));
-    for (size_t i = 0; i < l->adapted_n; i++) {
+    for (size_t i = 0; i < l->shard->tensors_n; i++) {
         size_t cols = param_of(l, i)->cols;
         float *host = mm_calloc(l->rank * cols, sizeof *host);
         uint64_t seed_here = mm_random_seed_of(seed, param_of(l, i)->name);
@@ -179,12 +168,12 @@ static void gather(struct mm_lora *l) {
     struct mm_rows own = own_rows(l, l->rank);
     if (!l->whole_a)
         return;
-    for (size_t i = 0; i < l->adapted_n && own.count; i++) {
+    for (size_t i = 0; i < l->shard->tensors_n && own.count; i++) {
         size_t cols = param_of(l, i)->cols;
         dev->ops->copy(dev, l->whole_a + l->whole_at[i] + own.first * cols, part(l, l->p, i),
                        own.count * cols * sizeof(float));
     }
-    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->adapted_n));
+    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->shard->tensors_n));
 }
 
 /* -- whole tensors, on an exact device ----------------------------------------------------------
@@ -197,7 +186,7 @@ static struct mm_mat whole_b(const struct mm_lora *l, size_t i) {
 
 /* In the memory of the whole gradients, which are done with. */
 static struct mm_mat whole_w(const struct mm_lora *l, size_t i) {
-    return mm_mat(l->shard->grads[l->shard->param[l->adapted[i]]], MM_F32, param_of(l, i)->rows,
+    return mm_mat(l->shard->grads[l->shard->param[i]], MM_F32, param_of(l, i)->rows,
                   param_of(l, i)->cols);
 }
 
@@ -220,7 +209,7 @@ static void gather_whole(const struct mm_lora *l, struct mm_mat whole, struct mm
 
 static void exact_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t i = 0; i < l->adapted_n; i++) {
+    for (size_t i = 0; i < l->shard->tensors_n; i++) {
         struct mm_mat w = whole_w(l, i), b = whole_b(l, i), a = a_of(l, i);
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         gather_whole(l, w, rows_of(l, dw, i));
@@ -251,9 +240,8 @@ static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
 void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w) {
     struct mm_device *dev = l->shard->model->dev;
     gather(l);
-    if (w.data != w0.data)
-        dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
-    for (size_t i = 0; i < l->adapted_n; i++) {
+    dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
+    for (size_t i = 0; i < l->shard->tensors_n; i++) {
         struct mm_mat b = b_of(l, l->p, i), scaled = b_of(l, l->g, i);
         if (b.rows)
             dev->ops->scale(dev, scaled, b, l->scale);
@@ -266,7 +254,7 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
 
 static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t i = 0; i < l->adapted_n; i++) {
+    for (size_t i = 0; i < l->shard->tensors_n; i++) {
         struct mm_mat rows = rows_of(l, dw, i), a = a_of(l, i);
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         if (rows.rows) {
@@ -276,7 +264,7 @@ static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
             dev->ops->zero(dev, da.data, da.rows * da.cols * sizeof(float));
         }
     }
-    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->adapted_n));
+    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->shard->tensors_n));
 }
 
 void mm_lora_gradients(struct mm_lora *l, struct mm_vector dw) {

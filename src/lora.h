@@ -15,27 +15,25 @@
 /* Some sets of adapters, one of them in use. */
 struct mm_lora {
     struct mm_comm *comm;
-    const struct mm_shard *shard; /* borrowed */
-    size_t adapted_n, *adapted;   /* which of the shard's tensors, in their order */
+    const struct mm_shard *shard; /* borrowed: the adapted tensors, n of them */
     size_t rank;
     float scale;
-    size_t *at; /* [2·adapted_n + 1] where in p A i begins, at[i], and B i, at[adapted_n + i] */
+    size_t *at;                     /* [2n + 1] where in p A i begins, at[i], and B i, at[n + i] */
     struct mm_vector p;             /* own rows of the set in use: all A, all B */
     struct mm_vector all;           /* the sets, one behind the other */
     struct mm_vector g;             /* gradient of p */
     struct mm_vector first, second; /* AdamW's moments; data NULL without */
     double total;                   /* elements of a set over all ranks */
-    size_t *whole_at;               /* [adapted_n] where A i begins in the following two */
+    size_t *whole_at;               /* [n] where A i begins in the following two */
     float *whole_a;                 /* every A whole, as of the last gather */
     float *whole_da;                /* this rank's sequences' and rows', padded to equal blocks */
     float *whole_b;         /* exact: [most rows, rank] something of one tensor's B; else NULL */
-    struct mm_mat *gathers; /* [adapted_n] */
+    struct mm_mat *gathers; /* [n] */
     struct mm_reduction *reductions;
 };
 
 /* What to make. */
 struct mm_lora_kind {
-    const bool *adapted; /* [params_n] of the model; NULL: every tensor of the shard */
     size_t rank, sets;
     double alpha;
     enum mm_purpose purpose; /* of the memory for p */
@@ -45,7 +43,7 @@ struct mm_lora_kind {
 /* The tensors that relearning adapts: wanted[params_n] (=). Local. */
 void mm_lora_choose(const struct mm_model *model, bool *wanted);
 
-/* Adapters of the shard's matrices, zero, set 0 in use. Local. The caller frees before the arena.
+/* Adapters of the shard's tensors, zero, set 0 in use. Local. The caller frees before the arena.
  */
 struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
                                const struct mm_shard *shard, struct mm_lora_kind kind);
@@ -57,14 +55,14 @@ void mm_lora_begin(struct mm_lora *lora, size_t set, uint64_t seed);
 /* From now on p is set `set`. Local. */
 void mm_lora_use(struct mm_lora *lora, size_t set);
 
-/* w (=) w0 + scale·B·A, float32, of the shard's own rows; w may be w0. g is lost. Collective. */
+/* w (=) w0 + scale·B·A, float32, of the shard's own rows. g is lost. Collective. */
 void mm_lora_weights(struct mm_lora *lora, struct mm_vector w0, struct mm_vector w);
 
 /* g (=), from the reduced gradient of the shard's tensors, float32, at the weights that were formed
  * last, or at the beginning. Collective. */
 void mm_lora_gradients(struct mm_lora *lora, struct mm_vector dw);
 
-/* A i, i < adapted_n, or B i - adapted_n, whole. Local. */
+/* What A i, i < n, or B i - n is as a whole. Local. */
 struct mm_lora_tensor {
     const char *adapted; /* the tensor's name */
     char matrix;         /* 'A' or 'B' */

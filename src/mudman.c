@@ -254,13 +254,10 @@ static void run_loop(struct mm_mudman *u, bool fork, size_t kind) {
         one_loop(u, fork);
 }
 
-size_t mm_mudman_restarts(const struct mm_config *config) {
-    return config->unlearn.fork_every_n_loops / 6 * 6 / config->unlearn.adv_lora_count;
-}
-
-/* The adapters' turn at loop t; which is not part of the recording. */
+/* The set of adapters whose turn is loop t; it is chosen, and made anew, outside the recording. */
 static size_t take_turn(struct mm_mudman *u, size_t t) {
-    size_t sets = u->config->unlearn.adv_lora_count, every = mm_mudman_restarts(u->config);
+    size_t sets = u->config->unlearn.adv_lora_count;
+    size_t every = u->config->unlearn.fork_every_n_loops / 6 * 6 / sets;
     if (t % every == 0)
         begin_adapters(u, t / every % sets, sets + t / every);
     mm_lora_use(u->adversary, t % sets);

@@ -52,10 +52,6 @@ struct mm_mudman {
                           yet */
 };
 
-/* Loops from one beginning of a set of the adversary's adapters to the next one's; 0: none, and too
- * few to fork. Local. */
-size_t mm_mudman_restarts(const struct mm_config *config);
-
 /* Takes memory and makes b the working weights of W, m zero. Local. */
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
                                    struct mm_comm *comm, struct mm_model *model,

@@ -137,7 +137,7 @@ static void copy_state(const struct phase *ph, bool to_host) {
 /* Sets of adapters beside the tensors of W: only the adversary has them. */
 static void bind_adapters(struct phase *ph) {
     const struct mm_lora *l = ph->mudman->adversary;
-    size_t n = l ? 2 * l->adapted_n : 0;
+    size_t n = l ? 2 * l->shard->tensors_n : 0;
     for (size_t set = 0; n && set < ph->job->config->unlearn.adv_lora_count; set++)
         for (size_t i = 0; i < n; i++) {
             struct mm_lora_tensor t = mm_lora_tensor(l, i);

@@ -13,7 +13,7 @@ static inline void check_adapters(const char *what, hid_t group, const char *pre
                                   double half_tolerance) {
     struct size s = {0, 0};
     float *host = fetch(l->all.data, MM_F32, l->all.n);
-    size_t tensors = 2 * l->adapted_n, sets = l->p.n ? l->all.n / l->p.n : 0;
+    size_t tensors = 2 * l->shard->tensors_n, sets = l->p.n ? l->all.n / l->p.n : 0;
     for (size_t i = 0; i < sets * tensors; i++) {
         struct mm_lora_tensor t = mm_lora_tensor(l, i % tensors);
         struct mm_rows own = mm_rows_of(t.rows, mm_comm_size(l->comm), mm_comm_rank(l->comm));
