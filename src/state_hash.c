@@ -60,7 +60,7 @@ void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
 static void add_adapters(struct mm_hasher *h, const struct mm_lora *l, size_t sets) {
     const float *own = l->all.data;
     for (size_t set = 0; set < sets; set++)
-        for (size_t i = 0; i < 2 * l->adapted_n; i++) {
+        for (size_t i = 0; i < 2 * l->shard->tensors_n; i++) {
             struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
             mm_hasher_add(h, tensor.rows, tensor.cols, MM_F32, own + set * l->p.n + l->at[i]);
         }

@@ -425,8 +425,11 @@ static enum mm_status end_saving(struct phase *ph, enum mm_status status, struct
 
 /* Of all ranks. */
 static double state_bytes(const struct phase *ph) {
+    const struct mm_lora *l = ph->mudman->adversary;
     double bytes = 0;
-    for (int i = 0; i < STATE; i++)
+    if (l)
+        bytes += l->total * (double)ph->job->config->unlearn.adv_lora_count * sizeof(float);
+    for (int i = 0; i < OVER_W; i++)
         if (state_vector(ph, i).data)
             bytes += ph->shard->total * (double)mm_dtype_bytes(state_vector(ph, i).dtype);
     return bytes;
