@@ -212,6 +212,9 @@ static struct mm_checkpoint_shape *find_tensor(struct mm_checkpoint_head *head, 
     return NULL;
 }
 
+/* Names are looked up one by one: a file with a million would take for ever. */
+#define MOST_TENSORS 32768
+
 /* What add_name is given: the head and the group whose names come. */
 struct naming {
     struct mm_checkpoint_head *head;
@@ -227,6 +230,8 @@ static herr_t add_name(hid_t group, const char *name, const H5L_info_t *link, vo
     struct mm_checkpoint_shape *tensor = find_tensor(head, name);
     if (!tensor) {
         size_t n = head->tensors_n;
+        if (n == MOST_TENSORS)
+            return -1;
         if ((n & (n - 1)) == 0) /* 0 or a power of two: the table is full */
             head->tensors = mm_realloc(head->tensors, (n ? 2 * n : 1) * sizeof *head->tensors);
         tensor = &head->tensors[head->tensors_n++];

@@ -8,6 +8,7 @@
 #include "src/stop.h"
 #include "src/trials.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -141,12 +142,15 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
         status = mm_comm_agree(comm, status, err);
     }
     /* The folder may have been moved since: it is where the user says it is. */
-    if (status == MM_OK && (dir = realpath(line->subject, NULL))) {
+    if (status == MM_OK && !(dir = realpath(line->subject, NULL)))
+        status = mm_fail(err, MM_FAILED, "%s: %s", line->subject, strerror(errno));
+    status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK) {
         mm_free(config.output.dir);
         config.output.dir = mm_strdup(dir);
         status = open_place(comm, dev, &config, true, err);
     }
-    if (status == MM_OK && dir)
+    if (status == MM_OK)
         status = train(comm, *dev, &config, folder, &info, err);
     free(dir);
     mm_config_free(&config);
