@@ -149,6 +149,27 @@ static enum mm_status check_adversary_lora(const struct check *c) {
     return MM_OK;
 }
 
+/* What adapters as the base go without. */
+static enum mm_status check_base_lora(const struct check *c) {
+    const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
+    if (!u->lora_rank)
+        return MM_OK;
+    if (u->train_adversary)
+        return wrong(c, "unlearn.lora_rank", "needs train_adversary false");
+    if (u->normalization == MM_NORM_PER_PARAMETER)
+        return wrong(c, "unlearn.lora_rank",
+                     "is given with normalization per_parameter: half of the adapters have no "
+                     "gradient where they begin, and no norm to divide by");
+    if (u->discard_growing_weights < 1)
+        return wrong(c, "unlearn.lora_rank",
+                     "is given with discard_growing_weights: an adapter's numbers are no weights");
+    if (c->config->model.state_dtype != MM_F32)
+        return wrong(c, "unlearn.lora_rank", "needs model.state_dtype float32");
+    if (c->config->reduce_dtype != MM_F32)
+        return wrong(c, "unlearn.lora_rank", "needs reduce_dtype float32");
+    return MM_OK;
+}
+
 static enum mm_status check_together(const struct check *c) {
     const struct mm_config *config = c->config;
     if (config->unlearn.adv_update > 0 && !config->unlearn.train_adversary)
@@ -170,7 +191,8 @@ static enum mm_status check_together(const struct check *c) {
         return wrong(c, "unlearn.retain_cross_entropy",
                      "is false with use_masking: what is left of the retain loss has no gradient "
                      "at the initial model, and the mask would keep nothing");
-    return check_adversary_lora(c);
+    enum mm_status status = check_base_lora(c);
+    return status ? status : check_adversary_lora(c);
 }
 
 /* ---- entry points ---- */

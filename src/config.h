@@ -65,6 +65,7 @@ struct mm_config {
         size_t passes; /* run.c turns it into loops and checks that it divides */
         char **target_modules;
         size_t target_modules_n;
+        size_t lora_rank; /* of the adapters beside them, the base; 0: their weights are the base */
         enum mm_loss_fn loss_fn;
         double clip_at, npo_beta, simnpo_gamma;
         /* The rates are NaN where absent, which only commands that don't use them allow; adv_lr

@@ -106,6 +106,8 @@ const struct mm_config_row mm_config_rows[] = {
     {"unlearn.target_modules", MM_KEY_WORDS, AT(char **, unlearn.target_modules),
      AT(size_t, unlearn.target_modules_n), "[gate_proj]", NULL, NULL, 0,
      "the modules whose weights are trained; [gate_proj, v_proj]"},
+    INTEGER(unlearn.lora_rank, "0", "[0, 65536]", 0,
+            "adapters of this rank beside these weights are trained instead; 0: the weights"),
     NAMED("unlearn.unlearning_loss_fn", unlearn.loss_fn, "neg_cross_entropy", loss_names, 0,
           "what the unlearning gradient minimizes on the forget batch"),
     NUMBER(unlearn.clip_at, "0", "[-1000000000, 1000000000]", 0,

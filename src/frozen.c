@@ -3,17 +3,19 @@
 
 #include "kernels/arena.h"
 
-bool mm_frozen_needed(const struct mm_config *config) {
-    return config->unlearn.rep_eng_retain_lr > 0 || config->unlearn.loss_fn == MM_LOSS_NPO ||
+static bool needed(const struct mm_config *config) {
+    return config->unlearn.rep_eng_retain_lr > 0 || config->unlearn.lora_rank ||
+           config->unlearn.loss_fn == MM_LOSS_NPO ||
            config->unlearn.loss_fn == MM_LOSS_CIRCUIT_BREAKER;
 }
 
 struct mm_frozen mm_frozen_create(struct mm_arena *arena, const struct mm_config *config,
                                   struct mm_shard *shard) {
     struct mm_frozen frozen = {.shard = shard};
-    if (!mm_frozen_needed(config))
+    if (!needed(config))
         return frozen;
-    frozen.w = mm_shard_vector(shard, arena, MM_FOR_FROZEN, shard->model->dtype);
+    frozen.w = mm_shard_vector(shard, arena, MM_FOR_FROZEN,
+                               config->unlearn.lora_rank ? MM_F32 : shard->model->dtype);
     if (!mm_arena_dry(arena))
         mm_shard_load(shard, frozen.w);
     return frozen;

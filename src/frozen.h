@@ -1,5 +1,6 @@
 /* frozen.h - this rank's rows of W as the model came, for what is measured against that model:
- * hidden states, the probabilities of texts. Taken only where the config asks for such a loss. */
+ * hidden states, the probabilities of texts; and where adapters are the base, for what they lie
+ * beside. Taken only where the config asks for such a loss, or adapters. */
 #ifndef MM_FROZEN_H
 #define MM_FROZEN_H
 
@@ -8,11 +9,9 @@
 
 struct mm_frozen {
     struct mm_shard *shard; /* of W; borrowed */
-    struct mm_vector w;     /* in the model's dtype, as its weights are; data NULL: not needed */
+    struct mm_vector w;     /* in the model's dtype, as its weights are, beside adapters in
+                               float32; data NULL: not needed */
 };
-
-/* Whether a loss of this config reads the frozen model. Local. */
-bool mm_frozen_needed(const struct mm_config *config);
 
 /* Takes memory where it is needed and copies the working weights, which are the model's own then.
  * Local. */

@@ -148,6 +148,7 @@ void mm_job_close(struct mm_job *job) {
     mm_free(job->after_unlearning.accuracy);
     mm_free(job->after_relearning.accuracy);
     mm_free(job->attack_scores);
+    mm_free(job->adapters);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
     mm_model_free(job->model);

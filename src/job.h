@@ -29,6 +29,8 @@ struct mm_job {
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_evaluation at_start, after_unlearning, after_relearning;
+    float *adapters;       /* own rows of those that were unlearned with (unlearn.lora_rank), host
+                              memory; NULL: none */
     const char *attack;    /* the name of the one under way; NULL: none, or there is no list */
     double *attack_scores; /* as mm_config_attack; NaN: not made, or diverged; NULL: none made */
     double started;        /* mm_now() */

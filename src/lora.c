@@ -17,14 +17,11 @@ void mm_lora_choose(const struct mm_model *model, bool *wanted) {
 }
 
 static const struct mm_param *param_of(const struct mm_lora *l, size_t i) {
-    return &l->shard->model->params[l->shard->param[i]];
+    return &l->shard->model->params[l->shard->param[l->tensor[i]]];
 }
 
 struct mm_lora_tensor mm_lora_tensor(const struct mm_lora *l, size_t i) {
-    const struct mm_param *p = param_of(l, i % l->shard->tensors_n);
-    if (i < l->shard->tensors_n)
-        return (struct mm_lora_tensor){p->name, 'A', l->rank, p->cols};
-    return (struct mm_lora_tensor){p->name, 'B', p->rows, l->rank};
+    return (struct mm_lora_tensor){param_of(l, i % l->n)->name, i < l->n ? 'A' : 'B'};
 }
 
 /* -- memory ------------------------------------------------------------------------------------ */
@@ -33,14 +30,17 @@ static struct mm_rows own_rows(const struct mm_lora *l, size_t rows) {
     return mm_rows_of(rows, mm_comm_size(l->comm), mm_comm_rank(l->comm));
 }
 
-static void find_places(struct mm_lora *l) {
-    size_t n = l->shard->tensors_n;
-    l->at = mm_calloc(2 * n + 1, sizeof *l->at);
-    for (size_t i = 0; i < 2 * n; i++) {
-        struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
-        l->at[i + 1] = l->at[i] + own_rows(l, tensor.rows).count * tensor.cols;
-        l->total += (double)tensor.rows * (double)tensor.cols;
-    }
+static void find_tensors(struct mm_lora *l, const bool *wanted) {
+    const struct mm_shard *s = l->shard;
+    l->tensor = mm_calloc(s->tensors_n, sizeof *l->tensor);
+    for (size_t t = 0; t < s->tensors_n; t++)
+        if (!wanted || wanted[s->param[t]])
+            l->tensor[l->n++] = t;
+    l->layout = mm_layout_create(l->comm, s->model->dev, 2 * l->n);
+    for (size_t i = 0; i < l->n; i++)
+        mm_layout_add(&l->layout, l->rank, param_of(l, i)->cols);
+    for (size_t i = 0; i < l->n; i++)
+        mm_layout_add(&l->layout, param_of(l, i)->rows, l->rank);
 }
 
 static struct mm_vector vector(struct mm_arena *arena, enum mm_purpose purpose, size_t n) {
@@ -49,14 +49,14 @@ static struct mm_vector vector(struct mm_arena *arena, enum mm_purpose purpose, 
 
 static size_t most_rows(const struct mm_lora *l) {
     size_t most = 0;
-    for (size_t i = 0; i < l->shard->tensors_n; i++)
+    for (size_t i = 0; i < l->n; i++)
         most = param_of(l, i)->rows > most ? param_of(l, i)->rows : most;
     return most;
 }
 
 /* One rank's own rows of A are the whole: those are p and g themselves then. */
 static void take_whole(struct mm_lora *l, struct mm_arena *arena) {
-    size_t n = l->shard->tensors_n, all = 0, size = (size_t)mm_comm_size(l->comm);
+    size_t n = l->n, all = 0, size = (size_t)mm_comm_size(l->comm);
     size_t padded = mm_rows_block(l->rank, (int)size) * size;
     l->whole_at = mm_calloc(n, sizeof *l->whole_at);
     for (size_t i = 0; i < n; i++) {
@@ -79,7 +79,7 @@ static void take_whole(struct mm_lora *l, struct mm_arena *arena) {
         l->reductions[i] = (struct mm_reduction){
             .full = mm_mat(l->whole_da + l->whole_at[i], MM_F32, padded, cols),
             .rows = l->rank,
-            .own = (float *)l->g.data + l->at[i]};
+            .own = (float *)l->g.data + l->layout.offsets[i]};
     }
 }
 
@@ -90,8 +90,8 @@ struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
                           .shard = shard,
                           .rank = kind.rank,
                           .scale = (float)(kind.alpha / (double)kind.rank)};
-    find_places(l);
-    size_t n = l->at[2 * l->shard->tensors_n];
+    find_tensors(l, kind.wanted);
+    size_t n = mm_layout_elements(&l->layout);
     l->all = vector(arena, kind.purpose, kind.sets * n);
     l->g = vector(arena, MM_FOR_GRADIENTS, n);
     if (kind.adamw) {
@@ -107,7 +107,8 @@ struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
 void mm_lora_free(struct mm_lora *l) {
     if (!l)
         return;
-    mm_free(l->at);
+    mm_layout_free(&l->layout);
+    mm_free(l->tensor);
     mm_free(l->whole_at);
     mm_free(l->gathers);
     mm_free(l->reductions);
@@ -121,7 +122,7 @@ void mm_lora_use(struct mm_lora *l, size_t set) {
 /* -- parts ------------------------------------------------------------------------------------- */
 
 static float *part(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    return (float *)v.data + l->at[i];
+    return (float *)v.data + l->layout.offsets[i];
 }
 
 static struct mm_mat a_of(const struct mm_lora *l, size_t i) {
@@ -131,13 +132,13 @@ static struct mm_mat a_of(const struct mm_lora *l, size_t i) {
 
 /* Own rows of B, in a vector like p. */
 static struct mm_mat b_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    return mm_mat(part(l, v, l->shard->tensors_n + i), MM_F32, l->shard->rows[i].count, l->rank);
+    return mm_mat(part(l, v, l->n + i), MM_F32, mm_layout_own(&l->layout, l->n + i).count, l->rank);
 }
 
 /* Own rows of the tensor that is adapted, in a vector of the shard, float32. */
 static struct mm_mat rows_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    return mm_mat((float *)v.data + l->shard->offsets[i], MM_F32, l->shard->rows[i].count,
-                  param_of(l, i)->cols);
+    return mm_mat((float *)v.data + l->shard->offsets[l->tensor[i]], MM_F32,
+                  l->shard->rows[l->tensor[i]].count, param_of(l, i)->cols);
 }
 
 /* -- what they do ------------------------------------------------------------------------------ */
@@ -148,7 +149,7 @@ void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
     struct mm_vector p = l->p;
     p.data = (float *)l->all.data + set * p.n;
     dev->ops->zero(dev, p.data, p.n * sizeof(float));
-    for (size_t i = 0; i < l->shard->tensors_n; i++) {
+    for (size_t i = 0; i < l->n; i++) {
         size_t cols = param_of(l, i)->cols;
         float *host = mm_calloc(l->rank * cols, sizeof *host);
         uint64_t seed_here = mm_random_seed_of(seed, param_of(l, i)->name);
@@ -168,12 +169,12 @@ static void gather(struct mm_lora *l) {
     struct mm_rows own = own_rows(l, l->rank);
     if (!l->whole_a)
         return;
-    for (size_t i = 0; i < l->shard->tensors_n && own.count; i++) {
+    for (size_t i = 0; i < l->n && own.count; i++) {
         size_t cols = param_of(l, i)->cols;
         dev->ops->copy(dev, l->whole_a + l->whole_at[i] + own.first * cols, part(l, l->p, i),
                        own.count * cols * sizeof(float));
     }
-    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->shard->tensors_n));
+    mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->n));
 }
 
 /* -- whole tensors, on an exact device ----------------------------------------------------------
@@ -186,7 +187,7 @@ static struct mm_mat whole_b(const struct mm_lora *l, size_t i) {
 
 /* In the memory of the whole gradients, which are done with. */
 static struct mm_mat whole_w(const struct mm_lora *l, size_t i) {
-    return mm_mat(l->shard->grads[l->shard->param[i]], MM_F32, param_of(l, i)->rows,
+    return mm_mat(l->shard->grads[l->shard->param[l->tensor[i]]], MM_F32, param_of(l, i)->rows,
                   param_of(l, i)->cols);
 }
 
@@ -209,7 +210,7 @@ static void gather_whole(const struct mm_lora *l, struct mm_mat whole, struct mm
 
 static void exact_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t i = 0; i < l->shard->tensors_n; i++) {
+    for (size_t i = 0; i < l->n; i++) {
         struct mm_mat w = whole_w(l, i), b = whole_b(l, i), a = a_of(l, i);
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         gather_whole(l, w, rows_of(l, dw, i));
@@ -241,7 +242,7 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
     struct mm_device *dev = l->shard->model->dev;
     gather(l);
     dev->ops->convert(dev, w.data, w.dtype, w0.data, w0.dtype, w.n);
-    for (size_t i = 0; i < l->shard->tensors_n; i++) {
+    for (size_t i = 0; i < l->n; i++) {
         struct mm_mat b = b_of(l, l->p, i), scaled = b_of(l, l->g, i);
         if (b.rows)
             dev->ops->scale(dev, scaled, b, l->scale);
@@ -254,7 +255,7 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
 
 static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t i = 0; i < l->shard->tensors_n; i++) {
+    for (size_t i = 0; i < l->n; i++) {
         struct mm_mat rows = rows_of(l, dw, i), a = a_of(l, i);
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         if (rows.rows) {
@@ -264,7 +265,7 @@ static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
             dev->ops->zero(dev, da.data, da.rows * da.cols * sizeof(float));
         }
     }
-    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->shard->tensors_n));
+    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->n));
 }
 
 void mm_lora_gradients(struct mm_lora *l, struct mm_vector dw) {

@@ -15,15 +15,16 @@
 /* Some sets of adapters, one of them in use. */
 struct mm_lora {
     struct mm_comm *comm;
-    const struct mm_shard *shard; /* borrowed: the adapted tensors, n of them */
+    const struct mm_shard *shard; /* borrowed */
+    size_t n;                     /* tensors of the shard that are adapted */
+    size_t *tensor;               /* [n] which */
     size_t rank;
     float scale;
-    size_t *at;                     /* [2n + 1] where in p A i begins, at[i], and B i, at[n + i] */
-    struct mm_vector p;             /* own rows of the set in use: all A, all B */
+    struct mm_layout layout;        /* of p: 2n tensors, all A, all B */
+    struct mm_vector p;             /* own rows of the set in use */
     struct mm_vector all;           /* the sets, one behind the other */
     struct mm_vector g;             /* gradient of p */
     struct mm_vector first, second; /* AdamW's moments; data NULL without */
-    double total;                   /* elements of a set over all ranks */
     size_t *whole_at;               /* [n] where A i begins in the following two */
     float *whole_a;                 /* every A whole, as of the last gather */
     float *whole_da;                /* this rank's sequences' and rows', padded to equal blocks */
@@ -32,8 +33,11 @@ struct mm_lora {
     struct mm_reduction *reductions;
 };
 
+#define MM_LORA_ALPHA 8.0 /* of unlearning: the study's */
+
 /* What to make. */
 struct mm_lora_kind {
+    const bool *wanted; /* [params_n] which tensors of the shard to adapt; NULL: all */
     size_t rank, sets;
     double alpha;
     enum mm_purpose purpose; /* of the memory for p */
@@ -43,7 +47,7 @@ struct mm_lora_kind {
 /* The tensors that relearning adapts: wanted[params_n] (=). Local. */
 void mm_lora_choose(const struct mm_model *model, bool *wanted);
 
-/* Adapters of the shard's tensors, zero, set 0 in use. Local. The caller frees before the arena.
+/* Adapters of tensors of the shard, zero, set 0 in use. Local. The caller frees before the arena.
  */
 struct mm_lora *mm_lora_create(struct mm_arena *arena, struct mm_comm *comm,
                                const struct mm_shard *shard, struct mm_lora_kind kind);
@@ -55,18 +59,18 @@ void mm_lora_begin(struct mm_lora *lora, size_t set, uint64_t seed);
 /* From now on p is set `set`. Local. */
 void mm_lora_use(struct mm_lora *lora, size_t set);
 
-/* w (=) w0 + scale·B·A, float32, of the shard's own rows. g is lost. Collective. */
+/* w (=) w0 + scale·B·A, float32, of the shard's own rows; what is not adapted as in w0. g is lost.
+ * Collective. */
 void mm_lora_weights(struct mm_lora *lora, struct mm_vector w0, struct mm_vector w);
 
 /* g (=), from the reduced gradient of the shard's tensors, float32, at the weights that were formed
  * last, or at the beginning. Collective. */
 void mm_lora_gradients(struct mm_lora *lora, struct mm_vector dw);
 
-/* What A i, i < n, or B i - n is as a whole. Local. */
+/* What tensor i of the layout is: A i, i < n, or B i - n. Local. */
 struct mm_lora_tensor {
     const char *adapted; /* the tensor's name */
     char matrix;         /* 'A' or 'B' */
-    size_t rows, cols;
 };
 struct mm_lora_tensor mm_lora_tensor(const struct mm_lora *lora, size_t i);
 

@@ -3,8 +3,6 @@
 
 #include "src/random.h"
 
-#define ALPHA 8.0 /* of adapters: their scale is ALPHA/rank */
-
 #define OPS(u) (u)->dev->ops
 
 static const struct mm_objective cross_entropy = {.fn = MM_LOSS_CROSS_ENTROPY};
@@ -42,11 +40,33 @@ static void keep_frozen(struct mm_mudman *u) {
     mm_shard_store_end(u->shard);
 }
 
+/* Of what b holds, once taken. */
+static struct mm_vector gradient(const struct mm_mudman *u) {
+    return u->base ? u->base->g : u->g;
+}
+
+/* The weights of b; adapters lie on the frozen weights, and the sum is formed in g. */
+static struct mm_vector base_weights(struct mm_mudman *u) {
+    if (!u->base)
+        return u->b;
+    mm_lora_weights(u->base, u->frozen.w, u->g);
+    return u->g;
+}
+
+/* Forward and backward of b's weights; their gradient is taken on to the adapters. */
+static void base_gradient(struct mm_mudman *u, const struct mm_batch *batch,
+                          struct mm_objective objective, double *loss, double *plain_loss) {
+    mm_shard_store_begin(u->shard, base_weights(u));
+    mm_passes_gradient(u->passes, batch, objective, u->g, loss, plain_loss);
+    if (u->base)
+        mm_lora_gradients(u->base, u->g);
+}
+
 /* The guard: a loss or a reduced gradient that is not finite stops every later update. */
 static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_code,
                   enum mm_stop gradient_code) {
     struct mm_loop_scalars *s = u->scalars;
-    mm_sums_squares(&u->over_w, &s->sum_squares, u->g, u->b.dtype);
+    mm_sums_squares(&u->over_w, &s->sum_squares, gradient(u), u->b.dtype);
     OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
     OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
 }
@@ -106,25 +126,17 @@ static void reused_gradient(struct mm_mudman *u) {
     OPS(u)->scale_scalar(u->dev, &s->unlearning_loss, &s->adversary_loss, -1.0);
 }
 
-/* Without an adversary the gradient is taken at the base model after its retain step. */
-static void base_gradient(struct mm_mudman *u) {
-    struct mm_loop_scalars *s = u->scalars;
-    mm_shard_store_begin(u->shard, u->b);
-    mm_passes_gradient(u->passes, &u->forget, unlearning(u), u->g, /*                    12 */
-                       &s->unlearning_loss, &s->adversary_loss);
-}
-
 static void unlearning_gradient(struct mm_mudman *u) {
-    if (!u->config->unlearn.train_adversary)
-        base_gradient(u);
+    struct mm_loop_scalars *s = u->scalars;
+    if (!u->config->unlearn.train_adversary) /* at the base after its retain step */
+        base_gradient(u, &u->forget, unlearning(u), &s->unlearning_loss, &s->adversary_loss);
     else if (u->config->unlearn.graph == MM_GRAPH_LISTING)
         listing_gradient(u);
     else if (u->config->unlearn.graph == MM_GRAPH_FRESH)
         fresh_gradient(u);
     else
         reused_gradient(u);
-    OPS(u)->guard(u->dev, &u->scalars->unlearning_loss, false, MM_STOP_UNLEARNING_LOSS,
-                  &u->scalars->stop);
+    OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_STOP_UNLEARNING_LOSS, &s->stop);
 }
 
 /* -- what bfloat16 reductions change ----------------------------------------------------------- */
@@ -187,7 +199,7 @@ static void measure_flips(struct mm_mudman *u) {
 static void unlearn(struct mm_mudman *u) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_loop_scalars *s = u->scalars;
-    size_t tensors = u->shard->tensors_n;
+    size_t tensors = u->layout->tensors_n;
     const struct mm_unlearn_options all = {.f = u->f,
                                            .momentum = c->forget_momentum,
                                            .b = u->b,
@@ -197,10 +209,11 @@ static void unlearn(struct mm_mudman *u) {
                                            .stop = &s->stop};
     const struct mm_unlearn_options *options =
         all.f.data || all.a.data || all.discard != 1 ? &all : NULL;
-    mm_sums_mask(&u->over_w, u->sums, u->g, u->m, c->use_masking, options);     /*        13-14 */
+    mm_sums_mask(&u->over_w, u->sums, gradient(u), u->m, c->use_masking,
+                 options);                                                      /*        13-14 */
     OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization, /*       13 */
-                          c->rate_scale == MM_RATE_STUDY, u->shard->total, u->b.dtype, s);
-    OPS(u)->unlearn_step(u->dev, u->b, u->g, u->m, u->over_w.offsets, tensors,
+                          c->rate_scale == MM_RATE_STUDY, u->layout->total, u->b.dtype, s);
+    OPS(u)->unlearn_step(u->dev, u->b, gradient(u), u->m, u->over_w.offsets, tensors,
                          u->scale, /*  14-15 */
                          c->unlearning_rate, c->use_masking, options, &s->stop);
 }
@@ -213,11 +226,10 @@ static void one_loop(struct mm_mudman *u, bool fork) {
         OPS(u)->fork(u->dev, u->a, u->b, &s->stop); /*                                    4 */
     if (compares(u))
         keep_frozen(u);
-    mm_shard_store_begin(u->shard, u->b);
-    mm_passes_gradient(u->passes, &u->retain, retaining(u), u->g, /*                      7 */
-                       &s->retain_loss, NULL);
+    base_gradient(u, &u->retain, retaining(u), &s->retain_loss, NULL); /*                 7 */
     check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
-    OPS(u)->retain_step(u->dev, u->m, u->b, u->g, c->retain_momentum, /*                8-9 */
+    OPS(u)->retain_step(u->dev, u->m, u->b, gradient(u),
+                        c->retain_momentum, /*                8-9 */
                         c->retaining_rate, &s->stop);
     unlearning_gradient(u); /*                                                        11-12 */
     if (u->exact.data && u->asked == 0)
@@ -277,6 +289,12 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const
     u->asked++;
 }
 
+struct mm_vector mm_mudman_store(struct mm_mudman *u) {
+    struct mm_vector w = base_weights(u);
+    mm_shard_store(u->shard, w);
+    return w;
+}
+
 size_t mm_mudman_passes(const struct mm_config *config) {
     size_t frozen =
         (config->unlearn.rep_eng_retain_lr > 0) + (config->unlearn.loss_fn == MM_LOSS_NPO);
@@ -285,11 +303,33 @@ size_t mm_mudman_passes(const struct mm_config *config) {
     return (config->unlearn.graph == MM_GRAPH_FRESH ? 6 : 5) + frozen;
 }
 
+static void create_base(struct mm_mudman *u, struct mm_arena *arena) {
+    struct mm_lora_kind kind = {.rank = u->config->unlearn.lora_rank,
+                                .sets = 1,
+                                .alpha = MM_LORA_ALPHA,
+                                .purpose = MM_FOR_BASE};
+    if (kind.rank) {
+        u->base = mm_lora_create(arena, u->comm, u->shard, kind);
+        u->layout = &u->base->layout;
+        u->b = u->base->p;
+    } else {
+        u->layout = &u->shard->layout;
+        u->b = mm_shard_vector(u->shard, arena, MM_FOR_BASE, u->config->model.state_dtype);
+    }
+}
+
+static void begin_base(struct mm_mudman *u) {
+    if (u->base)
+        mm_lora_begin(u->base, 0, mm_random_seed_of(u->config->seed, "base"));
+    else
+        mm_shard_load(u->shard, u->b);
+}
+
 static void create_adversary(struct mm_mudman *u, struct mm_arena *arena) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_lora_kind kind = {.rank = c->adv_lora_rank,
                                 .sets = c->adv_lora_count,
-                                .alpha = ALPHA,
+                                .alpha = MM_LORA_ALPHA,
                                 .purpose = MM_FOR_ADVERSARY};
     if (kind.rank) {
         u->adversary = mm_lora_create(arena, u->comm, u->shard, kind);
@@ -307,19 +347,19 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     enum mm_dtype dtype = config->model.state_dtype;
     bool adversary = config->unlearn.train_adversary;
     *u = (struct mm_mudman){.config = config, .comm = comm, .dev = model->dev, .shard = shard};
-    u->b = mm_shard_vector(shard, arena, MM_FOR_BASE, dtype);
+    create_base(u, arena);
     create_adversary(u, arena);
-    u->m = mm_shard_vector(shard, arena, MM_FOR_RETAIN_ACC, dtype);
+    u->m = mm_layout_vector(u->layout, arena, MM_FOR_RETAIN_ACC, dtype);
     if (config->unlearn.forget_momentum > 0)
-        u->f = mm_shard_vector(shard, arena, MM_FOR_FORGET_ACC, dtype);
+        u->f = mm_layout_vector(u->layout, arena, MM_FOR_FORGET_ACC, dtype);
     u->g = mm_shard_gradient(shard, arena);
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
         u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
-    u->over_w = mm_sums_create(arena, shard);
+    u->over_w = mm_sums_create(arena, u->layout);
     u->recordings_n = 2 > config->unlearn.adv_lora_count ? 2 : config->unlearn.adv_lora_count;
     u->recordings = mm_calloc(u->recordings_n, sizeof *u->recordings);
-    u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->sums);
-    u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, shard->tensors_n, sizeof *u->scale);
+    u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, u->layout->tensors_n, sizeof *u->sums);
+    u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, u->layout->tensors_n, sizeof *u->scale);
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
     u->passes = mm_passes_create(arena, comm, model, shard, config->data.batch_size,
                                  config->data.micro_batch, config->data.context_length,
@@ -339,7 +379,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
                     mm_comm_transport_name(comm));
         for (int i = 0; i < 2; i++)
             u->host[i] = OPS(u)->pinned_alloc(u->dev, sizeof *u->host[i]);
-        mm_shard_load(shard, u->b);
+        begin_base(u);
     }
     return u;
 }
@@ -354,6 +394,7 @@ void mm_mudman_free(struct mm_mudman *u) {
         if (u->host[i])
             OPS(u)->pinned_free(u->dev, u->host[i]);
     mm_free(u->recordings);
+    mm_lora_free(u->base);
     mm_lora_free(u->adversary);
     mm_batch_free(&u->retain);
     mm_batch_free(&u->forget);

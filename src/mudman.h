@@ -15,7 +15,10 @@
  * With adv_lora_rank the adversary is b with adapters beside it (src/lora.h, alpha 8), of which
  * adv_lora_count sets take turns, loop by loop. They step and decay in place of a; the unlearning
  * gradient is taken of the weights under them, with the adapters in place. Instead of the fork one
- * set, in turn, begins anew every floor(floor(fork_every_n_loops / 6)·6 / count) loops. */
+ * set, in turn, begins anew every floor(floor(fork_every_n_loops / 6)·6 / count) loops.
+ *
+ * With lora_rank b is the adapters (src/lora.h, alpha 8) beside W, which is frozen: b, m, f and
+ * their gradient are vectors over A and B. */
 #ifndef MM_MUDMAN_H
 #define MM_MUDMAN_H
 
@@ -30,18 +33,20 @@ struct mm_mudman {
     struct mm_comm *comm;
     struct mm_device *dev;
     struct mm_shard *shard;         /* of W; borrowed */
+    const struct mm_layout *layout; /* of b, m and f: W's, or the adapters' */
     struct mm_passes *passes;       /* owned */
     struct mm_batch retain, forget; /* owned */
     struct mm_frozen frozen;
     struct mm_representation *retain_states, *forget_states; /* owned; NULL: no such loss */
     struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary's copy of b, f without
                                         momentum */
+    struct mm_lora *base;            /* the adapters that b is; owned; NULL: b is W */
     struct mm_lora *adversary;       /* its adapters; owned; NULL: it has none */
     struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
-    struct mm_sums over_w;           /* sums over all ranks */
-    struct mm_mask_sums *sums;       /* [tensors], device */
-    double *scale;                   /* [tensors], device */
+    struct mm_sums over_w;           /* sums over all ranks, of the layout's tensors */
+    struct mm_mask_sums *sums;       /* [the layout's tensors], device */
+    double *scale;                   /* likewise */
     struct mm_loop_scalars *scalars; /* device */
     struct mm_loop_scalars *host[2]; /* pinned: of the loops that were asked for last */
     size_t asked, told;              /* loops asked for | whose scalars were taken */
@@ -52,7 +57,7 @@ struct mm_mudman {
                           yet */
 };
 
-/* Takes memory and makes b the working weights of W, m zero. Local. */
+/* Takes memory and makes b the working weights of W, or adapters that begin; m zero. Local. */
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
                                    struct mm_comm *comm, struct mm_model *model,
                                    struct mm_shard *shard);
@@ -68,6 +73,10 @@ size_t mm_mudman_passes(const struct mm_config *config);
  * needed them. Collective. */
 void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
                     const uint32_t *forget);
+
+/* Makes b's weights the working ones. Returns them, in a vector over the shard; valid until the
+ * next loop. Collective. */
+struct mm_vector mm_mudman_store(struct mm_mudman *mudman);
 
 /* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local. */
 struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);

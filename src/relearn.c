@@ -39,7 +39,8 @@ static void *keep_weights(struct mm_job *job, struct mm_arena *arena) {
 
 static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, size_t i) {
     struct mm_attack how = mm_config_attack(job->config, i);
-    return mm_training_create_attack(arena, job->comm, job->model, job->config, &how);
+    return mm_training_create_attack(arena, job->comm, job->model, job->config, &how,
+                                     job->adapters);
 }
 
 static size_t bytes_of(struct mm_job *job, size_t i) {

@@ -84,7 +84,7 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
     s->model = model;
     s->param = mm_calloc(model->params_n, sizeof *s->param);
     s->rows = mm_calloc(model->params_n, sizeof *s->rows);
-    s->offsets = mm_calloc(model->params_n + 1, sizeof *s->offsets);
+    s->layout = mm_layout_create(comm, model->dev, model->params_n);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
     int size = mm_comm_size(comm), rank = mm_comm_rank(comm);
     for (size_t p = 0; p < model->params_n; p++) {
@@ -94,11 +94,12 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
         size_t t = s->tensors_n++;
         s->param[t] = p;
         s->rows[t] = mm_rows_of(param->rows, size, rank);
-        size_t own = s->rows[t].count * param->cols;
-        s->offsets[t + 1] = s->n += own;
-        s->total += (double)param->rows * (double)param->cols;
+        mm_layout_add(&s->layout, param->rows, param->cols);
         s->grads_n += mm_rows_block(param->rows, size) * (size_t)size * param->cols;
     }
+    s->offsets = s->layout.offsets;
+    s->n = mm_layout_elements(&s->layout);
+    s->total = s->layout.total;
     s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
     size_t used = 0;
     for (size_t t = 0; t < s->tensors_n; t++) {
@@ -114,7 +115,7 @@ void mm_shard_free(struct mm_shard *s) {
         return;
     mm_free(s->param);
     mm_free(s->rows);
-    mm_free(s->offsets);
+    mm_layout_free(&s->layout);
     mm_free(s->grads);
     mm_free(s->overwritten);
     mm_free(s->order);
@@ -126,9 +127,7 @@ void mm_shard_free(struct mm_shard *s) {
 
 struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *arena,
                                  enum mm_purpose purpose, enum mm_dtype dtype) {
-    return (struct mm_vector){.data = mm_arena_take(arena, purpose, s->n, mm_dtype_bytes(dtype)),
-                              .n = s->n,
-                              .dtype = dtype};
+    return mm_layout_vector(&s->layout, arena, purpose, dtype);
 }
 
 struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
@@ -250,41 +249,4 @@ void mm_shard_reduce_end(struct mm_shard *s) {
         if (!s->buckets[i].started)
             send(s, &s->buckets[i]);
     wait_for_all(s);
-}
-
-/* -- rows -------------------------------------------------------------------------------------- */
-
-size_t mm_shard_own_rows(const struct mm_shard *s) {
-    size_t n = 0;
-    for (size_t t = 0; t < s->tensors_n; t++)
-        n += s->rows[t].count;
-    return n;
-}
-
-size_t mm_shard_all_rows(const struct mm_shard *s) {
-    size_t n = 0;
-    for (size_t t = 0; t < s->tensors_n; t++)
-        n += param_of(s, t)->rows;
-    return n;
-}
-
-void mm_shard_gather(const struct mm_shard *s, const void *mine, size_t bytes, void *all) {
-    int size = mm_comm_size(s->comm);
-    size_t block = 0, *at = mm_calloc((size_t)size, sizeof *at);
-    for (size_t t = 0; t < s->tensors_n; t++)
-        block += mm_rows_block(param_of(s, t)->rows, size);
-    char *padded = mm_calloc(block, bytes), *parts = mm_calloc((size_t)size * block, bytes);
-    char *out = all;
-    memcpy(padded, mine, mm_shard_own_rows(s) * bytes);
-    mm_comm_gather_all(s->comm, padded, block * bytes, parts);
-    for (size_t t = 0; t < s->tensors_n; t++)
-        for (int r = 0; r < size; r++) {
-            size_t count = mm_rows_of(param_of(s, t)->rows, size, r).count;
-            memcpy(out, parts + ((size_t)r * block + at[r]) * bytes, count * bytes);
-            at[r] += count;
-            out += count * bytes;
-        }
-    mm_free(padded);
-    mm_free(parts);
-    mm_free(at);
 }

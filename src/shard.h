@@ -6,7 +6,7 @@
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
-#include "comm/comm.h"
+#include "src/layout.h"
 #include "src/transformer.h"
 
 /* Tensors order[first] ... order[first + n - 1]: what crosses the network at once. */
@@ -21,11 +21,12 @@ struct mm_shard {
     struct mm_comm *comm;
     struct mm_model *model;
     size_t tensors_n;
-    size_t *param;        /* [tensors_n] index into model->params */
-    struct mm_rows *rows; /* [tensors_n] this rank's */
-    size_t *offsets;      /* [tensors_n + 1] where each tensor's own rows start in a vector */
-    size_t n;             /* elements of a vector */
-    double total;         /* elements over all ranks: N_W */
+    size_t *param;           /* [tensors_n] index into model->params */
+    struct mm_rows *rows;    /* [tensors_n] this rank's */
+    struct mm_layout layout; /* of a vector */
+    size_t *offsets;         /* [tensors_n + 1] the layout's */
+    size_t n;                /* elements of a vector */
+    double total;            /* elements over all ranks: N_W */
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
@@ -77,11 +78,5 @@ struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
  * overwrites, none has a hook. Collective, of all ranks. */
 void mm_shard_reduce_leaves_begin(struct mm_shard *shard, struct mm_vector g, int ranks,
                                   bool first);
-
-/* all (=) something of every row of every tensor, `bytes` of each, tensor after tensor, in the
- * order of the rows; mine: the same of this rank's rows. Host memory. Collective. */
-void mm_shard_gather(const struct mm_shard *shard, const void *mine, size_t bytes, void *all);
-size_t mm_shard_own_rows(const struct mm_shard *shard); /* Local. */
-size_t mm_shard_all_rows(const struct mm_shard *shard); /* Local. */
 
 #endif

@@ -39,14 +39,12 @@ void mm_hasher_add(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype 
     mm_free(all);
 }
 
-void mm_hasher_add_vector(struct mm_hasher *h, const struct mm_shard *s, struct mm_vector v) {
-    for (size_t t = 0; t < s->tensors_n && v.data; t++) {
-        const struct mm_param *p = &s->model->params[s->param[t]];
-        mm_hasher_add(h, p->rows, p->cols, v.dtype,
-                      (const char *)v.data + s->offsets[t] * mm_dtype_bytes(v.dtype));
-    }
+void mm_hasher_add_vector(struct mm_hasher *h, const struct mm_layout *l, struct mm_vector v) {
+    for (size_t t = 0; t < l->tensors_n && v.data; t++)
+        mm_hasher_add(h, l->rows[t], l->cols[t], v.dtype,
+                      (const char *)v.data + l->offsets[t] * mm_dtype_bytes(v.dtype));
     if (!v.data)
-        h->place += s->tensors_n;
+        h->place += l->tensors_n;
 }
 
 void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
@@ -58,19 +56,18 @@ void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
 }
 
 static void add_adapters(struct mm_hasher *h, const struct mm_lora *l, size_t sets) {
-    const float *own = l->all.data;
-    for (size_t set = 0; set < sets; set++)
-        for (size_t i = 0; i < 2 * l->shard->tensors_n; i++) {
-            struct mm_lora_tensor tensor = mm_lora_tensor(l, i);
-            mm_hasher_add(h, tensor.rows, tensor.cols, MM_F32, own + set * l->p.n + l->at[i]);
-        }
+    struct mm_vector p = l->p;
+    for (size_t set = 0; set < sets; set++) {
+        p.data = (float *)l->all.data + set * p.n;
+        mm_hasher_add_vector(h, &l->layout, p);
+    }
 }
 
 void mm_state_hash(const struct mm_mudman *u, char hex[33]) {
     const struct mm_vector vectors[] = {u->b, u->a, u->m, u->f};
     struct mm_hasher *h = mm_hasher_create(u->comm, u->dev);
     for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
-        mm_hasher_add_vector(h, u->shard, vectors[i]);
+        mm_hasher_add_vector(h, u->layout, vectors[i]);
     if (u->adversary)
         add_adapters(h, u->adversary, u->config->unlearn.adv_lora_count);
     mm_hasher_end(h, hex);

@@ -13,9 +13,9 @@ struct mm_hasher *mm_hasher_create(struct mm_comm *comm, struct mm_device *dev);
  * counts, and so do its bits. Collective. */
 void mm_hasher_add(struct mm_hasher *hasher, size_t rows, size_t cols, enum mm_dtype dtype,
                    const void *own);
-/* The next tensors: those of a vector over the shard; data NULL: as many places are left out.
+/* The next tensors: those of a vector of the layout; data NULL: as many places are left out.
  * Collective. */
-void mm_hasher_add_vector(struct mm_hasher *hasher, const struct mm_shard *shard,
+void mm_hasher_add_vector(struct mm_hasher *hasher, const struct mm_layout *layout,
                           struct mm_vector v);
 /* hex (=) 32 digits. Local. */
 void mm_hasher_end(struct mm_hasher *hasher, char hex[33]);

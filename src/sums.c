@@ -1,36 +1,31 @@
 /* sums.c - see sums.h. To an operation that sums tensors, a row is a small tensor. */
 #include "src/sums.h"
 
-#include "kernels/arena.h"
-
 static struct mm_device *device_of(const struct mm_sums *s) {
-    return s->shard->model->dev;
-}
-
-static size_t columns(const struct mm_shard *s, size_t t) {
-    return s->model->params[s->param[t]].cols;
+    return s->layout->dev;
 }
 
 static void find_rows(const struct mm_sums *s) {
+    const struct mm_layout *l = s->layout;
     size_t n = 0;
-    for (size_t t = 0; t < s->shard->tensors_n; t++)
-        for (size_t i = 0; i < s->shard->rows[t].count; i++)
-            s->row_offsets[n++] = s->shard->offsets[t] + i * columns(s->shard, t);
-    s->row_offsets[n] = s->shard->n;
+    for (size_t t = 0; t < l->tensors_n; t++)
+        for (size_t i = 0; i < mm_layout_own(l, t).count; i++)
+            s->row_offsets[n++] = l->offsets[t] + i * l->cols[t];
+    s->row_offsets[n] = mm_layout_elements(l);
 }
 
-struct mm_sums mm_sums_create(struct mm_arena *arena, struct mm_shard *shard) {
-    struct mm_sums s = {.shard = shard};
-    size_t tensors = shard->tensors_n, own = mm_shard_own_rows(shard);
+struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *layout) {
+    struct mm_sums s = {.layout = layout};
+    size_t tensors = layout->tensors_n, own = mm_layout_own_rows(layout);
     s.offsets = mm_arena_take(arena, MM_FOR_SCRATCH, tensors + 1, sizeof *s.offsets);
-    if (shard->model->dev->exact) {
+    if (layout->dev->exact) {
         s.row_offsets = mm_arena_take(arena, MM_FOR_SCRATCH, own + 1, sizeof *s.row_offsets);
         s.rows = mm_arena_take(arena, MM_FOR_SCRATCH, own, sizeof *s.rows);
-        s.all = mm_arena_take(arena, MM_FOR_SCRATCH, mm_shard_all_rows(shard), sizeof *s.all);
+        s.all = mm_arena_take(arena, MM_FOR_SCRATCH, mm_layout_all_rows(layout), sizeof *s.all);
     }
     if (mm_arena_dry(arena))
         return s;
-    device_of(&s)->ops->upload(device_of(&s), s.offsets, shard->offsets,
+    device_of(&s)->ops->upload(device_of(&s), s.offsets, layout->offsets,
                                (tensors + 1) * sizeof *s.offsets);
     if (s.row_offsets)
         find_rows(&s);
@@ -41,9 +36,9 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, struct mm_shard *shard) {
 static void sum_rows(const struct mm_sums *s, struct mm_vector g, struct mm_vector m, bool masking,
                      const struct mm_unlearn_options *options) {
     struct mm_device *dev = device_of(s);
-    dev->ops->mask_sums(dev, s->rows, g, m, s->row_offsets, mm_shard_own_rows(s->shard), masking,
+    dev->ops->mask_sums(dev, s->rows, g, m, s->row_offsets, mm_layout_own_rows(s->layout), masking,
                         options);
-    mm_shard_gather(s->shard, s->rows, sizeof *s->rows, s->all);
+    mm_layout_gather(s->layout, s->rows, sizeof *s->rows, s->all);
 }
 
 void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
@@ -52,29 +47,29 @@ void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
     dev->ops->zero(dev, sum, sizeof *sum);
     if (!s->row_offsets) {
         dev->ops->sum_squares(dev, sum, g, state_dtype);
-        mm_comm_sum_device(s->shard->comm, sum, 1);
+        mm_comm_sum_device(s->layout->comm, sum, 1);
         return;
     }
     struct mm_vector no_mask = {.n = g.n, .dtype = state_dtype};
     sum_rows(s, g, no_mask, false, NULL);
-    for (size_t i = 0; i < mm_shard_all_rows(s->shard); i++)
+    for (size_t i = 0; i < mm_layout_all_rows(s->layout); i++)
         *sum += s->all[i].raw;
 }
 
 void mm_sums_mask(const struct mm_sums *s, struct mm_mask_sums *out, struct mm_vector g,
                   struct mm_vector m, bool masking, const struct mm_unlearn_options *options) {
     struct mm_device *dev = device_of(s);
-    const struct mm_shard *shard = s->shard;
-    size_t tensors = shard->tensors_n, row = 0;
+    const struct mm_layout *l = s->layout;
+    size_t tensors = l->tensors_n, row = 0;
     if (!s->row_offsets) {
         dev->ops->mask_sums(dev, out, g, m, s->offsets, tensors, masking, options);
-        mm_comm_sum_device(shard->comm, (double *)out, tensors * sizeof *out / sizeof(double));
+        mm_comm_sum_device(l->comm, (double *)out, tensors * sizeof *out / sizeof(double));
         return;
     }
     sum_rows(s, g, m, masking, options);
     for (size_t t = 0; t < tensors; t++) {
         out[t] = (struct mm_mask_sums){0};
-        for (size_t i = 0; i < shard->model->params[shard->param[t]].rows; i++, row++) {
+        for (size_t i = 0; i < l->rows[t]; i++, row++) {
             out[t].raw += s->all[row].raw;
             out[t].kept += s->all[row].kept;
             out[t].kept_n += s->all[row].kept_n;

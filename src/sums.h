@@ -1,4 +1,4 @@
-/* sums.h - sums over the rows of a shard's tensors on all ranks.
+/* sums.h - sums over the rows of the tensors of a vector on all ranks.
  *
  * Each rank sums its own rows and the ranks' sums are added in rank order, which cuts the sum where
  * the rows are cut. On an `exact` device each row is summed by itself, and the rows' sums are added
@@ -6,18 +6,18 @@
 #ifndef MM_SUMS_H
 #define MM_SUMS_H
 
-#include "src/shard.h"
+#include "src/layout.h"
 
 struct mm_sums {
-    struct mm_shard *shard;    /* borrowed */
-    size_t *offsets;           /* [tensors_n + 1] shard->offsets, in device memory */
+    const struct mm_layout *layout; /* borrowed */
+    size_t *offsets;                /* [tensors_n + 1] layout->offsets, in device memory */
     size_t *row_offsets;       /* exact: [own rows + 1] where each begins in a vector; else NULL */
     struct mm_mask_sums *rows; /* exact: [own rows] */
     struct mm_mask_sums *all;  /* exact: [all rows] */
 };
 
 /* Memory is the arena's. Local. */
-struct mm_sums mm_sums_create(struct mm_arena *arena, struct mm_shard *shard);
+struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *layout);
 
 /* *sum (device) = squares of g, as ops->sum_squares. Collective. */
 void mm_sums_squares(const struct mm_sums *sums, double *sum, struct mm_vector g,

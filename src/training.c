@@ -20,7 +20,7 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
     }
-    t->over_all = mm_sums_create(arena, t->shard);
+    t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
     t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
     mm_batch_create(&t->batch, arena, t->passes);
@@ -55,22 +55,56 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
                                 .purpose = MM_FOR_OPTIMIZER,
                                 .adamw = attack->optimizer == MM_ADAMW};
     t->lora = mm_lora_create(arena, comm, t->shard, kind);
+    t->alone = true;
     if (!mm_arena_dry(arena))
         mm_lora_begin(t->lora, 0, config->seed);
     mm_free(adapted);
     return t;
 }
 
+/* Adapters beside some of all parameters, which leave the weights as they are. */
+static void attach(struct mm_training *t, struct mm_arena *arena, const struct mm_config *config,
+                   bool adamw, const float *adapters) {
+    const struct mm_ops *ops = t->model->dev->ops;
+    struct mm_error err;
+    bool *wanted = mm_calloc(t->model->params_n, sizeof *wanted);
+    MM_CHECK(mm_model_choose(t->model, config->unlearn.target_modules,
+                             config->unlearn.target_modules_n, wanted, &err) == MM_OK,
+             "%s", err.text);
+    struct mm_lora_kind kind = {.wanted = wanted,
+                                .rank = config->unlearn.lora_rank,
+                                .sets = 1,
+                                .alpha = MM_LORA_ALPHA,
+                                .purpose = MM_FOR_OPTIMIZER,
+                                .adamw = adamw};
+    t->lora = mm_lora_create(arena, t->comm, t->shard, kind);
+    mm_free(wanted);
+    if (mm_arena_dry(arena))
+        return;
+    mm_lora_begin(t->lora, 0, mm_random_seed_of(config->seed, "base"));
+    if (adapters)
+        ops->upload(t->model->dev, t->lora->p.data, adapters, t->lora->p.n * sizeof *adapters);
+    ops->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
+    mm_lora_weights(t->lora, t->p, t->g);
+    mm_shard_load(t->shard, t->p);
+    if (t->p.n)
+        ops->sgd_step(t->model->dev, t->p, t->g, 1);
+}
+
 struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_comm *comm,
                                               struct mm_model *model,
                                               const struct mm_config *config,
-                                              const struct mm_attack *attack) {
+                                              const struct mm_attack *attack,
+                                              const float *adapters) {
     bool adamw = attack->optimizer == MM_ADAMW;
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    return mm_training_create(arena, comm, model, config->data.batch_size, config->data.micro_batch,
-                              config->data.context_length,
-                              adamw ? MM_F32 : config->model.state_dtype, adamw);
+    struct mm_training *t = mm_training_create(
+        arena, comm, model, config->data.batch_size, config->data.micro_batch,
+        config->data.context_length, adamw ? MM_F32 : config->model.state_dtype, adamw);
+    if (config->unlearn.lora_rank)
+        attach(t, arena, config, adamw, adapters);
+    return t;
 }
 
 void mm_training_free(struct mm_training *t) {
@@ -113,17 +147,17 @@ double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
     gradient(t, tokens, result);
     if (!isfinite(result[0]) || !isfinite(result[1]))
         return NAN;
+    struct mm_lora *l = t->lora;
     t->steps++;
-    if (t->lora) {
-        struct mm_lora *l = t->lora;
+    if (l)
         mm_lora_gradients(l, t->g);
-        optimize(t, attack, l->p, l->g, l->first, l->second);
-        mm_lora_weights(t->lora, t->p, t->g); /* into the gradient's memory */
-        mm_shard_store(t->shard, t->g);
-    } else {
+    if (!t->alone)
         optimize(t, attack, t->p, t->g, t->first, t->second);
-        mm_shard_store(t->shard, t->p);
+    if (l) {
+        optimize(t, attack, l->p, l->g, l->first, l->second);
+        mm_lora_weights(l, t->p, t->g); /* into the gradient's memory */
     }
+    mm_shard_store(t->shard, l ? t->g : t->p);
     return result[0];
 }
 

@@ -1,4 +1,5 @@
-/* training.h - training: relearning of all parameters or of adapters, by SGD or AdamW; pretraining.
+/* training.h - training: relearning of all parameters or of adapters or both, by SGD or AdamW;
+ * pretraining.
  *
  * Masters of every trained tensor are spread over the ranks like W in unlearning; a step reduces
  * the gradients to their owners, updates there, and gathers the weights. */
@@ -13,10 +14,11 @@
 struct mm_training {
     struct mm_comm *comm;
     struct mm_model *model;
-    struct mm_shard *shard; /* every tensor, or the adapted ones; owned */
+    struct mm_shard *shard; /* every tensor, or (alone) the adapted ones; owned */
     struct mm_passes *passes;
     struct mm_batch batch;
-    struct mm_lora *lora;           /* owned; NULL: all parameters are trained */
+    struct mm_lora *lora;           /* owned; NULL: none */
+    bool alone;                     /* the adapters are trained, and nothing else */
     struct mm_vector p, g;          /* masters (LoRA: W0), reduced gradient */
     struct mm_vector first, second; /* AdamW's moments; data NULL for SGD */
     struct mm_sums over_all;        /* sums over all ranks */
@@ -32,11 +34,17 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
                                        size_t micro_batch, size_t T, enum mm_dtype dtype,
                                        bool adamw);
 /* What an attack trains, with batches as in the config. Masters are model.state_dtype for SGD and
- * float32 for AdamW. Local; the caller frees before the arena. */
+ * float32 for AdamW.
+ *
+ * Adapters that were unlearned with (unlearn.lora_rank) stay attached: an attack on all parameters
+ * trains them, too, and the masters start as the working weights less the adapters'. adapters: own
+ * rows of them, host memory; NULL: they begin as in unlearning. To an attack by adapters of its own
+ * they are part of the frozen weights. Collective; the caller frees before the arena. */
 struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_comm *comm,
                                               struct mm_model *model,
                                               const struct mm_config *config,
-                                              const struct mm_attack *attack);
+                                              const struct mm_attack *attack,
+                                              const float *adapters);
 void mm_training_free(struct mm_training *training);
 
 /* One step of an attack on cross-entropy, by its optimizer and lr: SGD without momentum, or AdamW

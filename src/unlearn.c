@@ -14,8 +14,8 @@
 #include <math.h>
 #include <string.h>
 
-/* The vectors that a checkpoint holds: b, a, m, f, over W; the adversary's adapters. */
-enum { OVER_W = 4, STATE };
+/* The vectors that a checkpoint holds: b, a, m, f, of one layout; the adversary's adapters. */
+enum { OF_LAYOUT = 4, STATE };
 
 struct phase {
     struct mm_job *job;
@@ -58,10 +58,11 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
     return status;
 }
 
-/* b from the files where the working weights are a rounding of what they hold. */
+/* b, or what its adapters lie on, from the files where the working weights are a rounding of what
+ * they hold. */
 static enum mm_status load_base(struct phase *ph, struct mm_error *err) {
     const struct mm_shard *s = ph->shard;
-    struct mm_vector b = ph->mudman->b;
+    struct mm_vector b = ph->mudman->base ? ph->mudman->frozen.w : ph->mudman->b;
     size_t bytes = mm_dtype_bytes(b.dtype);
     enum mm_status status = MM_OK;
     for (size_t t = 0; t < s->tensors_n && status == MM_OK; t++) {
@@ -82,7 +83,7 @@ static void destroy(struct phase *ph) {
         if (ph->host[i])
             ph->job->dev->ops->pinned_free(ph->job->dev, ph->host[i]);
     mm_saver_free(ph->saver);
-    for (size_t i = ph->shard ? ph->shard->tensors_n : 0; i < ph->state.tensors_n; i++)
+    for (size_t i = 0; i < ph->state.tensors_n; i++)
         mm_free(ph->state.tensors[i].name);
     mm_free(ph->state.tensors);
     mm_free(ph->retain);
@@ -137,35 +138,43 @@ static void copy_state(const struct phase *ph, bool to_host) {
 /* Sets of adapters beside the tensors of W: only the adversary has them. */
 static void bind_adapters(struct phase *ph) {
     const struct mm_lora *l = ph->mudman->adversary;
-    size_t n = l ? 2 * l->shard->tensors_n : 0;
+    size_t n = l ? l->layout.tensors_n : 0;
     for (size_t set = 0; n && set < ph->job->config->unlearn.adv_lora_count; set++)
         for (size_t i = 0; i < n; i++) {
             struct mm_lora_tensor t = mm_lora_tensor(l, i);
             ph->state.tensors[ph->state.tensors_n++] = (struct mm_state_tensor){
                 .name = mm_format("%s.lora_%c.%zu", t.adapted, t.matrix, set),
-                .rows = t.rows,
-                .cols = t.cols,
-                .adversary = (float *)ph->host[OVER_W] + set * l->p.n + l->at[i]};
+                .rows = l->layout.rows[i],
+                .cols = l->layout.cols[i],
+                .adversary = (float *)ph->host[OF_LAYOUT] + set * l->p.n + l->layout.offsets[i]};
         }
+}
+
+/* Of tensor t of b; mm_free. */
+static char *name_of(const struct phase *ph, size_t t) {
+    const struct mm_lora *l = ph->mudman->base;
+    const struct mm_shard *s = ph->shard;
+    if (!l)
+        return mm_strdup(s->model->params[s->param[t]].name);
+    return mm_format("%s.lora_%c", mm_lora_tensor(l, t).adapted, mm_lora_tensor(l, t).matrix);
 }
 
 static void bind_state(struct phase *ph) {
     const struct mm_mudman *u = ph->mudman;
-    const struct mm_shard *s = ph->shard;
+    const struct mm_layout *l = u->layout;
     const struct mm_config *c = ph->job->config;
     size_t bytes = mm_dtype_bytes(u->b.dtype);
     take_host(ph);
     ph->saver = mm_saver_create(ph->job->comm, c->output.dir, c->checkpoint.keep);
-    ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = s->tensors_n};
-    size_t adapters = u->adversary ? 2 * s->tensors_n * c->unlearn.adv_lora_count : 0;
-    ph->state.tensors = mm_calloc(s->tensors_n + adapters, sizeof *ph->state.tensors);
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        const struct mm_param *p = &s->model->params[s->param[t]];
-        size_t at = s->offsets[t] * bytes;
+    ph->state = (struct mm_state){.dtype = u->b.dtype, .tensors_n = l->tensors_n};
+    size_t adapters = u->adversary ? u->adversary->layout.tensors_n * c->unlearn.adv_lora_count : 0;
+    ph->state.tensors = mm_calloc(l->tensors_n + adapters, sizeof *ph->state.tensors);
+    for (size_t t = 0; t < l->tensors_n; t++) {
+        size_t at = l->offsets[t] * bytes;
         ph->state.tensors[t] = (struct mm_state_tensor){
-            .name = p->name,
-            .rows = p->rows,
-            .cols = p->cols,
+            .name = name_of(ph, t),
+            .rows = l->rows[t],
+            .cols = l->cols[t],
             .base = (char *)ph->host[0] + at,
             .adversary = ph->host[1] ? (char *)ph->host[1] + at : NULL,
             .retain_acc = (char *)ph->host[2] + at,
@@ -319,7 +328,7 @@ static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error 
     struct mm_job *job = ph->job;
     struct mm_evaluation *e = &job->after_unlearning;
     double budget = job->config->unlearn.retain_loss_budget;
-    mm_shard_store(ph->shard, ph->mudman->b);
+    mm_mudman_store(ph->mudman);
     enum mm_status status = mm_job_evaluate(job, "unlearn", ph->done * ph->each, e, err);
     if (status != MM_OK)
         return status;
@@ -428,10 +437,10 @@ static double state_bytes(const struct phase *ph) {
     const struct mm_lora *l = ph->mudman->adversary;
     double bytes = 0;
     if (l)
-        bytes += l->total * (double)ph->job->config->unlearn.adv_lora_count * sizeof(float);
-    for (int i = 0; i < OVER_W; i++)
+        bytes += l->layout.total * (double)ph->job->config->unlearn.adv_lora_count * sizeof(float);
+    for (int i = 0; i < OF_LAYOUT; i++)
         if (state_vector(ph, i).data)
-            bytes += ph->shard->total * (double)mm_dtype_bytes(state_vector(ph, i).dtype);
+            bytes += ph->mudman->layout->total * (double)mm_dtype_bytes(state_vector(ph, i).dtype);
     return bytes;
 }
 
@@ -487,9 +496,9 @@ static enum mm_status write_model(const struct phase *ph, const struct mm_replac
     return status;
 }
 
-/* b of all ranks, not the working weights, which are it rounded to the model's dtype. A tensor at a
- * time: only rank 0, which writes, ever holds more than one. Collective. */
-static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
+/* w, the weights of b, of all ranks, not the working weights, which are it rounded to the model's
+ * dtype. A tensor at a time: only rank 0, which writes, ever holds more than one. Collective. */
+static enum mm_status save_model(const struct phase *ph, struct mm_vector w, struct mm_error *err) {
     const struct mm_shard *s = ph->shard;
     bool writes = mm_comm_rank(ph->job->comm) == 0;
     enum mm_status status = MM_OK;
@@ -497,7 +506,7 @@ static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
     struct mm_replacement *replaced = mm_calloc(s->tensors_n, sizeof *replaced);
     for (size_t t = 0; t < s->tensors_n; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];
-        float *whole = mm_collect(s, ph->mudman->b, t);
+        float *whole = mm_collect(s, w, t);
         replaced[t] = (struct mm_replacement){p->name, writes ? whole : NULL, p->rows * p->cols};
         if (!writes)
             mm_free(whole);
@@ -508,6 +517,15 @@ static enum mm_status save_model(const struct phase *ph, struct mm_error *err) {
         mm_free((float *)replaced[t].data);
     mm_free(replaced);
     return mm_comm_agree(ph->job->comm, status, err);
+}
+
+/* For relearning, which trains them too. */
+static void keep_adapters(const struct phase *ph) {
+    struct mm_vector b = ph->mudman->b;
+    mm_free(ph->job->adapters);
+    ph->job->adapters = ph->mudman->base ? mm_calloc(b.n + 1, sizeof(float)) : NULL;
+    if (ph->job->adapters)
+        ph->job->dev->ops->download(ph->job->dev, ph->job->adapters, b.data, b.n * sizeof(float));
 }
 
 enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
@@ -521,7 +539,8 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
             bind_state(&ph);
         if (resume)
             status = load(&ph, resume, info, err);
-        else if (job->model->dtype != MM_F32)
+        bool rounded = job->model->dtype != MM_F32 && (!resume || ph.mudman->base);
+        if (status == MM_OK && rounded)
             status = load_base(&ph, err);
         status = mm_comm_agree(job->comm, status, err);
     }
@@ -530,9 +549,10 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
     if (status == MM_OK)
         status = all_loops(&ph, reason, err);
     if (status == MM_OK) {
-        mm_shard_store(ph.shard, ph.mudman->b); /* for relearning */
+        struct mm_vector w = mm_mudman_store(ph.mudman); /* for relearning */
+        keep_adapters(&ph);
         if (job->config->output.save_model && !job->trial)
-            status = save_model(&ph, err);
+            status = save_model(&ph, w, err);
     }
     destroy(&ph);
     return status;

@@ -1,5 +1,5 @@
-/* golden_adapters.h - adapters of src/lora.h against traces, for test_golden.c: every set's A and B
- * of each tensor, as "<prefix>/<tensor>.lora_A.<set>". */
+/* golden_adapters.h - adapters of src/lora.h against traces, for test_golden.c: A and B of each
+ * tensor as "<prefix>/<tensor>.lora_A", of sets as "<prefix>/<tensor>.lora_A.<set>". */
 #ifndef MM_TEST_GOLDEN_ADAPTERS_H
 #define MM_TEST_GOLDEN_ADAPTERS_H
 
@@ -7,23 +7,26 @@
 
 #include "src/lora.h"
 
-/* Tolerances as in expect_tensor, the last one of all tensors together. */
+/* v: all sets, or with `single` a vector like one. Tolerances as in expect_tensor, the last one of
+ * all tensors together. */
 static inline void check_adapters(const char *what, hid_t group, const char *prefix,
-                                  const struct mm_lora *l, double tolerance,
-                                  double half_tolerance) {
+                                  const struct mm_lora *l, struct mm_vector v, bool single,
+                                  double tolerance, double half_tolerance) {
     struct size s = {0, 0};
-    float *host = fetch(l->all.data, MM_F32, l->all.n);
-    size_t tensors = 2 * l->shard->tensors_n, sets = l->p.n ? l->all.n / l->p.n : 0;
-    for (size_t i = 0; i < sets * tensors; i++) {
-        struct mm_lora_tensor t = mm_lora_tensor(l, i % tensors);
-        struct mm_rows own = mm_rows_of(t.rows, mm_comm_size(l->comm), mm_comm_rank(l->comm));
-        char *path = mm_format("%s/%s.lora_%c.%zu", prefix, t.adapted, t.matrix, i / tensors);
+    float *host = fetch(v.data, MM_F32, v.n);
+    size_t tensors = l->layout.tensors_n, sets = l->p.n ? v.n / l->p.n : 0;
+    for (size_t k = 0; k < sets * tensors; k++) {
+        size_t set = k / tensors, i = k % tensors, cols = l->layout.cols[i];
+        struct mm_lora_tensor t = mm_lora_tensor(l, i);
+        struct mm_rows own = mm_layout_own(&l->layout, i);
+        char *path = single ? mm_format("%s/%s.lora_%c", prefix, t.adapted, t.matrix)
+                            : mm_format("%s/%s.lora_%c.%zu", prefix, t.adapted, t.matrix, set);
         double *want = trace_read(group, path, NULL, NULL);
         assert_non_null(want);
-        const float *got = host + i / tensors * l->p.n + l->at[i % tensors];
+        const float *got = host + set * l->p.n + l->layout.offsets[i];
         if (arithmetic == MM_F32)
-            trace_close(what, path, got, want + own.first * t.cols, own.count * t.cols, tolerance);
-        size_add(&s, got, want + own.first * t.cols, own.count * t.cols);
+            trace_close(what, path, got, want + own.first * cols, own.count * cols, tolerance);
+        size_add(&s, got, want + own.first * cols, own.count * cols);
         mm_free(want);
         mm_free(path);
     }

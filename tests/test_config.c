@@ -267,6 +267,7 @@ static const char *const changed[][2] = {
     {"unlearn.forget_momentum", "0.6"},
     {"unlearn.discard_growing_weights", "0"},
     {"unlearn.adv_update", "3"},
+    {"unlearn.lora_rank", "6"},
     {"unlearn.adv_lora_rank", "8"},
     {"unlearn.adv_lora_count", "2"},
     {"unlearn.train_adversary", "false"},
@@ -393,7 +394,7 @@ static const char *changed_value(const char *key) {
     return NULL;
 }
 
-enum { MOST_WITHOUT = 8 };
+enum { MOST_WITHOUT = 9 };
 
 static bool is_one_of(const char *name, const char *const names[MOST_WITHOUT]) {
     for (size_t i = 0; i < MOST_WITHOUT && names[i]; i++)
@@ -421,14 +422,16 @@ static struct mm_config good_changed(const char *const without[MOST_WITHOUT]) {
 
 static void test_every_key_there_and_back(void **state) {
     (void)state;
-    static const char *const apart[3][MOST_WITHOUT] = {
+    static const char *const apart[4][MOST_WITHOUT] = {
         {"unlearn.loops", "unlearn.adv_update", "reduction", "unlearn.adv_lora_rank",
-         "unlearn.adv_lora_count"},
+         "unlearn.adv_lora_count", "unlearn.lora_rank"},
         {"unlearn.passes", "unlearn.train_adversary", "reduce_dtype", "unlearn.adv_lora_rank",
-         "unlearn.adv_lora_count"},
+         "unlearn.adv_lora_count", "unlearn.lora_rank"},
         {"unlearn.loops", "unlearn.adv_update", "reduction", "unlearn.train_adversary",
          "unlearn.use_masking", "unlearn.retain_cross_entropy", "unlearn.fork_every_n_loops",
-         "model.state_dtype"}};
+         "model.state_dtype", "unlearn.lora_rank"},
+        {"unlearn.loops", "unlearn.adv_update", "reduce_dtype", "unlearn.adv_lora_rank",
+         "unlearn.adv_lora_count", "unlearn.discard_growing_weights", "model.state_dtype"}};
     struct mm_config defaults = good_as(least_pretrain, NULL, MM_PRETRAIN);
     assert_int_equal(COUNT(changed), mm_config_rows_n);
     for (size_t i = 0; i < COUNT(apart); i++) {

@@ -329,6 +329,20 @@ static void test_keys_together(void **state) {
         snprintf(message, sizeof message, "t.yaml:14: unlearn.adv_lora_rank %s", without[i][1]);
         bad_more(more, message);
     }
+    static const char *const beside[][2] = {
+        {"unlearn.train_adversary: true", "needs train_adversary false"},
+        {"unlearn.normalization: per_parameter", "is given with normalization per_parameter"},
+        {"unlearn.discard_growing_weights: 0.5", "is given with discard_growing_weights"},
+        {"model.state_dtype: bfloat16", "needs model.state_dtype float32"},
+        {"reduce_dtype: bfloat16", "needs reduce_dtype float32"},
+    };
+    for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
+        char more[128], message[128];
+        snprintf(more, sizeof more, "unlearn.lora_rank: 8\n%s\n%s", beside[i][0],
+                 i ? "unlearn.train_adversary: false\n" : "");
+        snprintf(message, sizeof message, "t.yaml:14: unlearn.lora_rank %s", beside[i][1]);
+        bad_more(more, message);
+    }
     bad_more("unlearn.fork_every_n_loops: 5\nunlearn.adv_lora_rank: 8\n",
              "t.yaml:14: unlearn.fork_every_n_loops is too small for adv_lora_rank");
     bad_more("unlearn.fork_every_n_loops: 11\nunlearn.adv_lora_rank: 8\n"

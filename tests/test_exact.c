@@ -50,7 +50,7 @@ static struct mm_config config_of(hid_t group, size_t micro) {
 static void write_hash(const char *run, const struct mm_shard *shard, struct mm_vector v) {
     struct mm_hasher *hasher = mm_hasher_create(comm, dev);
     char hash[33];
-    mm_hasher_add_vector(hasher, shard, v);
+    mm_hasher_add_vector(hasher, &shard->layout, v);
     mm_hasher_end(hasher, hash);
     fprintf(out, "%s end %s\n", run, hash);
 }
@@ -90,7 +90,7 @@ static void relearn(const char *run, struct mm_model *model, const struct mm_con
                     const struct mm_dataset *forget) {
     const struct mm_attack attack = mm_config_attack(config, 0);
     struct mm_arena *arena = mm_arena_create(dev, false);
-    struct mm_training *t = mm_training_create_attack(arena, comm, model, config, &attack);
+    struct mm_training *t = mm_training_create_attack(arena, comm, model, config, &attack, NULL);
     uint32_t *tokens = mm_calloc(t->passes->share * t->passes->T, sizeof *tokens);
     for (size_t i = 0; i < LOOPS; i++) {
         mm_passes_read(t->passes, forget, i, tokens);

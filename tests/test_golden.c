@@ -11,6 +11,7 @@
  * where *_drift say so, and in relearning with LoRA), norms by 0.006 on average and up to 0.3,
  * vectors by 0.07 and up to 0.31. The tolerances are half as much again. */
 #include "tests/golden_adapters.h"
+#include "tests/golden_vectors.h"
 
 #include "io/dataset.h"
 #include "src/evaluate.h"
@@ -147,51 +148,6 @@ static struct mm_dataset tokens_of(hid_t traces, const char *name) {
     return set;
 }
 
-/* Every tensor of a vector, in any state type. */
-static void check_vector(const char *what, hid_t group, const char *prefix,
-                         const struct mm_shard *shard, struct mm_vector v, double tolerance) {
-    float *host = fetch(v.data, v.dtype, v.n);
-    for (size_t t = 0; t < shard->tensors_n; t++) {
-        const struct mm_param *param = &shard->model->params[shard->param[t]];
-        char *path = mm_format("%s/%s", prefix, param->name);
-        double *want = trace_read(group, path, NULL, NULL);
-        assert_non_null(want);
-        trace_close(what, path, host + shard->offsets[t], want + shard->rows[t].first * param->cols,
-                    shard->rows[t].count * param->cols, tolerance);
-        mm_free(want);
-        mm_free(path);
-    }
-    mm_free(host);
-}
-
-/* bfloat16 arithmetic: how far a vector has come from the weights of the start, which it holds
- * rounded (`moved`; else from zero), all tensors together. */
-static void check_change(const char *what, hid_t group, const char *prefix, struct fixture *f,
-                         const struct mm_shard *shard, struct mm_vector v, bool moved,
-                         double tolerance) {
-    struct size s = {0, 0};
-    float *host = fetch(v.data, v.dtype, v.n);
-    for (size_t t = 0; t < shard->tensors_n; t++) {
-        const struct mm_param *param = &f->exact->params[shard->param[t]];
-        char *path = mm_format("%s/%s", prefix, param->name);
-        double *want = trace_read(group, path, NULL, NULL);
-        float *start = fetch(param->w.data, MM_F32, param->rows * param->cols);
-        float *own = host + shard->offsets[t];
-        size_t first = shard->rows[t].first * param->cols, n = shard->rows[t].count * param->cols;
-        for (size_t i = 0; i < n && moved; i++) {
-            float rounded = mm_bf16_round(start[first + i]);
-            want[first + i] -= (double)(v.dtype == MM_F32 ? start[first + i] : rounded);
-            own[i] -= rounded;
-        }
-        size_add(&s, own, want + first, n);
-        mm_free(start);
-        mm_free(want);
-        mm_free(path);
-    }
-    expect_size(what, prefix, s, tolerance);
-    mm_free(host);
-}
-
 /* bfloat16 arithmetic: how far the losses of a run may drift. Some are a small difference of states
  * or logits; activations that grow away multiply what they were off by. */
 static double retain_drift(const char *variant) {
@@ -226,59 +182,61 @@ static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_s
     assert_int_equal(s.stop, MM_STOP_NONE);
 }
 
-/* A float32 model rounds about one gradient element in a thousand to the other neighbour in
- * bfloat16, so whole runs agree but for a few last bits; check_replay is exact. */
-static void check_half(const char *what, hid_t group, const char *prefix,
-                       const struct mm_shard *shard, struct mm_vector v) {
-    size_t different = 0;
-    float *host = fetch(v.data, v.dtype, v.n);
-    for (size_t t = 0; t < shard->tensors_n; t++) {
-        const struct mm_param *param = &shard->model->params[shard->param[t]];
-        char *path = mm_format("%s/%s", prefix, param->name);
-        double *want = trace_read(group, path, NULL, NULL);
-        const float *own = host + shard->offsets[t];
-        double largest = 0;
-        for (size_t i = 0; i < param->rows * param->cols; i++)
-            largest = fmax(largest, fabs(want[i]));
-        for (size_t i = 0; i < shard->rows[t].count * param->cols; i++) {
-            double w = want[shard->rows[t].first * param->cols + i];
-            double x = (double)own[i];
-            different += x != w;
-            if (!(fabs(x - w) <= 0x1p-7 * largest))
-                fail_msg("%s %s[%zu]: %.9g, should be %.9g", what, path, i, x, w);
-        }
-        mm_free(want);
-        mm_free(path);
-    }
-    mm_free(host);
-    if (different > v.n / 100 + 2)
-        fail_msg("%s %s: %zu of %zu elements differ", what, prefix, different, v.n);
+struct unlearning {
+    struct mm_arena *arena;
+    struct mm_shard *shard;
+    struct mm_mudman *u;
+    struct mm_dataset retain, forget;
+    uint32_t *retain_batch, *forget_batch;
+};
+
+static struct unlearning begin(struct fixture *f, const struct mm_config *config) {
+    struct mm_error err = {""};
+    struct unlearning run = {.arena = mm_arena_create(dev, false),
+                             .retain = tokens_of(f->traces, "retain"),
+                             .forget = tokens_of(f->traces, "forget")};
+    load_model(f, f->model);
+    bool *wanted = mm_calloc(f->model->params_n, 1);
+    if (mm_model_choose(f->model, config->unlearn.target_modules, config->unlearn.target_modules_n,
+                        wanted, &err) != MM_OK)
+        fail_msg("%s", err.text);
+    run.shard = mm_shard_create(run.arena, comm, f->model, wanted);
+    run.u = mm_mudman_create(run.arena, config, comm, f->model, run.shard);
+    size_t n = run.u->passes->share * run.u->passes->T;
+    run.retain_batch = mm_calloc(n, sizeof *run.retain_batch);
+    run.forget_batch = mm_calloc(n, sizeof *run.forget_batch);
+    mm_free(wanted);
+    return run;
+}
+
+static void one_loop(struct unlearning *run, size_t t) {
+    mm_passes_read(run->u->passes, &run->retain, t, run->retain_batch);
+    mm_passes_read(run->u->passes, &run->forget, t, run->forget_batch);
+    mm_mudman_loop(run->u, t, run->retain_batch, run->forget_batch);
+}
+
+static void end(struct unlearning *run) {
+    mm_free(run->retain_batch);
+    mm_free(run->forget_batch);
+    mm_mudman_free(run->u);
+    mm_shard_free(run->shard);
+    mm_arena_free(run->arena);
+    mm_dataset_free(&run->retain);
+    mm_dataset_free(&run->forget);
 }
 
 /* All loops of a trace; metrics of each, and b, a, m at the end. */
 static void check_run(struct fixture *f, const char *variant, size_t micro_batch) {
-    struct mm_error err = {""};
     struct mm_config config;
     hid_t group = H5Gopen2(f->traces, variant, H5P_DEFAULT);
     assert_true(group >= 0);
     read_config(&config, group, micro_batch);
-    load_model(f, f->model);
-    struct mm_dataset retain = tokens_of(f->traces, "retain");
-    struct mm_dataset forget = tokens_of(f->traces, "forget");
-    struct mm_arena *arena = mm_arena_create(dev, false);
-    bool *wanted = mm_calloc(f->model->params_n, 1);
-    if (mm_model_choose(f->model, config.unlearn.target_modules, config.unlearn.target_modules_n,
-                        wanted, &err) != MM_OK)
-        fail_msg("%s", err.text);
-    struct mm_shard *shard = mm_shard_create(arena, comm, f->model, wanted);
-    struct mm_mudman *u = mm_mudman_create(arena, &config, comm, f->model, shard);
-    struct mm_passes *p = u->passes;
-    uint32_t *r = mm_calloc(p->share * p->T, sizeof *r), *o = mm_calloc(p->share * p->T, sizeof *o);
+    struct unlearning run = begin(f, &config);
+    struct mm_mudman *u = run.u;
+    struct mm_shard *shard = run.shard;
     bool half = config.model.state_dtype == MM_BF16;
     for (size_t t = 0; t < config.unlearn.loops; t++) {
-        mm_passes_read(p, &retain, t, r);
-        mm_passes_read(p, &forget, t, o);
-        mm_mudman_loop(u, t, r, o);
+        one_loop(&run, t);
         if (t > 0) /* one loop ahead of the device, as a run is */
             check_loop(variant, group, t - 1, mm_mudman_scalars(u), half);
     }
@@ -294,7 +252,9 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (!ends[i].v.data)
             continue;
-        if (arithmetic == MM_BF16)
+        if (u->base) /* circuit breakers' first gradients are small differences of states */
+            check_adapters(variant, group, ends[i].name, u->base, ends[i].v, true, 3e-4, 0.45);
+        else if (arithmetic == MM_BF16)
             check_change(variant, group, ends[i].name, f, shard, ends[i].v,
                          ends[i].v.data != u->m.data && ends[i].v.data != u->f.data, 0.45);
         else if (half)
@@ -303,15 +263,9 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
             check_vector(variant, group, ends[i].name, shard, ends[i].v, ends[i].tolerance);
     }
     if (u->adversary)
-        check_adapters(variant, group, "adversary", u->adversary, 2e-5, 0.3);
-    mm_free(r);
-    mm_free(o);
-    mm_mudman_free(u);
-    mm_shard_free(shard);
-    mm_arena_free(arena);
-    mm_free(wanted);
-    mm_dataset_free(&retain);
-    mm_dataset_free(&forget);
+        check_adapters(variant, group, "adversary", u->adversary, u->adversary->all, false, 2e-5,
+                       0.3);
+    end(&run);
     mm_config_free(&config);
     H5Gclose(group);
 }
@@ -372,18 +326,12 @@ static void load_gradient(hid_t group, const char *kind, size_t t, const struct 
 /* The updates of every loop from the stored gradients: b, a, m must come out the same to the bit.
  */
 static void check_replay(struct fixture *f, const char *variant) {
-    struct mm_error err = {""};
     struct mm_config config;
     hid_t group = H5Gopen2(f->traces, variant, H5P_DEFAULT);
     read_config(&config, group, 4);
-    load_model(f, f->model);
-    struct mm_arena *arena = mm_arena_create(dev, false);
-    bool *wanted = mm_calloc(f->model->params_n, 1);
-    assert_int_equal(mm_model_choose(f->model, config.unlearn.target_modules,
-                                     config.unlearn.target_modules_n, wanted, &err),
-                     MM_OK);
-    struct mm_shard *shard = mm_shard_create(arena, comm, f->model, wanted);
-    struct mm_mudman *u = mm_mudman_create(arena, &config, comm, f->model, shard);
+    struct unlearning run = begin(f, &config);
+    struct mm_shard *shard = run.shard;
+    struct mm_mudman *u = run.u;
     const __typeof__(config.unlearn) *c = &config.unlearn;
     const uint32_t *stop = &u->scalars->stop;
     const struct mm_unlearn_options all = {.f = u->f,
@@ -416,10 +364,7 @@ static void check_replay(struct fixture *f, const char *variant) {
     check_vector(variant, group, "retain_acc", shard, u->m, 0);
     if (u->f.data)
         check_vector(variant, group, "forget_acc", shard, u->f, 0);
-    mm_mudman_free(u);
-    mm_shard_free(shard);
-    mm_arena_free(arena);
-    mm_free(wanted);
+    end(&run);
     mm_config_free(&config);
     H5Gclose(group);
 }
@@ -427,7 +372,34 @@ static void check_replay(struct fixture *f, const char *variant) {
 /* -- relearning and pretraining -------------------------------------------------------------------
  */
 
-/* `tolerance`: of the trained weights in float32; `drift`: of the losses in bfloat16. */
+/* All steps of an attack; `drift`: of the losses in bfloat16. */
+static void check_steps(struct fixture *f, const char *variant, hid_t group,
+                        const struct mm_attack *attack, struct mm_training *t, double drift) {
+    struct mm_dataset retain = tokens_of(f->traces, "retain_validation");
+    struct mm_dataset forget = tokens_of(f->traces, "forget_validation");
+    struct mm_passes *p = t->passes;
+    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
+    double *loss = trace_read(group, "loss", NULL, NULL);
+    double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
+    size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
+    for (size_t i = 0; i < steps; i++) {
+        mm_passes_read(p, &forget, i + 1, tokens);
+        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 1e-5,
+                    drift);
+        if (!attack->with_retain)
+            continue;
+        mm_passes_read(p, &retain, i + 1, tokens);
+        expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
+                    retain_loss[i], 1e-5, 2 * drift);
+    }
+    mm_free(loss);
+    mm_free(retain_loss);
+    mm_free(tokens);
+    mm_dataset_free(&retain);
+    mm_dataset_free(&forget);
+}
+
+/* `tolerance`: of the trained weights in float32. */
 static void check_relearning(const char *name, const char *variant, double tolerance,
                              double drift) {
     struct fixture f = open_case(name);
@@ -435,35 +407,40 @@ static void check_relearning(const char *name, const char *variant, double toler
     hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
     read_config(&config, group, 3);
     const struct mm_attack attack = mm_config_attack(&config, 0);
-    struct mm_dataset retain = tokens_of(f.traces, "retain_validation");
-    struct mm_dataset forget = tokens_of(f.traces, "forget_validation");
-    struct mm_training *t = mm_training_create_attack(f.arena, comm, f.model, &config, &attack);
-    struct mm_passes *p = t->passes;
-    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
-    double *loss = trace_read(group, "loss", NULL, NULL);
-    double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
-    size_t steps = attack.passes / (attack.with_retain ? 4 : 2);
-    for (size_t i = 0; i < steps; i++) {
-        mm_passes_read(p, &forget, i + 1, tokens);
-        expect_near(variant, "loss", i, mm_training_attack(t, tokens, &attack), loss[i], 1e-5,
-                    drift);
-        if (!attack.with_retain)
-            continue;
-        mm_passes_read(p, &retain, i + 1, tokens);
-        expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, &attack),
-                    retain_loss[i], 1e-5, 2 * drift);
-    }
+    struct mm_training *t =
+        mm_training_create_attack(f.arena, comm, f.model, &config, &attack, NULL);
+    check_steps(&f, variant, group, &attack, t, drift);
     struct mm_vector end = t->lora ? t->g : t->p; /* the weights of now */
     if (arithmetic == MM_BF16)
         check_change(variant, group, "params", &f, t->shard, end, true, 0.45);
     else
         check_vector(variant, group, "params", t->shard, end, tolerance);
-    mm_free(loss);
-    mm_free(retain_loss);
-    mm_free(tokens);
     mm_training_free(t);
-    mm_dataset_free(&retain);
-    mm_dataset_free(&forget);
+    mm_config_free(&config);
+    H5Gclose(group);
+    close_case(&f);
+}
+
+/* An attack on what unlearning leaves, with the adapters that unlearned. */
+static void check_after_unlearning(const char *name, const char *variant) {
+    struct fixture f = open_case(name);
+    struct mm_config config;
+    hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
+    read_config(&config, group, 3);
+    struct unlearning run = begin(&f, &config);
+    for (size_t t = 0; t < config.unlearn.loops; t++) {
+        one_loop(&run, t);
+        mm_mudman_scalars(run.u);
+    }
+    mm_mudman_store(run.u);
+    float *adapters = fetch(run.u->b.data, MM_F32, run.u->b.n);
+    const struct mm_attack attack = mm_config_attack(&config, 0);
+    struct mm_training *t =
+        mm_training_create_attack(f.arena, comm, f.model, &config, &attack, adapters);
+    check_steps(&f, variant, group, &attack, t, 0.03);
+    mm_free(adapters);
+    mm_training_free(t);
+    end(&run);
     mm_config_free(&config);
     H5Gclose(group);
     close_case(&f);
@@ -556,7 +533,9 @@ static void relearning_otherwise(void **state) {
     (void)state;
     check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.015);
     check_relearning("llama-gqa-tied", "relearn_lora", 2e-5, 0.045);
+    check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.015);
     check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.045);
+    check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
 }
 static void pretraining(void **state) {
     (void)state;

@@ -26,8 +26,7 @@ PREFIX-search.yaml, with the file's variants, or with --variant one of them.
 
 A value that is searched stands in the run's config with the middle of its range. Data files and
 model folder get the names that the configs in this repository use: data/MODEL/SET-train.h5,
-models/MODEL. Circuit breakers with LoRA (circuit_breakers) are left out with a message; --variant
-on one is an error, as is any key that is not known.
+models/MODEL. A key that is not known is an error.
 """
 
 EPILOG = """\
@@ -55,6 +54,11 @@ CIRCUIT_BREAKERS = "circuit_breakers_no_lora"
 LORA_ADVERSARY = "surgical_irreversible_unlearning_lora"
 LORA_CIRCUIT_BREAKERS = "circuit_breakers"
 METHODS = (METHOD, CIRCUIT_BREAKERS, LORA_ADVERSARY, LORA_CIRCUIT_BREAKERS)
+# What the study's circuit breakers with LoRA adapt, whatever target_modules says.
+LINEAR = {
+    "pythia": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
 COUNTS = {"eval_wmdp_every": "evaluate.every_passes", "relearn_steps": "relearn.passes"}
 ADAPTERS = {"lora_rank": "unlearn.adv_lora_rank", "lora_amount": "unlearn.adv_lora_count"}
 LOSSES = ("neg_cross_entropy", "neg_entropy", "correct_logit_minus_avg")
@@ -73,6 +77,7 @@ DEFAULTS = {f"unlearn.{name}": value for name, value in ADDITIONAL.items()} | {
     "unlearn.normalization": "global_pre_mask",
     "unlearn.use_masking": True,
     "unlearn.train_adversary": True,
+    "unlearn.lora_rank": 0,
     "unlearn.adv_lora_rank": 0,
     "unlearn.adv_lora_count": 1,
     "relearn.with_retain": False,
@@ -83,10 +88,6 @@ DEFAULTS = {f"unlearn.{name}": value for name, value in ADDITIONAL.items()} | {
 # Texts that YAML takes for texts without quotes.
 PLAIN = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 NOT_TEXT = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
-
-
-class NeedsLora(InputError):
-    """What a variant asks for is not in the program."""
 
 
 @dataclass(frozen=True)
@@ -284,13 +285,11 @@ def translate(study: Study, variant: str | None) -> Settings:
         if key not in entries:
             raise InputError(f"{study.path}: {key} is missing")
     if "relearn_lora_conf" in entries:
-        raise NeedsLora(f"{entries['relearn_lora_conf'].place}: relearn_lora_conf: not supported")
+        raise InputError(f"{entries['relearn_lora_conf'].place}: relearn_lora_conf: not supported")
     method = METHOD
     if "method_name" in entries:
         entry = entries["method_name"]
         method = _one_of(entry, "method_name", METHODS)
-        if method == LORA_CIRCUIT_BREAKERS:
-            raise NeedsLora(f"{entry.place}: method_name: {method} needs LoRA, not supported")
         if method == LORA_ADVERSARY and "lora_rank" not in entries:
             raise InputError(f"{entry.place}: method_name: {method} without lora_rank")
     fixed |= _translate_general(entries)
@@ -301,7 +300,7 @@ def translate(study: Study, variant: str | None) -> Settings:
             if name in entries
         }
     searched = _translate_rates(entries, fixed["unlearn.train_adversary"])
-    if method == CIRCUIT_BREAKERS:
+    if method in (CIRCUIT_BREAKERS, LORA_CIRCUIT_BREAKERS):
         fixed |= {
             "unlearn.unlearning_loss_fn": "circuit_breaker",
             "unlearn.train_adversary": False,
@@ -312,6 +311,13 @@ def translate(study: Study, variant: str | None) -> Settings:
         kept = ("unlearn.unlearning_rate", "unlearn.retaining_rate")
         searched = {key: searched[key] for key in kept if key in searched}
         searched["unlearn.retain_momentum"] = 0
+    if method == LORA_CIRCUIT_BREAKERS:
+        model = str(entries["model_id"].value).lower()
+        fixed |= {
+            "unlearn.lora_rank": 16,
+            "unlearn.target_modules": LINEAR["pythia" if "pythia" in model else ""],
+            "evaluate.every_passes": 60,
+        }
     ranges = {key: value for key, value in searched.items() if isinstance(value, Range)}
     fixed |= {key: value for key, value in searched.items() if key not in ranges}
     return Settings({key: value for key, value in fixed.items() if key not in ranges}, ranges)
@@ -469,12 +475,8 @@ def import_study(options: argparse.Namespace) -> list[Path]:
         known = ", ".join(study.variants) or "none"
         raise InputError(f"--variant {wanted}: {options.file} has {known}")
     base = translate(study, wanted)
-    variants = {}
-    for variant in study.variants if wanted is None else ():
-        try:
-            variants[variant] = translate(study, variant)
-        except NeedsLora as error:
-            print(f"import_study.py: variant {variant} left out: {error}", file=sys.stderr)
+    names = study.variants if wanted is None else ()
+    variants = {variant: translate(study, variant) for variant in names}
     for variant, settings in (variants or {wanted or "the file": base}).items():
         if not settings.ranges:
             raise InputError(f"{options.file}: {variant}: nothing is searched")

@@ -1,4 +1,4 @@
-"""Low-rank adapters, written out: what relearning trains, and what an adversary may be made of."""
+"""Low-rank adapters, written out: what relearning trains, and what an adversary or the base may be made of."""
 import math
 
 import numpy as np
@@ -54,7 +54,26 @@ class Lora:
         return self.layer.weight.detach() + self.scale * (self.b @ self.a).detach()
 
 
-ADVERSARY_ALPHA = 8.0
+UNLEARNING_ALPHA = 8.0
+
+
+class Base:
+    """One set beside the layers of W, in place of W: all A, then all B, by their names."""
+
+    def __init__(self, layers: dict[str, nn.Linear], rank: int, seed: int):
+        own = seed_of(seed, "base")
+        self.adapters = [Lora(name, layer, rank, UNLEARNING_ALPHA, own) for name, layer in layers.items()]
+
+    def parameters(self) -> dict[str, Tensor]:
+        both = {"A": [adapter.a for adapter in self.adapters], "B": [adapter.b for adapter in self.adapters]}
+        return {
+            f"{adapter.name}.lora_{matrix}": value
+            for matrix, values in both.items()
+            for adapter, value in zip(self.adapters, values, strict=True)
+        }
+
+    def merged(self) -> dict[str, Tensor]:
+        return {adapter.name: adapter.merged() for adapter in self.adapters}
 
 
 class Adversary:
@@ -71,7 +90,7 @@ class Adversary:
 
     def begin(self, number: int) -> list[Lora]:
         seed = splitmix64(self.seed, number)
-        adapters = [Lora(name, layer, self.rank, ADVERSARY_ALPHA, seed) for name, layer in self.layers.items()]
+        adapters = [Lora(name, layer, self.rank, UNLEARNING_ALPHA, seed) for name, layer in self.layers.items()]
         for adapter in adapters:
             adapter.detach()
         return adapters

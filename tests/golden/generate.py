@@ -158,13 +158,18 @@ def write_unlearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, 
 def write_relearning(file: h5py.File, case: Case, folder: Path, sets: dict[str, np.ndarray]) -> None:
     for name, config in variants.relearns_of(case).items():
         forget, retain = (as_tokens(sets[f"{kind}_validation"]) for kind in ("forget", "retain"))
-        losses, retain_losses, params = training.relearn(oracle.load_model(folder), config, forget, retain)
+        model, stay = oracle.load_model(folder), None
+        if variants.unlearns(config):
+            stay = unlearn.run_on(model, config, *(as_tokens(sets[kind]) for kind in ("retain", "forget"))).adapters
+        elif config.get("unlearn.lora_rank"):
+            stay = training.adapters_beside(model, config)
+        losses, retain_losses, params = training.relearn(model, config, forget, retain, stay)
         group = file.create_group(name)
         group.attrs["overrides"] = variants.as_overrides(config)
         put(group, "loss", losses, np.float64)
         if retain_losses:
             put(group, "retain_loss", retain_losses, np.float64)
-        for key, value in params.items():
+        for key, value in params.items() if not variants.unlearns(config) else ():
             put(group, f"params/{key}", value, np.float64 if name in variants.RELEARNS else np.float32)
         print(f"{case.name} {name}: loss {losses[0]:.3f} to {losses[-1]:.3f}")
 

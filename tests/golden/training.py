@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import oracle
-from adapters import Lora
+from adapters import Base, Lora
 from unlearn import batch
 
 
@@ -44,7 +44,14 @@ class Sgd:
             p.data.sub_(self.rate * p.grad)
 
 
-def attack_of(model: nn.Module, config: dict) -> tuple[Sgd | torch.optim.AdamW, Callable[[], dict[str, Tensor]]]:
+def adapters_beside(model: nn.Module, config: dict) -> Base:
+    """As they begin in unlearning."""
+    layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
+    names = oracle.targets(model, config["unlearn.target_modules"])
+    return Base({name: layers[name] for name in names}, config["unlearn.lora_rank"], config.get("seed", 42))
+
+
+def attack_of(model: nn.Module, config: dict, stay: Base | None) -> tuple[Sgd | torch.optim.AdamW, Callable[[], dict[str, Tensor]]]:
     """The optimizer of what is trained, and a function that gives the weights it changed."""
     if config.get("relearn.lora_rank", 0):
         adapters = adapt(model, config)
@@ -52,7 +59,9 @@ def attack_of(model: nn.Module, config: dict) -> tuple[Sgd | torch.optim.AdamW, 
         end = lambda: {name: adapter.merged() for name, adapter in adapters.items()}  # noqa: E731
     else:
         params = train_all(model)
-        trained, end = list(params.values()), lambda: params
+        beside = stay.parameters() if stay else {}
+        trained = [*params.values(), *beside.values()]
+        end = lambda: params | (stay.merged() if stay else {})  # noqa: E731
     if config.get("relearn.optimizer", "sgd") == "adamw":
         return torch.optim.AdamW(
             trained, lr=config["relearn.lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0
@@ -69,9 +78,12 @@ def attack_step(model: nn.Module, optimizer: Sgd | torch.optim.AdamW, tokens: Te
     return loss.item()
 
 
-def relearn(model: nn.Module, config: dict, forget: Tensor, retain: Tensor):
-    """Batches start behind the ones that evaluation uses. Returns (forget losses, retain losses, changed weights)."""
-    optimizer, end = attack_of(model, config)
+def relearn(model: nn.Module, config: dict, forget: Tensor, retain: Tensor, stay: Base | None = None):
+    """Batches start behind the ones that evaluation uses; adapters that `stay` are trained, too.
+
+    Returns (forget losses, retain losses, changed weights).
+    """
+    optimizer, end = attack_of(model, config, stay)
     size, with_retain = config["data.batch_size"], config["relearn.with_retain"]
     steps = config["relearn.passes"] // (4 if with_retain else 2)
     first = config["evaluate.batches"]

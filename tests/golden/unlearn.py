@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import oracle
-from adapters import Adversary
+from adapters import Adversary, Base
 
 Tensors = list[Tensor]
 
@@ -44,6 +44,7 @@ DEFAULTS = {
     "unlearn.forget_momentum": 0.0,
     "unlearn.discard_growing_weights": 1.0,
     "unlearn.adv_update": 0.0,
+    "unlearn.lora_rank": 0,
     "unlearn.adv_lora_rank": 0,
     "unlearn.adv_lora_count": 1,
     "unlearn.train_adversary": True,
@@ -100,6 +101,12 @@ class Unlearning:
         # Only W gets gradients, in every pass.
         for p in model.parameters():
             p.requires_grad_(False)
+        layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
+        self.adapters: Base | None = None
+        if self["lora_rank"]:
+            self.adapters = Base({name: layers[name] for name in self.names}, self["lora_rank"], self["seed"])
+            named = self.adapters.parameters()
+            self.names, self.params = list(named), list(named.values())
         for p in self.params:
             p.requires_grad_(True)
         self.state_dtype = torch.bfloat16 if self["model.state_dtype"] == "bfloat16" else self.params[0].dtype
@@ -109,7 +116,6 @@ class Unlearning:
         self.a: Tensors = []
         self.adversary: Adversary | None = None
         if self["adv_lora_rank"]:
-            layers = {f"{name}.weight": layer for name, layer in model.named_modules()}
             self.adversary = Adversary(
                 {name: layers[name] for name in self.names},
                 *(self[key] for key in ("adv_lora_rank", "adv_lora_count", "fork_every_n_loops", "seed")),
@@ -318,12 +324,18 @@ def global_norm(grads: Tensors) -> Tensor:
     return sum(g.norm() ** 2 for g in grads) ** 0.5
 
 
-def run(model: nn.Module, config: dict, retain: Tensor, forget: Tensor) -> Trace:
+def run_on(model: nn.Module, config: dict, retain: Tensor, forget: Tensor) -> Unlearning:
+    """All loops; the model ends with the weights of b."""
     run = Unlearning(model, config)
     size = config["data.batch_size"]
     for t in range(config["unlearn.loops"]):
         run.loop(t, batch(retain, t, size), batch(forget, t, size))
-    return run.finish()
+    run.use(run.b)
+    return run
+
+
+def run(model: nn.Module, config: dict, retain: Tensor, forget: Tensor) -> Trace:
+    return run_on(model, config, retain, forget).finish()
 
 
 def listing_gradient_by_substitution(model, params: dict, old: Tensors, new: Tensors, loss_of) -> Tensors:

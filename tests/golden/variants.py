@@ -122,6 +122,23 @@ LLAMA_GQA_TIED |= {
     "lora_adversaries": ADAPTERS | unlearn(adv_lora_count=2, loops=5, adv_lr=0.25, graph="fresh", forget_momentum=0.5),
     "lora_adversary_reuse": ADAPTERS | unlearn(adv_lora_count=3, loops=4, adv_lora_rank=3, graph="reuse"),
 }
+# Adapters in place of W. Circuit breakers retain by cross-entropy, too: the other two losses alone have no gradient
+# where they begin, but for rounding.
+BASE_ADAPTERS = GENTLE | NO_ADVERSARY | unlearn(target_modules=["v_proj", "o_proj"], loops=6, lora_rank=3)
+LLAMA_GQA_TIED |= {
+    "lora_base": BASE_ADAPTERS | unlearn(unlearning_loss_fn="neg_entropy", forget_momentum=0.5),
+    "lora_base_post_mask": BASE_ADAPTERS | unlearn(normalization="global_post_mask", target_modules=["up_proj"]),
+    "lora_circuit_breakers": BASE_ADAPTERS | unlearn(
+        unlearning_loss_fn="circuit_breaker",
+        use_masking=False,
+        retain_momentum=0.0,
+        rep_eng_retain_lr=1.0,
+        rate_scale="study",
+        unlearning_rate=0.002,
+        retaining_rate=0.02,
+        target_modules=ALL_LLAMA,
+    ),
+}
 NEOX_STATES = {
     "rmu": unlearn(unlearning_loss_fn="rmu", rep_eng_retain_lr=0.5, target_modules=["dense"], loops=6),
 }
@@ -150,11 +167,16 @@ RELEARNS = {
 }
 ADAMW = {"relearn.optimizer": "adamw", "relearn.lr": 0.01}
 LORA = {"relearn.lora_rank": 3, "seed": 7}
+ADAPTERS_STAY = NO_ADVERSARY | unlearn(target_modules=["v_proj", "down_proj"], lora_rank=3)
 # Full AdamW where no gradient is rounding only: it would divide that by itself.
 MORE_RELEARNS = {
     "llama-gqa-tied": {
         "relearn_adamw": RELEARNS["relearn"] | ADAMW,
         "relearn_lora": RELEARNS["relearn"] | LORA,
+        "relearn_adapters": RELEARNS["relearn"] | ADAPTERS_STAY,
+        "relearn_adapters_after": LLAMA_GQA_TIED["lora_circuit_breakers"]
+        | RELEARNS["relearn_with_retain"]
+        | {"relearn.lr": 0.05},
     },
     "neox-parallel": {"relearn_lora_adamw": RELEARNS["relearn_with_retain"] | ADAMW | LORA},
 }
@@ -187,9 +209,14 @@ def on_states(config: dict) -> bool:
     return fn in ("circuit_breaker", "stream_activation", "rmu") or config.get("unlearn.rep_eng_retain_lr", 0) > 0
 
 
+def unlearns(config: dict) -> bool:
+    """Whether a relearning is traced after unlearning, and not from the stored weights."""
+    return "unlearn.loops" in config
+
+
 def relearns_of(case: Case) -> dict[str, dict]:
     runs = RELEARNS | MORE_RELEARNS[case.name]
-    return {name: data_of(case) | config for name, config in runs.items()}
+    return {name: data_of(case) | (COMMON if unlearns(config) else {}) | config for name, config in runs.items()}
 
 
 def pretrain_of(case: Case) -> dict:

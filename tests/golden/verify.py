@@ -91,6 +91,8 @@ def check_differences(model, config: dict, tokens: torch.Tensor, step: float = 1
         return [v + scale * torch.randn(v.shape, generator=rng, dtype=v.dtype) for v in values]
 
     start = [0.7 * b.double() for b in run.b]
+    if run.adapters:  # B would be zero, and with it both gradients
+        start = moved(start, 0.1)
     for loss_of in (run.retain_loss, lambda t: run.unlearning_loss(oracle.outputs_of(model, t), t)):
         run.use(start)
         grads = torch.autograd.grad(loss_of(tokens), run.params, materialize_grads=True)

@@ -24,7 +24,7 @@ from model_helpers import (
 KEYS = """
 model.path model.dtype model.state_dtype device seed data.retain data.forget data.retain_validation
 data.forget_validation data.retain_evaluation data.forget_evaluation data.batch_size data.micro_batch
-data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.unlearning_loss_fn
+data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.lora_rank unlearn.unlearning_loss_fn
 unlearn.clip_at unlearn.npo_beta unlearn.simnpo_gamma unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum
 unlearn.fork_every_n_loops unlearn.adv_decay unlearn.forget_momentum
 unlearn.discard_growing_weights unlearn.adv_update unlearn.adv_lora_rank unlearn.adv_lora_count
@@ -190,6 +190,18 @@ def test_plan_counts_the_adapters_of_the_adversary(tiny: Case, ranks: int) -> No
     out = succeed("plan", tiny.config, *adapters, "unlearn.fork_every_n_loops=6", "--ranks", ranks).out
     numbers = 2 * 3 * (-(-5 // ranks) * 16 + -(-22 // ranks) * 5)
     assert planned(out)["adversary (a)"] == pytest.approx([0, numbers * 4, 0], rel=5e-3)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_plan_counts_the_adapters_of_the_base(tiny: Case, ranks: int) -> None:
+    """Of rank 5 on three tensors of 22 rows and 16 columns, by blocks of rows."""
+    adapters = ["unlearn.lora_rank=5", "unlearn.train_adversary=false", "unlearn.forget_momentum=0.5"]
+    table = planned(succeed("plan", tiny.config, *adapters, "--ranks", ranks).out)
+    size = 3 * (-(-5 // ranks) * 16 + -(-22 // ranks) * 5) * 4
+    for name in ("base (b)", "retain accumulator (m)", "forget accumulator (f)"):
+        assert table[name] == pytest.approx([0, size, 0], rel=5e-3)
+    assert table["frozen model"] == pytest.approx([0, 3 * -(-22 // ranks) * 16 * 4, 0], rel=5e-3)
+    assert table["checkpoint copy"] == pytest.approx([0, 3 * size, 0], rel=5e-3)
 
 
 def test_plan_counts_the_copy_of_a_trial_server(tiny: Case) -> None:

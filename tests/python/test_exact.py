@@ -41,6 +41,7 @@ VARIANTS = {
         "unlearn.adv_lora_count=2",
         "unlearn.fork_every_n_loops=12",
     ),
+    "base_of_adapters": ("unlearn.lora_rank=3", "unlearn.train_adversary=false"),
 }
 
 

@@ -67,6 +67,25 @@ def test_only_w_changes(
             assert after[tensor].tobytes() == values.tobytes()
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_adapters_are_merged(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """What is written is the model, W + (8/rank) B A; the rest as it came."""
+    run = tmp_path / "run"
+    tiny.run(run, "unlearn.lora_rank=3", "unlearn.train_adversary=false", ranks=ranks)
+    state = state_of(run)
+    before = floats_of(tiny.model / "model.safetensors")
+    after = floats_of(run / "model" / "model.safetensors")
+    changed = {key[5:-7] for key in state if key.startswith("base/")}
+    assert changed == {name for name in before if "gate_proj" in name}
+    for name, values in before.items():
+        if name in changed:
+            a, b = (state[f"base/{name}.lora_{matrix}"].astype(float) for matrix in "AB")
+            assert a.shape[0] == b.shape[1] == 3 and np.abs(b).max() > 0
+            assert after[name] == pytest.approx(values + 8 / 3 * (b @ a), rel=1e-6, abs=1e-7)
+        else:
+            assert after[name].tobytes() == values.tobytes()
+
+
 @pytest.mark.parametrize("name", ["llama-gqa-tied", "llama3-untied", "qwen2", "neox-serial"])
 def test_exported_model_has_the_losses_after_unlearning(
     golden: Callable[[str], Case], tmp_path: Path, name: str

@@ -15,6 +15,7 @@ from model_helpers import TOKEN_SETS, Case, write_questions
 from search_config import Search, Variant, read_search, read_yaml
 from search_summary import as_argument
 
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDY = """\
 general_config:
   method_name: surgical_irreversible_unlearning
@@ -124,14 +125,14 @@ def test_run_config(place: Path) -> None:
     assert config["relearn"] == {"passes": 120, "lr": 0.003}
 
 
-def test_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search(place: Path) -> None:
     _, search = imported(STUDY)
-    assert "variant with_lora left out: s.yaml:39: " in capsys.readouterr().err
     assert search.config == "out/s-run.yaml" and search.baseline and search.last == 30
     assert "--trials 70" in Path("out/s-search.yaml").read_text()
     names = [v.name for v in search.variants]
     assert names == [
         "plain", "no_masking", "alone", "raw", "entropy", "momentum", "breakers", "adapters",
+        "with_lora",
     ]  # fmt: skip
     plain = variant(search, "plain")
     assert plain.overrides == {}
@@ -174,6 +175,13 @@ def test_variants(place: Path) -> None:
         "unlearn.retain_momentum": 0,
         "unlearn.rep_eng_retain_lr": 1,
         "unlearn.retain_cross_entropy": False,
+    }
+    with_lora = variant(search, "with_lora")
+    assert with_lora.parameters == breakers.parameters
+    assert with_lora.overrides == breakers.overrides | {
+        "unlearn.lora_rank": 16,
+        "unlearn.target_modules": LINEAR,
+        "evaluate.every_passes": 60,
     }
     adapters = variant(search, "adapters")
     assert adapters.overrides == {"unlearn.adv_lora_rank": 8, "unlearn.adv_lora_count": 2}
@@ -285,7 +293,6 @@ def test_wrong_arguments(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     calls = {
         ("gone.yaml",): "gone.yaml: No such file",
         ("s.yaml", "--variant", "x"): "--variant x: s.yaml has plain, no_masking, ",
-        ("s.yaml", "--variant", "with_lora"): "s.yaml:39: method_name: circuit_breakers needs LoRA",
     }
     for arguments, message in calls.items():
         assert import_study.main(list(arguments)) == 2

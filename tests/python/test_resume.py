@@ -114,17 +114,15 @@ def test_other_count_is_still_the_oracle(
     assert losses == pytest.approx(trace["retain_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("variant", ["lora_adversary", "lora_base"])
 @pytest.mark.parametrize("later", [1, 4])
-def test_adapters_of_the_adversary_on_another_count(
-    tiny: Case, tmp_path: Path, later: int
-) -> None:
-    """Three loops on three ranks, of which one has no row of A; then as the trace has it."""
+def test_adapters_on_another_count(tiny: Case, tmp_path: Path, later: int, variant: str) -> None:
+    """Three loops on three ranks, of which one has few rows of A or none; then as the trace has it."""
     run = tmp_path / "run"
-    overrides = tiny.overrides("lora_adversary")
-    tiny.run(run, *overrides, "checkpoint.keep=9", ranks=3)
+    tiny.run(run, *tiny.overrides(variant), "checkpoint.keep=9", ranks=3)
     cut_back(run, 3)
     succeed("resume", run, ranks=later)
-    trace = tiny.trace("lora_adversary")
+    trace = tiny.trace(variant)
     for name, values in state_of(run).items():
         assert_close(name, values, trace[name], 1e-4 if name.startswith("retain_acc") else 1e-5)
 
@@ -158,6 +156,7 @@ def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
         ["unlearn.train_adversary=false"],
         ["unlearn.forget_momentum=0.9", "unlearn.adv_update=0.1"],
         ["unlearn.adv_lora_rank=3", "unlearn.adv_lora_count=2", "unlearn.adv_decay=0.9"],
+        ["unlearn.lora_rank=3", "unlearn.train_adversary=false", "relearn.passes=20"],
         ["unlearn.unlearning_loss_fn=npo", "unlearn.unlearning_rate=0.01"],
         [
             "unlearn.unlearning_loss_fn=circuit_breaker", "unlearn.rep_eng_retain_lr=0.5",

@@ -46,6 +46,7 @@ FIELDS = {
 }
 # float32 against float64, as in the tests of the library: the golden README derives them.
 STATE_TOLERANCE = {"base": 5e-6, "adversary": 1e-5, "retain_acc": 1e-4, "forget_acc": 1e-4}
+ADAPTER_TOLERANCE = 3e-4  # of a base of adapters, as there
 
 
 def check_losses(run: Path, trace: dict[str, np.ndarray], tolerance: float) -> None:
@@ -68,7 +69,10 @@ def check_state(run: Path, trace: dict[str, np.ndarray], half: bool) -> None:
             assert_close(name, values, trace[name], 2.0**-7)
         else:
             assert values.dtype == np.float32
-            assert_close(name, values, trace[name], STATE_TOLERANCE[name.partition("/")[0]])
+            tolerance = STATE_TOLERANCE[name.partition("/")[0]]
+            if "lora" in name and not name.startswith("adversary/"):
+                tolerance = ADAPTER_TOLERANCE
+            assert_close(name, values, trace[name], tolerance)
 
 
 @pytest.mark.parametrize(("case", "variant"), traced_runs())

@@ -35,9 +35,10 @@ class Server:
         )
         self._unread = b""
 
-    def say(self, message: object) -> None:
-        line = message if isinstance(message, str) else json.dumps(message)
-        self.process.stdin.write(line.encode() + b"\n")
+    def say(self, *messages: object) -> None:
+        """Lines, of which the server has the last when it has the first."""
+        lines = [one if isinstance(one, str) else json.dumps(one) for one in messages]
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
         self.process.stdin.flush()
 
     def hear(self) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def test_trials_are_runs(tiny: Case, tmp_path: Path, ranks: int) -> None:
         {"unlearn.target_modules": ["up_proj", "v_proj"], "relearn.lr": 0.01},
         {"unlearn.loops": 0},
         {"unlearn.adv_lora_rank": 2, "unlearn.adv_lora_count": 2, "unlearn.fork_every_n_loops": 7},
+        {"unlearn.lora_rank": 3, "unlearn.train_adversary": False},
         {},
     ]
     for i, overrides in enumerate(settings):
@@ -152,8 +154,7 @@ def test_rejected_trial_leaves_nothing_behind(server: Server, finished: Path) ->
 def test_prune(server: Server, finished: Path) -> None:
     """At the next evaluation; a late one is nobody's."""
     server.hear()
-    server.say({"id": 1, "overrides": {"evaluate.every_passes": 5}})
-    server.say({"prune": True})
+    server.say({"id": 1, "overrides": {"evaluate.every_passes": 5}}, {"prune": True})
     result, evaluations = server.result()
     assert (result["id"], result["status"]) == (1, "pruned")
     assert 1 <= len(evaluations) < 8
