@@ -114,13 +114,8 @@ enum mm_status mm_output_close(struct mm_output *out, enum mm_status status, str
         status = fail_errno(err, "close", out->path);
     if (!status && rename(out->temporary, out->path))
         status = fail_errno(err, "rename to", out->path);
-    if (status) {
+    if (status)
         unlink(out->temporary);
-    } else {
-        char *folder = mm_path_parent(out->path);
-        status = mm_folder_sync(folder, err);
-        mm_free(folder);
-    }
     mm_free(out->path);
     mm_free(out->temporary);
     return status;
@@ -132,7 +127,13 @@ enum mm_status mm_file_write(const char *path, const void *data, size_t bytes,
     enum mm_status status = mm_output_open(&out, path, err);
     if (status)
         return status;
-    return mm_output_close(&out, mm_output_write(&out, data, bytes, err), err);
+    status = mm_output_close(&out, mm_output_write(&out, data, bytes, err), err);
+    if (status)
+        return status;
+    char *folder = mm_path_parent(path);
+    status = mm_folder_sync(folder, err);
+    mm_free(folder);
+    return status;
 }
 
 static enum mm_status copy_bytes(int fd, const char *from, struct mm_output *out,

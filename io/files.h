@@ -16,13 +16,14 @@ enum mm_status mm_file_read(const char *path, char **text, size_t *bytes, struct
 enum mm_status mm_file_write(const char *path, const void *data, size_t bytes,
                              struct mm_error *err);
 
-/* Copies the bytes of a regular file (a link is followed), written as by mm_file_write. */
+/* Copies the bytes of a regular file (a link is followed), written as by mm_file_write but for the
+ * sync of the folder. */
 enum mm_status mm_file_copy(const char *from, const char *to, struct mm_error *err);
 
-/* A file written piece by piece. It lies at path.tmp until mm_output_close has synced it, renamed
- * it to `path` and synced the folder. Every output that was opened is closed: `status` is the
- * caller's so far; unless it is MM_OK, the file is removed and the same status returned. An open
- * that fails leaves nothing to close. */
+/* A file written piece by piece. It lies at path.tmp until mm_output_close has synced and renamed
+ * it to `path`; the sync of the folder is left to the caller, once for all that it writes there.
+ * Every output that was opened is closed: `status` is the caller's so far; unless it is MM_OK, the
+ * file is removed and the same status returned. An open that fails leaves nothing to close. */
 struct mm_output {
     char *path, *temporary;
     int fd;

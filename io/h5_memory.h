@@ -31,7 +31,7 @@ enum mm_status mm_h5_memory_close(hid_t file, enum mm_status status, struct mm_e
 void mm_h5_memory_patch(struct mm_h5_memory *memory, uint64_t offset, const void *data,
                         size_t bytes);
 
-/* Writes the closed file to `path`, as mm_file_write does, and says the hash of its bytes from
+/* Writes the closed file to `path`, as an mm_output, and says the hash of its bytes from
  * `offset` on (mm_file_hash would say the same of a file without fault). */
 enum mm_status mm_h5_memory_write(struct mm_h5_memory *memory, const char *path, size_t offset,
                                   char hex[33], struct mm_error *err);

@@ -378,5 +378,5 @@ enum mm_status mm_weights_write(const char *folder, const struct mm_named_tensor
     char *path = mm_format("%s/model.safetensors", folder);
     status = write_model(path, tensors, tensors_n, err);
     mm_free(path);
-    return status;
+    return status ? status : mm_folder_sync(folder, err);
 }

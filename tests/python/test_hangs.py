@@ -79,7 +79,7 @@ def test_rank_that_stalls(stalled: dict, place: str, rank: int) -> None:
 def test_rank_that_is_gone(tiny: Case, tmp_path: Path, place: str, action: str) -> None:
     """The launcher sees it; it says so, and the others don't wait for their timeout."""
     job = start(tiny, tmp_path / "run", 1, STOPPED[place][0], action)
-    outcome = job.wait(20)
+    outcome = job.wait()
     assert_ended(job, outcome)
     assert outcome.seconds < 6 * TIMEOUT
     assert re.search(r"(?s)mpirun (has )?(noticed|exited|detected)", outcome.err), outcome.err
@@ -89,7 +89,7 @@ def test_whole_job_that_is_suspended_goes_on(tiny: Case, tmp_path: Path) -> None
     """Time in which nobody ran is nobody's fault."""
     run = tmp_path / "run"
     job = Job(
-        "run", tiny.config, f"output.dir={run}", "timeout=0.7", "unlearn.loops=1000000",
+        "run", tiny.config, f"output.dir={run}", "timeout=2", "unlearn.loops=1000000",
         "checkpoint.every_loops=1000000", ranks=2,
     )  # fmt: skip
     job.wait_until(
@@ -103,7 +103,7 @@ def test_whole_job_that_is_suspended_goes_on(tiny: Case, tmp_path: Path) -> None
     job.signal_ranks(signal.SIGCONT)
     time.sleep(0.5)
     job.signal_ranks(signal.SIGTERM)
-    assert job.wait(20).status == 3
+    assert job.wait().status == 3
 
 
 def test_tasks_that_do_not_find_each_other(

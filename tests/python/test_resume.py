@@ -133,7 +133,7 @@ def test_one_rank_killed(tiny: Case, tmp_path: Path, ranks: int) -> None:
     run = tmp_path / "run"
     job = start_and_wait(tiny, run, *LONG, ranks=ranks)
     job.signal_ranks(signal.SIGKILL, 1)
-    assert job.wait(20).status not in (0, 2, 3, 4)
+    assert job.wait().status not in (0, 2, 3, 4)
     kill_early(job, run)
     succeed("resume", run, SELDOM, ranks=ranks)
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
@@ -194,7 +194,7 @@ def test_signal_stops_after_a_checkpoint(
         job.signal_launcher(number)
     else:
         job.signal_ranks(number, 1 if whom == "one rank" else ranks)
-    outcome = job.wait(20)
+    outcome = job.wait()
     assert outcome.status == 3, outcome.err
     (message,) = outcome.messages
     done = max(checkpoints_of(run))
