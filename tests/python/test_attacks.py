@@ -120,6 +120,21 @@ def test_lora_keeps_what_it_does_not_adapt(golden: Callable[[str], Case], tmp_pa
     assert len({tuple(each) for each in losses.values()}) == 3
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_attacks_on_a_base_of_adapters(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """Adapters of the attack's own see a model, merged; one on all parameters trains the base's too."""
+    kinds = {"all": {"lr": 0.05, "passes": 8}, "lora": ATTACKS["lora"]}
+    adapted = ["unlearn.lora_rank=3", "unlearn.train_adversary=false"]
+    tiny.run(tmp_path / "adapted", listed(kinds), *adapted, ranks=ranks)
+    model = f"model.path={tmp_path / 'adapted' / 'model'}"
+    tiny.run(tmp_path / "merged", listed(kinds), model, "unlearn.loops=0", ranks=ranks)
+    runs = [tmp_path / "adapted", tmp_path / "merged"]
+    lora = [of_attack(run, "lora") for run in runs]
+    assert lora[0] == lora[1]
+    both = [[line["loss"] for line in of_attack(run, "all") if "loss" in line] for run in runs]
+    assert both[0][0] == both[1][0] and both[0][1:] != both[1][1:]
+
+
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.2), ("adamw", 0.02)])
 def test_lora_where_ranks_have_no_rows(tmp_path: Path, optimizer: str, lr: float) -> None:
     """16 rows on 5 ranks are 4, 4, 4, 4 and none."""
