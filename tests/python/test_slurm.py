@@ -20,13 +20,14 @@ from job_helpers import (
 )  # fmt: skip
 from model_helpers import Case
 from slurm_cluster import SlurmCluster, missing
+from test_hangs import STOPPED
 
 LOOPS = 300
 LONG = {
     "unlearn.loops": LOOPS, "evaluate.every_passes": 250, "unlearn.fork_every_n_loops": 50,
     "checkpoint.every_loops": 2,
 }  # fmt: skip
-SRUN = ("srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--time=2")
+SRUN = ("srun", "--mpi=pmix", "--kill-on-bad-exit=1", "--wait=5", "--time=2")
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +165,12 @@ def test_killed_before_a_checkpoint_starts_over(
 
 
 @pytest.mark.parametrize("action", ["kill", "stop", "exit"])
+@pytest.mark.parametrize("place", STOPPED)
 def test_faulty_rank_on_another_machine(
-    cluster: SlurmCluster, tiny: Case, tmp_path: Path, action: str
+    cluster: SlurmCluster, tiny: Case, tmp_path: Path, place: str, action: str
 ) -> None:
-    wrapper = faulty(1, "data", 20, 20, action)
+    (function, call), said = STOPPED[place]
+    wrapper = faulty(1, function, call, call, action)
     began = time.monotonic()
     done = cluster.call(
         *SRUN,
@@ -181,8 +184,10 @@ def test_faulty_rank_on_another_machine(
         "timeout=1",
     )
     assert done.returncode not in (0, 2, 3, 4) and time.monotonic() - began < 30
-    if action == "stop":
-        assert re.search(r"rank 0: loop \d: .* has not ended after 1 s", done.stderr), done.stderr
+    if (place, action) == ("exit", "stop"):  # the other has gone, and cannot say so
+        assert re.search("srun: First task exited 5s ago", done.stderr), done.stderr
+    elif action == "stop":
+        assert re.search(rf"rank 0: {said} has not ended after [16] s", done.stderr), done.stderr
     else:
         assert re.search("srun: error: n2: task 1: (Killed|Exited with exit code 9)", done.stderr)
 
