@@ -260,7 +260,7 @@ int main(int argc, char **argv) {
         *value = argv[i + 1];
     }
     int n = atoi(repeats);
-    if (argc < 2 || argc % 2 || n < 1 || n > REPEATS_MOST) {
+    if (argc < 2 || argc % 2 || *argv[1] == '-' || n < 1 || n > REPEATS_MOST) {
         fprintf(stderr, "usage: bench_checkpoint DIR [--shape S] [--threads N] [--repeats K]\n");
         return 2;
     }
