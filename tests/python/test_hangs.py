@@ -19,8 +19,10 @@ TIMEOUT = 1.5
 STOPPED = {
     # What the other rank says of the one that stops: where, and in what.
     "start-up": (("MPI_Init_thread", 0), r"start-up: connection #1 \(MPI\)"),
+    "evaluation": (("data", 0), r"evaluation after pass 0: sum #\d+ \(.*MPI\)"),
     "loop": (("data", 20), r"loop \d: (reduction|sum|maximum|agreement) #\d+ \(.*MPI\)"),
     "checkpoint": (("save", 0), r"(checkpoint after )?loop \d: \w+ #\d+ \(.*MPI\)"),
+    "relearning": (("data", 250), r"relearning step \d: reduction #\d+ \(.*MPI\)"),
     "exit": (("MPI_Finalize", 0), r"exit: departure #1 \(MPI\)"),
 }
 RANKS = (0, 1)
@@ -66,8 +68,8 @@ def test_rank_that_stalls(stalled: dict, place: str, rank: int) -> None:
     outcome = job.wait(40)
     assert_ended(job, outcome)
     # A checkpoint is written while the loops go on: the wait may be for either.
-    waits = {"loop": "1.5", "checkpoint": "(1.5|9)"}
-    said = rf"rank {1 - rank}: {STOPPED[place][1]} has not ended after {waits.get(place, '9')} s: "
+    waits = {"start-up": "9", "checkpoint": "(1.5|9)", "exit": "9"}
+    said = rf"rank {1 - rank}: {STOPPED[place][1]} has not ended after {waits.get(place, '1.5')} s: "
     assert re.search(said, outcome.err), outcome.err
     if place == "checkpoint":
         assert checkpoints_of(run) == []
