@@ -137,8 +137,8 @@ static struct mm_mat b_of(const struct mm_lora *l, struct mm_vector v, size_t i)
 
 /* Own rows of the tensor that is adapted, in a vector of the shard, float32. */
 static struct mm_mat rows_of(const struct mm_lora *l, struct mm_vector v, size_t i) {
-    return mm_mat((float *)v.data + l->shard->offsets[l->tensor[i]], MM_F32,
-                  l->shard->rows[l->tensor[i]].count, param_of(l, i)->cols);
+    return mm_mat((float *)v.data + l->shard->layout.offsets[l->tensor[i]], MM_F32,
+                  mm_layout_own(&l->shard->layout, l->tensor[i]).count, param_of(l, i)->cols);
 }
 
 /* -- what they do ------------------------------------------------------------------------------ */
@@ -162,6 +162,10 @@ void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
             dev->ops->upload(dev, l->whole_a + l->whole_at[i], host, l->rank * cols * sizeof *host);
         mm_free(host);
     }
+}
+
+void mm_lora_begin_base(struct mm_lora *l, uint64_t seed) {
+    mm_lora_begin(l, 0, mm_random_seed_of(seed, "base"));
 }
 
 static void gather(struct mm_lora *l) {

@@ -56,6 +56,9 @@ void mm_lora_free(struct mm_lora *lora);
 /* Set `set` begins anew: A uniform in ±1/sqrt(cols) from the seed, the tensor's name and the
  * element's place alone, B zero. Local. */
 void mm_lora_begin(struct mm_lora *lora, size_t set, uint64_t seed);
+/* The same of the only set, as it begins in unlearning with unlearn.lora_rank; seed: the run's.
+ * Local. */
+void mm_lora_begin_base(struct mm_lora *lora, uint64_t seed);
 /* From now on p is set `set`. Local. */
 void mm_lora_use(struct mm_lora *lora, size_t set);
 

@@ -192,7 +192,7 @@ static void measure_flips(struct mm_mudman *u) {
         OPS(u)->scale(u->dev, exact, exact, -1.0f);
     double flips = count_flips(u);
     mm_comm_sum(u->comm, &flips, 1);
-    u->flips = flips / u->shard->total;
+    u->flips = flips / u->shard->layout.total;
 }
 
 /* Lines 13 to 15, and the ablations' additions to them. */
@@ -320,7 +320,7 @@ static void create_base(struct mm_mudman *u, struct mm_arena *arena) {
 
 static void begin_base(struct mm_mudman *u) {
     if (u->base)
-        mm_lora_begin(u->base, 0, mm_random_seed_of(u->config->seed, "base"));
+        mm_lora_begin_base(u->base, u->config->seed);
     else
         mm_shard_load(u->shard, u->b);
 }

@@ -83,23 +83,18 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
     s->comm = comm;
     s->model = model;
     s->param = mm_calloc(model->params_n, sizeof *s->param);
-    s->rows = mm_calloc(model->params_n, sizeof *s->rows);
     s->layout = mm_layout_create(comm, model->dev, model->params_n);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
-    int size = mm_comm_size(comm), rank = mm_comm_rank(comm);
+    int size = mm_comm_size(comm);
     for (size_t p = 0; p < model->params_n; p++) {
         if (!wanted[p])
             continue;
         const struct mm_param *param = &model->params[p];
         size_t t = s->tensors_n++;
         s->param[t] = p;
-        s->rows[t] = mm_rows_of(param->rows, size, rank);
         mm_layout_add(&s->layout, param->rows, param->cols);
         s->grads_n += mm_rows_block(param->rows, size) * (size_t)size * param->cols;
     }
-    s->offsets = s->layout.offsets;
-    s->n = mm_layout_elements(&s->layout);
-    s->total = s->layout.total;
     s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
     size_t used = 0;
     for (size_t t = 0; t < s->tensors_n; t++) {
@@ -114,7 +109,6 @@ void mm_shard_free(struct mm_shard *s) {
     if (!s)
         return;
     mm_free(s->param);
-    mm_free(s->rows);
     mm_layout_free(&s->layout);
     mm_free(s->grads);
     mm_free(s->overwritten);
@@ -132,18 +126,20 @@ struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *aren
 
 struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
     if (mm_comm_size(s->comm) == 1 && !s->model->dev->exact)
-        return (struct mm_vector){.data = s->grads_block, .n = s->n, .dtype = MM_F32};
+        return (struct mm_vector){
+            .data = s->grads_block, .n = mm_layout_elements(&s->layout), .dtype = MM_F32};
     return mm_shard_vector(s, arena, MM_FOR_GRADIENTS, MM_F32);
 }
 
 /* Tensor t's part of a vector. */
 static void *part_of(const struct mm_shard *s, struct mm_vector v, size_t t) {
-    return (char *)v.data + s->offsets[t] * mm_dtype_bytes(v.dtype);
+    return (char *)v.data + s->layout.offsets[t] * mm_dtype_bytes(v.dtype);
 }
 
 /* This rank's rows of the working weights. */
 static struct mm_mat own_rows(const struct mm_shard *s, size_t t) {
-    return mm_mat_rows(param_of(s, t)->w, s->rows[t].first, s->rows[t].count);
+    struct mm_rows own = mm_layout_own(&s->layout, t);
+    return mm_mat_rows(param_of(s, t)->w, own.first, own.count);
 }
 
 void mm_shard_load(const struct mm_shard *s, struct mm_vector v) {

@@ -22,11 +22,7 @@ struct mm_shard {
     struct mm_model *model;
     size_t tensors_n;
     size_t *param;           /* [tensors_n] index into model->params */
-    struct mm_rows *rows;    /* [tensors_n] this rank's */
-    struct mm_layout layout; /* of a vector */
-    size_t *offsets;         /* [tensors_n + 1] the layout's */
-    size_t n;                /* elements of a vector */
-    double total;            /* elements over all ranks: N_W */
+    struct mm_layout layout; /* of a vector; its total is N_W */
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;

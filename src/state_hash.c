@@ -1,26 +1,25 @@
 /* state_hash.c - see state_hash.h. */
 #include "src/state_hash.h"
 
-#include <stdio.h>
+#include "io/files.h"
+
 #include <xxhash.h>
 
 struct mm_hasher {
     struct mm_comm *comm;
     struct mm_device *dev;
-    XXH3_state_t *state;
+    struct mm_hash *hash;
     uint64_t place; /* of the next tensor */
 };
 
 struct mm_hasher *mm_hasher_create(struct mm_comm *comm, struct mm_device *dev) {
     struct mm_hasher *h = mm_calloc(1, sizeof *h);
-    *h = (struct mm_hasher){.comm = comm, .dev = dev, .state = XXH3_createState()};
-    MM_CHECK(h->state, "out of memory");
-    XXH3_128bits_reset(h->state);
+    *h = (struct mm_hasher){.comm = comm, .dev = dev, .hash = mm_hash_begin()};
     return h;
 }
 
-void mm_hasher_add(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype dtype,
-                   const void *own) {
+static void add_tensor(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype dtype,
+                       const void *own) {
     int size = mm_comm_size(h->comm);
     size_t block = mm_rows_block(rows, size), bytes = cols * mm_dtype_bytes(dtype);
     size_t count = mm_rows_of(rows, size, mm_comm_rank(h->comm)).count;
@@ -32,7 +31,7 @@ void mm_hasher_add(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype 
     for (size_t i = 0; i < count; i++)
         mine[i] = XXH3_64bits_withSeed(copy + i * bytes, bytes, h->place);
     mm_comm_gather_all(h->comm, mine, block * sizeof *mine, all);
-    XXH3_128bits_update(h->state, all, rows * sizeof *all); /* the padding is behind */
+    mm_hash_add(h->hash, all, rows * sizeof *all); /* the padding is behind */
     h->place++;
     mm_free(copy);
     mm_free(mine);
@@ -41,17 +40,14 @@ void mm_hasher_add(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dtype 
 
 void mm_hasher_add_vector(struct mm_hasher *h, const struct mm_layout *l, struct mm_vector v) {
     for (size_t t = 0; t < l->tensors_n && v.data; t++)
-        mm_hasher_add(h, l->rows[t], l->cols[t], v.dtype,
-                      (const char *)v.data + l->offsets[t] * mm_dtype_bytes(v.dtype));
+        add_tensor(h, l->rows[t], l->cols[t], v.dtype,
+                   (const char *)v.data + l->offsets[t] * mm_dtype_bytes(v.dtype));
     if (!v.data)
         h->place += l->tensors_n;
 }
 
 void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
-    XXH128_hash_t hash = XXH3_128bits_digest(h->state);
-    snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
-             (unsigned long long)hash.low64);
-    XXH3_freeState(h->state);
+    mm_hash_end(h->hash, hex);
     mm_free(h);
 }
 

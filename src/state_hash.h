@@ -9,12 +9,8 @@ struct mm_hasher;
 
 /* Local. Ended, and freed, by mm_hasher_end. */
 struct mm_hasher *mm_hasher_create(struct mm_comm *comm, struct mm_device *dev);
-/* The next tensor; own: this rank's rows of it (mm_rows_of), on the device. Its place in the order
- * counts, and so do its bits. Collective. */
-void mm_hasher_add(struct mm_hasher *hasher, size_t rows, size_t cols, enum mm_dtype dtype,
-                   const void *own);
-/* The next tensors: those of a vector of the layout; data NULL: as many places are left out.
- * Collective. */
+/* The next tensors: those of a vector of the layout, in device memory. The place of each in the
+ * order counts, and so do its bits; data NULL: as many places are left out. Collective. */
 void mm_hasher_add_vector(struct mm_hasher *hasher, const struct mm_layout *layout,
                           struct mm_vector v);
 /* hex (=) 32 digits. Local. */

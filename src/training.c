@@ -81,9 +81,10 @@ static void attach(struct mm_training *t, struct mm_arena *arena, const struct m
     mm_free(wanted);
     if (mm_arena_dry(arena))
         return;
-    mm_lora_begin(t->lora, 0, mm_random_seed_of(config->seed, "base"));
     if (adapters)
         ops->upload(t->model->dev, t->lora->p.data, adapters, t->lora->p.n * sizeof *adapters);
+    else
+        mm_lora_begin_base(t->lora, config->seed);
     ops->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
     mm_lora_weights(t->lora, t->p, t->g);
     mm_shard_load(t->shard, t->p);
@@ -185,7 +186,7 @@ double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
     double g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1;
     for (size_t i = 0; i < t->shard->tensors_n; i++) {
         const struct mm_param *param = &t->model->params[t->shard->param[i]];
-        size_t first = t->shard->offsets[i], n = t->shard->offsets[i + 1] - first;
+        size_t first = t->shard->layout.offsets[i], n = t->shard->layout.offsets[i + 1] - first;
         ops->adamw_step(t->model->dev, slice(t->p, first, n), slice(t->first, first, n),
                         slice(t->second, first, n), slice(t->g, first, n), g_scale,
                         mm_pretrain_rate(config, step), config->pretrain.betas, EPSILON,

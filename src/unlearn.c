@@ -67,12 +67,13 @@ static enum mm_status load_base(struct phase *ph, struct mm_error *err) {
     enum mm_status status = MM_OK;
     for (size_t t = 0; t < s->tensors_n && status == MM_OK; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];
+        struct mm_rows own = mm_layout_own(&s->layout, t);
         char *host = mm_calloc(p->rows * p->cols, bytes);
         status = mm_weights_load(ph->job->weights, p->name, p->rows, p->cols, host, b.dtype, err);
         if (status == MM_OK)
-            ph->job->dev->ops->upload(ph->job->dev, (char *)b.data + s->offsets[t] * bytes,
-                                      host + s->rows[t].first * p->cols * bytes,
-                                      s->rows[t].count * p->cols * bytes);
+            ph->job->dev->ops->upload(ph->job->dev, (char *)b.data + s->layout.offsets[t] * bytes,
+                                      host + own.first * p->cols * bytes,
+                                      own.count * p->cols * bytes);
         mm_free(host);
     }
     return status;
@@ -485,7 +486,7 @@ static enum mm_status write_model(const struct phase *ph, const struct mm_replac
         mm_log0(MM_LOG_INFO,
                 "saved %s: %zu of %.0f intervened weights changed, %.2g %% of the changes lost to "
                 "rounding",
-                out, report.changed, ph->shard->total,
+                out, report.changed, ph->shard->layout.total,
                 report.changed ? 100.0 * (double)report.lost / (double)report.changed : 0.0);
     if (status == MM_OK && report.overflowed)
         mm_log0(MM_LOG_WARN,

@@ -81,9 +81,9 @@ static void bind_state(struct bench *b) {
             (struct mm_state_tensor){.name = p->name,
                                      .rows = p->rows,
                                      .cols = p->cols,
-                                     .base = (float *)b->copies[0] + s->offsets[t],
-                                     .adversary = (float *)b->copies[1] + s->offsets[t],
-                                     .retain_acc = (float *)b->copies[2] + s->offsets[t]};
+                                     .base = (float *)b->copies[0] + s->layout.offsets[t],
+                                     .adversary = (float *)b->copies[1] + s->layout.offsets[t],
+                                     .retain_acc = (float *)b->copies[2] + s->layout.offsets[t]};
     }
 }
 
@@ -273,7 +273,7 @@ int main(int argc, char **argv) {
     need(mm_comm_attach(comm, b.dev, MM_TRANSPORT_AUTO, MM_F32, &err));
     need(mm_folder_make(b.dir, &err));
     set_up(&b);
-    double bytes = VECTORS * sizeof(float) * b.shard->total;
+    double bytes = VECTORS * sizeof(float) * b.shard->layout.total;
     if (mm_comm_rank(comm) == 0)
         printf("shape %s, %d ranks of %s threads, %.1f MB a checkpoint\n", shape,
                mm_comm_size(comm), threads, bytes / 1e6);

@@ -139,4 +139,15 @@ static inline char *write_three_parts(const char *run_dir) {
     return folder;
 }
 
+/* A test begins with its program's `begin`, which sets live_before where blocks are taken by then,
+ * and leaves nothing behind. */
+static long live_before;
+
+static inline int nothing_left(void **state) {
+    (void)state;
+    return H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL) != 0 || mm_live_blocks() != live_before;
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, nothing_left)
+
 #endif

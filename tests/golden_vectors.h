@@ -16,9 +16,10 @@ static inline void check_vector(const char *what, hid_t group, const char *prefi
         const struct mm_param *param = &shard->model->params[shard->param[t]];
         char *path = mm_format("%s/%s", prefix, param->name);
         double *want = trace_read(group, path, NULL, NULL);
+        struct mm_rows own = mm_layout_own(&shard->layout, t);
         assert_non_null(want);
-        trace_close(what, path, host + shard->offsets[t], want + shard->rows[t].first * param->cols,
-                    shard->rows[t].count * param->cols, tolerance);
+        trace_close(what, path, host + shard->layout.offsets[t], want + own.first * param->cols,
+                    own.count * param->cols, tolerance);
         mm_free(want);
         mm_free(path);
     }
@@ -37,8 +38,9 @@ static inline void check_change(const char *what, hid_t group, const char *prefi
         char *path = mm_format("%s/%s", prefix, param->name);
         double *want = trace_read(group, path, NULL, NULL);
         float *start = fetch(param->w.data, MM_F32, param->rows * param->cols);
-        float *own = host + shard->offsets[t];
-        size_t first = shard->rows[t].first * param->cols, n = shard->rows[t].count * param->cols;
+        float *own = host + shard->layout.offsets[t];
+        struct mm_rows rows = mm_layout_own(&shard->layout, t);
+        size_t first = rows.first * param->cols, n = rows.count * param->cols;
         for (size_t i = 0; i < n && moved; i++) {
             float rounded = mm_bf16_round(start[first + i]);
             want[first + i] -= (double)(v.dtype == MM_F32 ? start[first + i] : rounded);
@@ -63,12 +65,13 @@ static inline void check_half(const char *what, hid_t group, const char *prefix,
         const struct mm_param *param = &shard->model->params[shard->param[t]];
         char *path = mm_format("%s/%s", prefix, param->name);
         double *want = trace_read(group, path, NULL, NULL);
-        const float *own = host + shard->offsets[t];
+        const float *own = host + shard->layout.offsets[t];
+        struct mm_rows rows = mm_layout_own(&shard->layout, t);
         double largest = 0;
         for (size_t i = 0; i < param->rows * param->cols; i++)
             largest = fmax(largest, fabs(want[i]));
-        for (size_t i = 0; i < shard->rows[t].count * param->cols; i++) {
-            double w = want[shard->rows[t].first * param->cols + i];
+        for (size_t i = 0; i < rows.count * param->cols; i++) {
+            double w = want[rows.first * param->cols + i];
             double x = (double)own[i];
             different += x != w;
             if (!(fabs(x - w) <= 0x1p-7 * largest))

@@ -25,7 +25,6 @@
 #include "tests/checkpoint_state.h"
 
 static struct mm_comm *comm;
-static long live_before;
 static char run_dir[] = "/tmp/test_checkpoint.XXXXXX";
 static struct mm_error err;
 
@@ -332,13 +331,6 @@ static int begin(void **state) {
     live_before = mm_live_blocks();
     return failed;
 }
-
-static int nothing_left(void **state) {
-    (void)state;
-    return H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL) != 0 || mm_live_blocks() != live_before;
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, nothing_left)
 
 static int test_one_rank(void) {
     const struct CMUnitTest tests[] = {

@@ -120,13 +120,6 @@ static void pretrain(const char *run, struct mm_model *model, const struct mm_co
 
 /* -- all of them ------------------------------------------------------------------------------- */
 
-static struct mm_dataset tokens_of(hid_t traces, const char *name) {
-    struct mm_dataset set = {0};
-    set.tokens = trace_tokens(traces, name, &set.examples, &set.context);
-    set.context_length = set.context;
-    return set;
-}
-
 static bool has_leaves(size_t micro) {
     return mm_leaves(BATCH, micro) >= (size_t)mm_comm_size(comm);
 }
@@ -134,7 +127,8 @@ static bool has_leaves(size_t micro) {
 static void run_trace(struct fixture *f, hid_t traces, const char *name, size_t micro) {
     char *run = mm_format("%s/%s/%zu", f->name, name, micro);
     hid_t group = H5Gopen2(traces, name, H5P_DEFAULT);
-    struct mm_dataset retain = tokens_of(traces, "retain"), forget = tokens_of(traces, "forget");
+    struct mm_dataset retain = trace_dataset(traces, "retain"),
+                      forget = trace_dataset(traces, "forget");
     struct mm_config config = config_of(group, micro);
     size_t bytes = f->model->block_n * sizeof(float);
     void *start = mm_calloc(bytes, 1);

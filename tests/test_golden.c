@@ -93,12 +93,12 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
         float *got = fetch(g.data, MM_F32, g.n);
         for (size_t t = 0; t < shard->tensors_n && !(edge && objective.fn == clipped); t++) {
             const struct mm_param *param = &f->model->params[shard->param[t]];
+            struct mm_rows rows = mm_layout_own(&shard->layout, t);
             char *path = mm_format("grad/%s/%s", names[fn], param->name);
             want = trace_read(f->reference, path, NULL, NULL);
             assert_non_null(want);
-            expect_tensor(names[fn], path, got + shard->offsets[t],
-                          want + shard->rows[t].first * param->cols,
-                          shard->rows[t].count * param->cols, 1e-4, 0.16);
+            expect_tensor(names[fn], path, got + shard->layout.offsets[t],
+                          want + rows.first * param->cols, rows.count * param->cols, 1e-4, 0.16);
             mm_free(want);
             mm_free(path);
         }
@@ -139,13 +139,6 @@ static void read_config(struct mm_config *config, hid_t group, size_t micro_batc
     if (mm_config_parse(config, base, "base", lines, n, MM_RUN, &err) != MM_OK)
         fail_msg("%s", err.text);
     mm_free(text);
-}
-
-static struct mm_dataset tokens_of(hid_t traces, const char *name) {
-    struct mm_dataset set = {0};
-    set.tokens = trace_tokens(traces, name, &set.examples, &set.context);
-    set.context_length = set.context;
-    return set;
 }
 
 /* bfloat16 arithmetic: how far the losses of a run may drift. Some are a small difference of states
@@ -193,8 +186,8 @@ struct unlearning {
 static struct unlearning begin(struct fixture *f, const struct mm_config *config) {
     struct mm_error err = {""};
     struct unlearning run = {.arena = mm_arena_create(dev, false),
-                             .retain = tokens_of(f->traces, "retain"),
-                             .forget = tokens_of(f->traces, "forget")};
+                             .retain = trace_dataset(f->traces, "retain"),
+                             .forget = trace_dataset(f->traces, "forget")};
     load_model(f, f->model);
     bool *wanted = mm_calloc(f->model->params_n, 1);
     if (mm_model_choose(f->model, config->unlearn.target_modules, config->unlearn.target_modules_n,
@@ -310,12 +303,13 @@ static void load_gradient(hid_t group, const char *kind, size_t t, const struct 
     float *host = mm_calloc(g.n + 1, sizeof *host);
     for (size_t i = 0; i < shard->tensors_n; i++) {
         const struct mm_param *param = &shard->model->params[shard->param[i]];
+        struct mm_rows own = mm_layout_own(&shard->layout, i);
         char *path = mm_format("gradients/%s/%s", kind, param->name);
         double *all = trace_read(group, path, NULL, NULL);
         assert_non_null(all);
-        size_t first = (t * param->rows + shard->rows[i].first) * param->cols;
-        for (size_t j = 0; j < shard->rows[i].count * param->cols; j++)
-            host[shard->offsets[i] + j] = (float)all[first + j];
+        size_t first = (t * param->rows + own.first) * param->cols;
+        for (size_t j = 0; j < own.count * param->cols; j++)
+            host[shard->layout.offsets[i] + j] = (float)all[first + j];
         mm_free(all);
         mm_free(path);
     }
@@ -355,7 +349,8 @@ static void check_replay(struct fixture *f, const char *variant) {
                             options);
         mm_comm_sum_device(comm, (double *)u->sums, 3 * n);
         dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
-                                c->rate_scale == MM_RATE_STUDY, shard->total, MM_BF16, u->scalars);
+                                c->rate_scale == MM_RATE_STUDY, shard->layout.total, MM_BF16,
+                                u->scalars);
         dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->over_w.offsets, n, u->scale,
                                c->unlearning_rate, c->use_masking, options, stop);
     }
@@ -375,8 +370,8 @@ static void check_replay(struct fixture *f, const char *variant) {
 /* All steps of an attack; `drift`: of the losses in bfloat16. */
 static void check_steps(struct fixture *f, const char *variant, hid_t group,
                         const struct mm_attack *attack, struct mm_training *t, double drift) {
-    struct mm_dataset retain = tokens_of(f->traces, "retain_validation");
-    struct mm_dataset forget = tokens_of(f->traces, "forget_validation");
+    struct mm_dataset retain = trace_dataset(f->traces, "retain_validation");
+    struct mm_dataset forget = trace_dataset(f->traces, "forget_validation");
     struct mm_passes *p = t->passes;
     uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
     double *loss = trace_read(group, "loss", NULL, NULL);
@@ -451,8 +446,8 @@ static void check_pretraining(const char *name) {
     struct mm_config config;
     hid_t group = H5Gopen2(f.traces, "pretrain", H5P_DEFAULT);
     read_config(&config, group, 3);
-    struct mm_dataset retain = tokens_of(f.traces, "retain"),
-                      forget = tokens_of(f.traces, "forget");
+    struct mm_dataset retain = trace_dataset(f.traces, "retain"),
+                      forget = trace_dataset(f.traces, "forget");
     size_t B = config.data.batch_size, T = forget.context;
     struct mm_training *t =
         mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);

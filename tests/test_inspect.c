@@ -140,13 +140,6 @@ static int begin(void **state) {
     return mm_folder_remove(run_dir, &err) || mm_folder_make(run_dir, &err);
 }
 
-static int nothing_left(void **state) {
-    (void)state;
-    return H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL) != 0 || mm_live_blocks() != 0;
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, nothing_left)
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(checkpoints),

@@ -67,7 +67,7 @@ static void check_micro_batches(const char *name) {
             mm_passes_gradient(s.passes, &s.batch, objective, s.g, s.loss, NULL);
             trace_near(name, "loss by micro-batches", micro, s.loss[0], whole.loss[0], 1e-6);
             for (size_t t = 0; t < s.shard->tensors_n; t++) {
-                size_t at = s.shard->offsets[t], n = s.shard->offsets[t + 1] - at;
+                size_t at = s.shard->layout.offsets[t], n = s.shard->layout.offsets[t + 1] - at;
                 const char *param = f.model->params[s.shard->param[t]].name;
                 if (!strstr(param, "k_proj.bias")) /* rounding only */
                     expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 1e-5);
@@ -149,8 +149,9 @@ static void check_slope(const struct fixture *f, struct setup *s, struct mm_obje
     mm_passes_gradient(s->passes, &s->batch, objective, s->g, s->loss, NULL);
     double slope = 0, size = 0;
     for (size_t t = 0; t < s->shard->tensors_n; t++)
-        for (size_t i = s->shard->offsets[t]; i < s->shard->offsets[t + 1]; i++) {
-            double along = (double)((int)(((i - s->shard->offsets[t]) * 29 + t) % 64) - 31) / 1024;
+        for (size_t i = s->shard->layout.offsets[t]; i < s->shard->layout.offsets[t + 1]; i++) {
+            double along =
+                (double)((int)(((i - s->shard->layout.offsets[t]) * 29 + t) % 64) - 31) / 1024;
             slope += (double)((float *)s->g.data)[i] * along;
             size += fabs((double)((float *)s->g.data)[i] * along);
         }
@@ -334,7 +335,7 @@ static void check_moved(struct fixture *f, struct setup *s, const float *still, 
     assert_memory_equal(s->g.data, still, s->g.n * sizeof *still);
     bool below = false;
     for (size_t t = 0; t < s->shard->tensors_n; t++) {
-        size_t at = s->shard->offsets[t], n = s->shard->offsets[t + 1] - at;
+        size_t at = s->shard->layout.offsets[t], n = s->shard->layout.offsets[t + 1] - at;
         const struct mm_param *of = &f->model->params[s->shard->param[t]];
         double most = 0, change = 0, bend = 0;
         for (size_t i = at; i < at + n; i++) {

@@ -24,7 +24,6 @@
 #include "tests/checkpoint_state.h"
 
 static struct mm_comm *comm;
-static long live_before;
 static char run_dir[] = "/tmp/test_saver.XXXXXX";
 static struct mm_error err;
 static int rank, size;
@@ -301,13 +300,6 @@ static int begin(void **state) {
     live_before = mm_live_blocks();
     return failed;
 }
-
-static int nothing_left(void **state) {
-    (void)state;
-    return H5Fget_obj_count(H5F_OBJ_ALL, H5F_OBJ_ALL) != 0 || mm_live_blocks() != live_before;
-}
-
-#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, nothing_left)
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {

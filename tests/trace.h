@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "src/base/base.h"
+#include "io/dataset.h"
 
 /* A whole dataset as double; dims up to 4; the caller frees with mm_free. NULL if there is none. */
 static inline double *trace_read(hid_t at, const char *name, hsize_t dims[4], int *dims_n) {
@@ -44,6 +44,14 @@ static inline uint32_t *trace_tokens(hid_t at, const char *name, size_t *rows, s
         tokens[i] = (uint32_t)values[i];
     mm_free(values);
     return tokens;
+}
+
+/* The same as a token file would give it; mm_dataset_free. */
+static inline struct mm_dataset trace_dataset(hid_t traces, const char *name) {
+    struct mm_dataset set = {0};
+    set.tokens = trace_tokens(traces, name, &set.examples, &set.context);
+    set.context_length = set.context;
+    return set;
 }
 
 /* A text attribute; the caller frees with mm_free. */
