@@ -177,13 +177,13 @@ void shim_barrier(shim_place place) {
 }
 
 static bool same_place(shim_place a, shim_place b) {
-    return a.line == b.line && strcmp(a.file, b.file) == 0;
+    return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
-/* Hands out the values once every lane of the mask is there. */
+/* Hands out the values once every lane of the mask is there; mostly lane 31 is the last to come. */
 static void complete_exchange(fiber *warp, unsigned width) {
     unsigned mask = now->mask;
-    for (unsigned i = 0; i < width; i++) {
+    for (unsigned i = width; i-- > 0;) {
         if (!(mask >> i & 1))
             continue;
         if (warp[i].state != AT_EXCHANGE)
@@ -193,6 +193,10 @@ static void complete_exchange(fiber *warp, unsigned width) {
                        now->place.file, now->place.line, mask, warp[i].place.file,
                        warp[i].place.line, warp[i].mask);
     }
+    static std::vector<char> all;
+    all.resize(width * now->bytes);
+    for (unsigned i = 0; now->gathers && i < width; i++)
+        memcpy(&all[i * now->bytes], warp[i].value, now->bytes);
     for (unsigned i = 0; i < width; i++) {
         fiber *f = &warp[i];
         if (!(mask >> i & 1))
@@ -200,9 +204,9 @@ static void complete_exchange(fiber *warp, unsigned width) {
         if (!f->gathers && (f->source >= width || !(mask >> f->source & 1)))
             shim_fault("%s:%d: lane %u asks lane %u, which isn't there", f->place.file,
                        f->place.line, i, f->source);
-        for (unsigned j = 0; f->gathers && j < width; j++)
-            memcpy(static_cast<char *>(f->result) + j * f->bytes, warp[j].value, f->bytes);
-        if (!f->gathers)
+        if (f->gathers)
+            memcpy(f->result, all.data(), all.size());
+        else
             memcpy(f->result, warp[f->source].value, f->bytes);
         f->state = READY;
     }

@@ -11,7 +11,8 @@
  * their work:
  *
  *   kill, stop   SIGKILL, SIGSTOP to itself
- *   exit         exit(9)
+ *   exit         _exit(9): exit(9) in the thread that writes checkpoints would tear MPI down
+ *                under the one that uses it
  *   nan          an element sent: the first, but of gradients on odd ranks the last
  *   zero         everything sent
  *   log          a line "BYTES gradient" or "BYTES sum" to the file MUDMAN_FAULT_LOG, by rank 0
@@ -55,7 +56,7 @@ static int due(const char *function) {
     if (strcmp(fault.action, "stop") == 0)
         raise(SIGSTOP);
     if (strcmp(fault.action, "exit") == 0)
-        exit(9);
+        _exit(9);
     return 1;
 }
 

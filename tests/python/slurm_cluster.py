@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from job_helpers import LIMIT
+
 DAEMONS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun")
 _SBIN = "/usr/sbin:/sbin"
 
@@ -53,7 +55,7 @@ class SlurmCluster:
 
     # -- what the tests do --------------------------------------------------------------------------
 
-    def call(self, *command: object, limit: float = 60) -> subprocess.CompletedProcess:
+    def call(self, *command: object, limit: float = LIMIT) -> subprocess.CompletedProcess:
         """A command to its end, whatever its status."""
         return subprocess.run(
             [str(word) for word in command], env=self.environment, timeout=limit,
@@ -79,7 +81,7 @@ class SlurmCluster:
         words = self.tell("scontrol", "-o", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
-    def wait(self, what: str, condition: Callable[[], bool], limit: float = 60) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], limit: float = LIMIT) -> None:
         end = time.monotonic() + limit
         while not condition():
             assert time.monotonic() < end, f"waited {limit:g} s in vain: {what}\n{self.logs()}"
