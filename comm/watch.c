@@ -29,6 +29,7 @@ struct mm_watch {
     bool running, leaving;
     pthread_mutex_t lock; /* of everything below */
     pthread_cond_t changed;
+    bool idle;    /* the thread has nothing to watch, and waits to be told */
     double clock; /* seconds that this thread has been watching */
     /* the section */
     double seconds;
@@ -196,7 +197,9 @@ static void *keep_watch(void *argument) {
             look_at_device(w);
             look_at_transport(w);
         } else {
+            w->idle = true;
             pthread_cond_wait(&w->changed, &w->lock);
+            w->idle = false;
         }
     }
     pthread_mutex_unlock(&w->lock);
@@ -230,7 +233,8 @@ void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t
         MM_CHECK(pthread_create(&w->thread, NULL, keep_watch, w) == 0, "no thread for a watchdog");
         w->running = true;
     }
-    pthread_cond_signal(&w->changed);
+    if (w->idle) /* else it looks by itself, soon: a small loop need not wake a thread */
+        pthread_cond_signal(&w->changed);
     pthread_mutex_unlock(&w->lock);
 }
 
