@@ -109,7 +109,8 @@ __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d,
                                          Real *own, const float (&c)[W / 8][4],
                                          const float (&factor)[2]) {
     constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = W / N;
-    __syncwarp(); /* a neighbour may have read these rows last */
+    /* A neighbour may have read these rows last; on the way here an mma.sync parts the two. */
+    __syncwarp(); /* no test shows it */
 #pragma unroll
     for (int j = 0; j < W / 8; j++)
 #pragma unroll
