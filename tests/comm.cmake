@@ -4,7 +4,7 @@
 # add_comm_test(NAME RANKS COMMAND...)
 function(add_comm_test name ranks)
   add_test(NAME ${name} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} --bind-to none ${ARGN})
-  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 PROCESSORS 2
+  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 PROCESSORS 2
                        ENVIRONMENT "${TEST_ENVIRONMENT};OMP_NUM_THREADS=1")
 endfunction()
 

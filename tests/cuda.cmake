@@ -31,14 +31,14 @@ if(MUDMAN_CUDA_FOUND)
   add_golden_test(cuda mm_method)
   add_test(NAME gpu_golden COMMAND test_golden_cuda)
   add_test(NAME gpu_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_cuda>)
-  set_tests_properties(gpu_golden gpu_golden_2_ranks PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600
+  set_tests_properties(gpu_golden gpu_golden_2_ranks PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300
                        LABELS gpu RESOURCE_LOCK gpu ENVIRONMENT "${TEST_ENVIRONMENT}")
   add_operation_tests(cuda mm_kernels)
   foreach(source ${OPERATION_TESTS})
     get_filename_component(name ${source} NAME_WE)
     string(REPLACE "test_" "gpu_" test ${name})
     add_test(NAME ${test} COMMAND ${name}_cuda)
-    set_tests_properties(${test} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 600 LABELS gpu
+    set_tests_properties(${test} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 LABELS gpu
                          RESOURCE_LOCK gpu ENVIRONMENT "${TEST_ENVIRONMENT}")
   endforeach()
 endif()
@@ -80,7 +80,7 @@ foreach(source ${OPERATION_TESTS})
   foreach(order ascending descending random:1)
     string(REGEX REPLACE ":.*" "" suffix ${order})
     add_test(NAME ${test}_${suffix} COMMAND ${name}_shim)
-    set_tests_properties(${test}_${suffix} PROPERTIES TIMEOUT 600 LABELS shim
+    set_tests_properties(${test}_${suffix} PROPERTIES TIMEOUT 300 LABELS shim
                          ENVIRONMENT "${TEST_ENVIRONMENT};MM_SHIM_ORDER=${order}")
   endforeach()
 endforeach()
@@ -89,7 +89,7 @@ add_golden_test(shim ${SHIM_LIBRARIES})
 add_test(NAME shim_golden COMMAND test_golden_shim)
 add_test(NAME shim_golden_random COMMAND test_golden_shim float32)
 add_test(NAME shim_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_shim> float32)
-set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 600
+set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 300
                      LABELS shim ENVIRONMENT "${TEST_ENVIRONMENT}")
 set_property(TEST shim_golden_random APPEND PROPERTY ENVIRONMENT MM_SHIM_ORDER=random:1)
 

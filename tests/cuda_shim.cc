@@ -193,10 +193,10 @@ static void complete_exchange(fiber *warp, unsigned width) {
                        now->place.file, now->place.line, mask, warp[i].place.file,
                        warp[i].place.line, warp[i].mask);
     }
-    static std::vector<char> all;
-    all.resize(width * now->bytes);
-    for (unsigned i = 0; now->gathers && i < width; i++)
-        memcpy(&all[i * now->bytes], warp[i].value, now->bytes);
+    static std::vector<char> all; /* what a gather hands out */
+    all.resize(now->gathers ? width * now->bytes : 0);
+    for (size_t at = 0; at < all.size(); at += now->bytes)
+        memcpy(&all[at], warp[at / now->bytes].value, now->bytes);
     for (unsigned i = 0; i < width; i++) {
         fiber *f = &warp[i];
         if (!(mask >> i & 1))

@@ -22,8 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("MUDMAN_BINARY") or ROOT / "build" / "mudman-mpi").resolve()
-# Of every wait, in seconds: for a hang, not for a machine that is slow, or paused by its host.
-LIMIT = 200.0
+LIMIT = 60.0
 GROUPS = ("base", "adversary", "retain_acc", "forget_acc")
 
 # A killed job leaves its launcher's files behind; here they go with the tests.

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from job_helpers import LIMIT
-
 DAEMONS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "srun")
 _SBIN = "/usr/sbin:/sbin"
 
@@ -55,7 +53,7 @@ class SlurmCluster:
 
     # -- what the tests do --------------------------------------------------------------------------
 
-    def call(self, *command: object, limit: float = LIMIT) -> subprocess.CompletedProcess:
+    def call(self, *command: object, limit: float = 60) -> subprocess.CompletedProcess:
         """A command to its end, whatever its status."""
         return subprocess.run(
             [str(word) for word in command], env=self.environment, timeout=limit,
@@ -81,7 +79,7 @@ class SlurmCluster:
         words = self.tell("scontrol", "-o", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
-    def wait(self, what: str, condition: Callable[[], bool], limit: float = LIMIT) -> None:
+    def wait(self, what: str, condition: Callable[[], bool], limit: float = 60) -> None:
         end = time.monotonic() + limit
         while not condition():
             assert time.monotonic() < end, f"waited {limit:g} s in vain: {what}\n{self.logs()}"

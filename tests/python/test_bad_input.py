@@ -14,6 +14,8 @@ import pytest
 from job_helpers import Job, mudman, snapshot, succeed
 from model_helpers import Case, floats_of, write_safetensors, write_tokens
 
+LIMIT = 20.0
+
 
 class Place:
     """A model, data and a configuration to spoil, and what the command line adds."""
@@ -217,7 +219,7 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
 def refused(place: Place, named: list[str], *arguments: object, ranks: int = 1) -> str:
     """Exit 2 with one message that names everything in `named`, and no file made or changed."""
     before = snapshot(place.folder)
-    outcome = mudman(*arguments, ranks=ranks, cwd=place.folder)
+    outcome = mudman(*arguments, ranks=ranks, limit=LIMIT, cwd=place.folder)
     assert outcome.status == 2, outcome.err
     assert len(outcome.messages) == 1, outcome.err
     if ranks == 1:
@@ -365,5 +367,5 @@ def test_no_rank_stays(place: Place) -> None:
     """Where only one of the ranks could know: all end."""
     (place.folder / "forget.h5").unlink()
     job = Job("run", place.config, f"output.dir={place.run}", ranks=4)
-    assert job.wait().status == 2
+    assert job.wait(LIMIT).status == 2
     assert job.ranks() == []

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import prepare_data
-from job_helpers import BINARY, LIMIT, ROOT, succeed
+from job_helpers import BINARY, ROOT, succeed
 from model_helpers import GOLDEN, write_questions, write_tokens
 from search_config import Search, Variant, read_search, read_yaml
 from search_server import TrialServer
@@ -33,6 +33,7 @@ FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 SEARCHES = [path for path in FILES if re.search(r"^config:", path.read_text(), re.M)]
 RUNS = [path for path in FILES if path not in SEARCHES]
 WITH_DATA_TO_BRING = [path for path in RUNS if path.stem != "demo"]
+LIMIT = 300.0
 HELD_OUT = ("forget", "forget_validation", "forget_evaluation")
 
 

@@ -45,12 +45,13 @@ def usable() -> bool:
 
 on_device = pytest.mark.skipif(not usable(), reason="no MUDMAN_BINARY_CUDA, or no GPU for it")
 FLOAT32, BFLOAT16 = "model.dtype=float32", "model.dtype=bfloat16"
+LIMIT = 300.0
 
 
 def device_run(case: Case, folder: Path, dtype: str = FLOAT32, ranks: int = 1) -> Path:
     """A run on the device that keeps its checkpoints."""
     arguments = ["device=cuda", "transport=staged", dtype, "checkpoint.keep=8"]
-    case.run(folder, *arguments, ranks=ranks, binary=CUDA)
+    case.run(folder, *arguments, ranks=ranks, binary=CUDA, limit=LIMIT)
     return folder
 
 
@@ -104,7 +105,7 @@ def test_two_ranks_share_the_device(tiny: Case, on_gpu: Path, tmp_path: Path) ->
 @on_device
 def test_auto_takes_the_device_and_bfloat16(tiny: Case, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    outcome = tiny.run(run, binary=CUDA)
+    outcome = tiny.run(run, binary=CUDA, limit=LIMIT)
     assert "arithmetic bfloat16" in outcome.out + outcome.err
     ours, others = lines_of(run, "unlearn"), lines_of(finished, "unlearn")
     for one, other in zip(ours, others, strict=True):
@@ -121,7 +122,7 @@ def test_auto_takes_the_device_and_bfloat16(tiny: Case, finished: Path, tmp_path
 def test_resumed_bit_for_bit(tiny: Case, tmp_path: Path, dtype: str, ranks: int) -> None:
     whole = device_run(tiny, tmp_path / "whole", dtype, ranks=ranks)
     cut = cut_copy(whole, tmp_path / "cut", 3)
-    succeed("resume", cut, ranks=ranks, binary=CUDA)
+    succeed("resume", cut, ranks=ranks, binary=CUDA, limit=LIMIT)
     assert_same_run(whole, cut)
 
 
@@ -137,7 +138,7 @@ def test_resumed_on_the_other_device(
         tiny.run(begun, "device=cpu", FLOAT32, "checkpoint.keep=8")
     cut = cut_copy(begun, tmp_path / "cut", 3)
     device = "device=cuda" if to_device else "device=cpu"
-    succeed("resume", cut, device, binary=CUDA)
+    succeed("resume", cut, device, binary=CUDA, limit=LIMIT)
     assert_close_state(finished, cut, 1e-4)
     assert_close_metrics(finished, cut, 1e-4)
 
