@@ -1,12 +1,12 @@
 /* main.c - the command line: which command, on which ranks, with which exit status. */
 #include "io/checkpoint.h"
 #include "io/files.h"
-#include "src/job.h"
-#include "src/place.h"
-#include "src/plan.h"
-#include "src/pretrain.h"
-#include "src/stop.h"
-#include "src/trials.h"
+#include "src/run/job.h"
+#include "src/run/place.h"
+#include "src/run/plan.h"
+#include "src/run/pretrain.h"
+#include "src/run/stop.h"
+#include "src/run/trials.h"
 
 #include <errno.h>
 #include <math.h>

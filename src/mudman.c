@@ -1,7 +1,7 @@
 /* mudman.c - Algorithm 1, a call a line; numbers at the right are the paper's lines. */
 #include "src/mudman.h"
 
-#include "src/random.h"
+#include "src/model/random.h"
 
 #define OPS(u) (u)->dev->ops
 

@@ -12,21 +12,22 @@
  *   reuse        the negated gradient of the adversary's own step (neg_cross_entropy; 4 passes)
  *   rate_scale   listing: step α/n; study: α·sqrt(N_W)/n (what the searches' rates mean)
  *
- * With adv_lora_rank the adversary is b with adapters beside it (src/lora.h, alpha 8), of which
- * adv_lora_count sets take turns, loop by loop. They step and decay in place of a; the unlearning
- * gradient is taken of the weights under them, with the adapters in place. Instead of the fork one
- * set, in turn, begins anew every floor(floor(fork_every_n_loops / 6)·6 / count) loops.
+ * With adv_lora_rank the adversary is b with adapters beside it (src/method/lora.h, alpha 8), of
+ * which adv_lora_count sets take turns, loop by loop. They step and decay in place of a; the
+ * unlearning gradient is taken of the weights under them, with the adapters in place. Instead of
+ * the fork one set, in turn, begins anew every floor(floor(fork_every_n_loops / 6)·6 / count)
+ * loops.
  *
- * With lora_rank b is the adapters (src/lora.h, alpha 8) beside W, which is frozen: b, m, f and
- * their gradient are vectors over A and B. */
+ * With lora_rank b is the adapters (src/method/lora.h, alpha 8) beside W, which is frozen: b, m, f
+ * and their gradient are vectors over A and B. */
 #ifndef MM_MUDMAN_H
 #define MM_MUDMAN_H
 
-#include "src/config.h"
-#include "src/frozen.h"
-#include "src/lora.h"
-#include "src/passes.h"
-#include "src/sums.h"
+#include "src/config/config.h"
+#include "src/method/frozen.h"
+#include "src/method/lora.h"
+#include "src/parallel/passes.h"
+#include "src/parallel/sums.h"
 
 struct mm_mudman {
     const struct mm_config *config;

@@ -35,7 +35,7 @@ function only(name, pattern, places) {
     sub(/[>"].*/, "", header)
     only("mpi.h", "^(mpi|mpi-ext)[.]h$", "^(comm|tests)/")
     only("hdf5.h", "^(hdf5.*|H5[A-Za-z0-9]*)[.]h$", "^(io|tests)/")
-    only("yaml.h", "^yaml[.]h$", "^src/config_yaml[.]c$")
+    only("yaml.h", "^yaml[.]h$", "^src/config/yaml[.]c$")
     only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl)")
     only("nccl.h", "^nccl", "^comm/nccl")
     only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/cpu/")

@@ -158,7 +158,7 @@ if [ -x "$build/mudman-mpi" ]; then
     done
     step figures memory 30 memory
     left=$((budget - SECONDS))
-    step figures bench_peer "$left" python3 tests/bench_peer.py --device cuda \
+    step figures bench_peer "$left" python3 tests/bench/bench_peer.py --device cuda \
         --binary "$build/tests/bench_loop" --repeats 20 --seconds $((left - 5))
 fi
 say "$([ $failed = 0 ] && echo "all checks passed" || echo "CHECKS FAILED"), $SECONDS s"

@@ -4,9 +4,9 @@
  * bfloat16; all arithmetic and accumulation is float32 (double where ops.h says so). No atomics on
  * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is
  * launched through MM_LAUNCH and nowhere else: where MM_CUDA_SHIM is defined, the compiler was
- * given the host shim (tests/cuda_shim.h) before this file, and the same source runs on the CPU,
- * block by block. So in a kernel: all threads of a block reach every __syncthreads() and leave only
- * after the last one; a mask names the lanes that come; shared memory starts undefined. */
+ * given the host shim (tests/shim/cuda_shim.h) before this file, and the same source runs on the
+ * CPU, block by block. So in a kernel: all threads of a block reach every __syncthreads() and leave
+ * only after the last one; a mask names the lanes that come; shared memory starts undefined. */
 #ifndef MM_CUDA_H
 #define MM_CUDA_H
 

@@ -3,9 +3,9 @@
  * Settings (config_yaml.h) give each key's text with its place, the table (config_table.h) says
  * what the key takes, config_value.h moves one value. A default is YAML text too and takes the same
  * way in. Last come the checks of keys against the command and against each other. */
-#include "src/config.h"
+#include "src/config/config.h"
 
-#include "src/config_value.h"
+#include "src/config/value.h"
 
 #include <errno.h>
 #include <math.h>

@@ -1,6 +1,6 @@
 /* config_table.c - see config_table.h. The texts follow DESIGN's config block: names, defaults and
  * order are the same. */
-#include "src/config_table.h"
+#include "src/config/table.h"
 
 #include <stdio.h>
 #include <stdlib.h>

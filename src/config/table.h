@@ -5,7 +5,7 @@
 #ifndef MM_CONFIG_TABLE_H
 #define MM_CONFIG_TABLE_H
 
-#include "src/config.h"
+#include "src/config/config.h"
 
 enum mm_config_type {
     MM_KEY_INTEGER, /* size_t or uint64_t */

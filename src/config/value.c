@@ -1,5 +1,5 @@
 /* config_value.c - see config_value.h. */
-#include "src/config_value.h"
+#include "src/config/value.h"
 
 #include <errno.h>
 #include <math.h>

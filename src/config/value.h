@@ -6,8 +6,8 @@
 #ifndef MM_CONFIG_VALUE_H
 #define MM_CONFIG_VALUE_H
 
-#include "src/config_table.h"
-#include "src/config_yaml.h"
+#include "src/config/table.h"
+#include "src/config/yaml.h"
 
 #include <stdio.h>
 

@@ -3,7 +3,7 @@
  * libyaml's events become a tree of nodes (every place in the text kept), and a tree becomes
  * settings by joining the keys on the way down with dots. An argument's value is read as the only
  * item of a flow list, so that files and arguments go through the same code. */
-#include "src/config_yaml.h"
+#include "src/config/yaml.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* frozen.c - see frozen.h. */
-#include "src/frozen.h"
+#include "src/method/frozen.h"
 
 #include "kernels/arena.h"
 

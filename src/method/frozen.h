@@ -4,8 +4,8 @@
 #ifndef MM_FROZEN_H
 #define MM_FROZEN_H
 
-#include "src/config.h"
-#include "src/shard.h"
+#include "src/config/config.h"
+#include "src/parallel/shard.h"
 
 struct mm_frozen {
     struct mm_shard *shard; /* of W; borrowed */

@@ -1,7 +1,7 @@
 /* lora.c - see lora.h. */
-#include "src/lora.h"
+#include "src/method/lora.h"
 
-#include "src/random.h"
+#include "src/model/random.h"
 
 #include <math.h>
 

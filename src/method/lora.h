@@ -10,7 +10,7 @@
 #ifndef MM_LORA_H
 #define MM_LORA_H
 
-#include "src/shard.h"
+#include "src/parallel/shard.h"
 
 /* Some sets of adapters, one of them in use. */
 struct mm_lora {

@@ -1,7 +1,7 @@
 /* training.c - see training.h. */
-#include "src/training.h"
+#include "src/method/training.h"
 
-#include "src/random.h"
+#include "src/model/random.h"
 
 #include <math.h>
 #include <string.h>

@@ -6,10 +6,10 @@
 #ifndef MM_TRAINING_H
 #define MM_TRAINING_H
 
-#include "src/config.h"
-#include "src/lora.h"
-#include "src/passes.h"
-#include "src/sums.h"
+#include "src/config/config.h"
+#include "src/method/lora.h"
+#include "src/parallel/passes.h"
+#include "src/parallel/sums.h"
 
 struct mm_training {
     struct mm_comm *comm;

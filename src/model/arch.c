@@ -1,5 +1,5 @@
 /* arch.c - config.json to struct mm_arch, see arch.h. */
-#include "src/arch.h"
+#include "src/model/arch.h"
 
 #include "io/files.h"
 

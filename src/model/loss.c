@@ -1,5 +1,5 @@
 /* loss.c - see loss.h. */
-#include "src/loss.h"
+#include "src/model/loss.h"
 
 #define LEAST_ROWS ((size_t)64) /* of a chunk of logits: enough for a product */
 

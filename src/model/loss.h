@@ -6,7 +6,7 @@
 #ifndef MM_LOSS_H
 #define MM_LOSS_H
 
-#include "src/transformer.h"
+#include "src/model/transformer.h"
 
 struct mm_head {
     size_t rows;                 /* of a chunk */

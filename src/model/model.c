@@ -1,5 +1,5 @@
 /* model.c - builds the table of tensors, see model.h. */
-#include "src/model.h"
+#include "src/model/model.h"
 
 #include <stdio.h>
 #include <string.h>

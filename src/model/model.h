@@ -7,7 +7,7 @@
 
 #include "io/weights.h"
 #include "kernels/arena.h"
-#include "src/arch.h"
+#include "src/model/arch.h"
 
 struct mm_param {
     char *name;        /* Hugging Face's */

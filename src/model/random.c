@@ -1,5 +1,5 @@
 /* random.c - see random.h. */
-#include "src/random.h"
+#include "src/model/random.h"
 
 #include <math.h>
 

@@ -1,5 +1,5 @@
 /* transformer.c - see transformer.h. */
-#include "src/transformer.h"
+#include "src/model/transformer.h"
 
 static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
     bool any = false;

@@ -8,7 +8,7 @@
 #ifndef MM_TRANSFORMER_H
 #define MM_TRANSFORMER_H
 
-#include "src/model.h"
+#include "src/model/model.h"
 
 /* What one layer keeps. */
 struct mm_kept_layer {

@@ -1,5 +1,5 @@
 /* collect.c - see collect.h. */
-#include "src/collect.h"
+#include "src/parallel/collect.h"
 
 float *mm_collect(const struct mm_shard *s, struct mm_vector v, size_t t) {
     const struct mm_param *p = &s->model->params[s->param[t]];

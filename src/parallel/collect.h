@@ -2,7 +2,7 @@
 #ifndef MM_COLLECT_H
 #define MM_COLLECT_H
 
-#include "src/shard.h"
+#include "src/parallel/shard.h"
 
 /* Tensor t of the shard's set as the ranks' v hold it, [rows, cols] float32 in host memory, which
  * the caller frees with mm_free. Values of a bfloat16 v are exact. Collective. */

@@ -1,8 +1,8 @@
 /* representation.c - see representation.h. */
-#include "src/representation.h"
+#include "src/parallel/hidden_loss.h"
 
-#include "src/passes.h"
-#include "src/random.h"
+#include "src/parallel/passes.h"
+#include "src/model/random.h"
 
 #include <math.h>
 

@@ -2,8 +2,8 @@
  *
  * Hidden state i of a model of L layers is what layer i reads, 0 to L-1: 0 are the embeddings; what
  * leaves the last layer, or the final norm, is none of them. h is a token's state, h0 the one that
- * the model had as it came (src/frozen.h), C the width. Means are over all B·T tokens of the global
- * batch, the last of a sequence included.
+ * the model had as it came (src/method/frozen.h), C the width. Means are over all B·T tokens of the
+ * global batch, the last of a sequence included.
  *
  *   retaining          λ · mean over the L states and the tokens of ‖h - h0‖ (square_norm:
  *                      ‖h - h0‖²), λ = rep_eng_retain_lr
@@ -18,8 +18,8 @@
 #ifndef MM_REPRESENTATION_H
 #define MM_REPRESENTATION_H
 
-#include "src/config.h"
-#include "src/transformer.h"
+#include "src/config/config.h"
+#include "src/model/transformer.h"
 
 struct mm_passes;
 

@@ -1,5 +1,5 @@
 /* layout.c - see layout.h. */
-#include "src/layout.h"
+#include "src/parallel/layout.h"
 
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* passes.c - see passes.h. */
-#include "src/passes.h"
+#include "src/parallel/passes.h"
 
 #include <string.h>
 

@@ -13,9 +13,9 @@
 #define MM_PASSES_H
 
 #include "io/dataset.h"
-#include "src/loss.h"
-#include "src/representation.h"
-#include "src/shard.h"
+#include "src/model/loss.h"
+#include "src/parallel/hidden_loss.h"
+#include "src/parallel/shard.h"
 
 /* A loss as the method asks for it: one on logits, one on hidden states, or the sum of both. */
 struct mm_objective {

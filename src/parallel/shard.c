@@ -1,5 +1,5 @@
 /* shard.c - see shard.h. */
-#include "src/shard.h"
+#include "src/parallel/shard.h"
 
 #include <string.h>
 

@@ -6,8 +6,8 @@
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
-#include "src/layout.h"
-#include "src/transformer.h"
+#include "src/parallel/layout.h"
+#include "src/model/transformer.h"
 
 /* Tensors order[first] ... order[first + n - 1]: what crosses the network at once. */
 struct mm_bucket {
@@ -69,9 +69,9 @@ void mm_shard_reduce_begin(struct mm_shard *shard, struct mm_vector g);
 void mm_shard_reduce_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
 
-/* The same of one leaf a rank, ranks 0 ... ranks-1, for `reduction: exact` (src/passes.h): their
- * gradients are added to g one after the other; those of `first` are what g then is. Every backward
- * overwrites, none has a hook. Collective, of all ranks. */
+/* The same of one leaf a rank, ranks 0 ... ranks-1, for `reduction: exact` (src/parallel/passes.h):
+ * their gradients are added to g one after the other; those of `first` are what g then is. Every
+ * backward overwrites, none has a hook. Collective, of all ranks. */
 void mm_shard_reduce_leaves_begin(struct mm_shard *shard, struct mm_vector g, int ranks,
                                   bool first);
 

@@ -1,5 +1,5 @@
 /* sums.c - see sums.h. To an operation that sums tensors, a row is a small tensor. */
-#include "src/sums.h"
+#include "src/parallel/sums.h"
 
 static struct mm_device *device_of(const struct mm_sums *s) {
     return s->layout->dev;

@@ -6,7 +6,7 @@
 #ifndef MM_SUMS_H
 #define MM_SUMS_H
 
-#include "src/layout.h"
+#include "src/parallel/layout.h"
 
 struct mm_sums {
     const struct mm_layout *layout; /* borrowed */

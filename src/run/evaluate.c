@@ -1,5 +1,5 @@
 /* evaluate.c - see evaluate.h. */
-#include "src/evaluate.h"
+#include "src/run/evaluate.h"
 
 #include <math.h>
 #include <stdlib.h>

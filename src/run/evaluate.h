@@ -4,8 +4,8 @@
 
 #include "io/dataset.h"
 #include "io/metrics.h"
-#include "src/config.h"
-#include "src/passes.h"
+#include "src/config/config.h"
+#include "src/parallel/passes.h"
 
 /* The token files of a run, NULL where the config names none. */
 struct mm_data {

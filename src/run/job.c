@@ -1,5 +1,5 @@
 /* job.c - see job.h. */
-#include "src/job.h"
+#include "src/run/job.h"
 
 #include "io/files.h"
 #include "src/mudman.h"

@@ -5,8 +5,8 @@
 #ifndef MM_JOB_H
 #define MM_JOB_H
 
-#include "src/evaluate.h"
-#include "src/training.h"
+#include "src/run/evaluate.h"
+#include "src/method/training.h"
 
 /* Who is told of every evaluation of a phase, on every rank: MM_REJECTED, with a text, gives the
  * phase up. Collective. */

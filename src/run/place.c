@@ -1,7 +1,7 @@
 /* place.c - see place.h. */
-#include "src/place.h"
+#include "src/run/place.h"
 
-#include "src/threads.h"
+#include "src/run/threads.h"
 
 static enum mm_status settle_dtype(struct mm_config *config, bool cuda, bool resumed,
                                    struct mm_error *err) {

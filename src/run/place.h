@@ -4,7 +4,7 @@
 #ifndef MM_PLACE_H
 #define MM_PLACE_H
 
-#include "src/config.h"
+#include "src/config/config.h"
 
 /* Creates this rank's device by config->device, settles its threads, attaches comm to it, says what
  * came of it (on the CPU as debug only), and sets config->model.dtype where it is auto. cuda: GPU

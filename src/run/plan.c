@@ -1,9 +1,9 @@
 /* plan.c - see plan.h. The numbers are those of the run's own set-up code on dry arenas. */
-#include "src/plan.h"
+#include "src/run/plan.h"
 
-#include "src/job.h"
+#include "src/run/job.h"
 #include "src/mudman.h"
-#include "src/place.h"
+#include "src/run/place.h"
 
 #include <stdio.h>
 

@@ -3,7 +3,7 @@
 #define MM_PLAN_H
 
 #include "comm/comm.h"
-#include "src/config.h"
+#include "src/config/config.h"
 
 /* For a job of `ranks` ranks (0: as many as there are now), on rank 0, which has the largest share.
  * Counts what mm_place_plan says, settling config->model.dtype; takes no memory of a GPU and trains

@@ -1,10 +1,10 @@
 /* pretrain.c - trains a small model from scratch: the demo's, or a testbed. */
-#include "src/pretrain.h"
+#include "src/run/pretrain.h"
 
 #include "io/files.h"
-#include "src/collect.h"
-#include "src/job.h"
-#include "src/progress.h"
+#include "src/parallel/collect.h"
+#include "src/run/job.h"
+#include "src/run/progress.h"
 
 #include <math.h>
 

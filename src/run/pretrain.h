@@ -3,7 +3,7 @@
 #define MM_PRETRAIN_H
 
 #include "comm/comm.h"
-#include "src/config.h"
+#include "src/config/config.h"
 
 /* Collective. MM_REJECTED if the loss stops being finite. */
 enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,

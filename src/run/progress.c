@@ -1,5 +1,5 @@
 /* progress.c - see progress.h. */
-#include "src/progress.h"
+#include "src/run/progress.h"
 
 #include <stdarg.h>
 #include <stdio.h>

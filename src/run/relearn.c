@@ -1,8 +1,8 @@
 /* relearn.c - the attacks: training on held-out forget data (METHOD.md 1.7), each from the
  * unlearned weights. */
-#include "src/job.h"
-#include "src/progress.h"
-#include "src/stop.h"
+#include "src/run/job.h"
+#include "src/run/progress.h"
+#include "src/run/stop.h"
 
 #include <math.h>
 

@@ -1,5 +1,5 @@
 /* state_hash.c - see state_hash.h. */
-#include "src/state_hash.h"
+#include "src/run/state_hash.h"
 
 #include "io/files.h"
 

@@ -1,5 +1,5 @@
 /* stop.c - see stop.h. */
-#include "src/stop.h"
+#include "src/run/stop.h"
 
 #include <math.h>
 #include <signal.h>

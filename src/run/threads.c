@@ -1,6 +1,6 @@
 /* threads.c - see threads.h. */
 #define _GNU_SOURCE /* CPU affinity */
-#include "src/threads.h"
+#include "src/run/threads.h"
 
 #include <sched.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* trial_line.c - see trial_line.h. */
-#include "src/trial_line.h"
+#include "src/run/trial_line.h"
 
 #include <cjson/cJSON.h>
 #include <string.h>

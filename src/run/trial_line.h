@@ -3,7 +3,7 @@
 #ifndef MM_TRIAL_LINE_H
 #define MM_TRIAL_LINE_H
 
-#include "src/config.h"
+#include "src/config/config.h"
 
 struct cJSON;
 

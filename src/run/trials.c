@@ -1,11 +1,11 @@
 /* trials.c - see trials.h. */
-#include "src/trials.h"
+#include "src/run/trials.h"
 
 #include "io/files.h"
 #include "io/lines.h"
 #include "src/mudman.h"
-#include "src/stop.h"
-#include "src/trial_line.h"
+#include "src/run/stop.h"
+#include "src/run/trial_line.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>

@@ -11,7 +11,7 @@
 #ifndef MM_TRIALS_H
 #define MM_TRIALS_H
 
-#include "src/job.h"
+#include "src/run/job.h"
 
 /* Serves trials of the config at `path` with the overrides of the command line, which are already
  * in `config`, until standard input ends (MM_OK) or a signal comes (MM_STOPPED). Collective. */

@@ -3,12 +3,12 @@
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "io/saver.h"
-#include "src/collect.h"
-#include "src/job.h"
+#include "src/parallel/collect.h"
+#include "src/run/job.h"
 #include "src/mudman.h"
-#include "src/progress.h"
-#include "src/state_hash.h"
-#include "src/stop.h"
+#include "src/run/progress.h"
+#include "src/run/state_hash.h"
+#include "src/run/stop.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>

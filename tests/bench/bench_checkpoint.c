@@ -12,11 +12,11 @@
  * stall = that, and what the loops lost by sharing the machine with the writer; both as shares of
  * what `whole` took, which is what the loops would wait otherwise. Loops are of one sequence of 16
  * tokens a rank, short, so that polls come often. Under mpirun the ranks share the state. */
-#include "bench_shapes.h"
+#include "tests/bench/bench_shapes.h"
 #include "io/files.h"
 #include "io/saver.h"
 #include "src/mudman.h"
-#include "src/training.h"
+#include "src/method/training.h"
 
 #include <fcntl.h>
 #include <omp.h>

@@ -6,7 +6,7 @@
  * (2 a multiply-add; of attention, the causal half). Its limit is the larger of bytes / bandwidth
  * and FLOPs / peak of the GPU, where its name tells both; shown is limit / time. Small operands
  * stay in the GPU's cache, so that a share can exceed 100 %. */
-#include "bench_shapes.h"
+#include "tests/bench/bench_shapes.h"
 #include "src/base/base.h"
 
 #include <math.h>

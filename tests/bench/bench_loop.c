@@ -8,10 +8,10 @@
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
  * of 989 TFLOP/s a rank, what an H100 or H200 does at most in bfloat16. Peak memory is the GPU's,
- * or the process's on a CPU. tests/bench_peer.py puts PyTorch beside it. */
-#include "bench_shapes.h"
+ * or the process's on a CPU. tests/bench/bench_peer.py puts PyTorch beside it. */
+#include "tests/bench/bench_shapes.h"
 #include "src/mudman.h"
-#include "src/training.h"
+#include "src/method/training.h"
 
 #include <omp.h>
 #include <sys/resource.h>

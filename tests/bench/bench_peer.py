@@ -22,7 +22,7 @@ measurement; then one process for all of the peer's, eager and then with torch.c
 every 5 loops. `--seconds` bounds the whole: what it leaves no time for is shown as "-". Peak memory is what each
 program took of the GPU's by its own count, without the CUDA context.
 
-Our binary prints `key=value` words, ms and peak_bytes among them: see tests/bench_loop.c.
+Our binary prints `key=value` words, ms and peak_bytes among them: see tests/bench/bench_loop.c.
 """
 
 import argparse
@@ -426,7 +426,7 @@ def machine_load(args: argparse.Namespace) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     parser.add_argument("--binary", type=Path, default=root / "build/tests/bench_loop")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -2,7 +2,7 @@
 #ifndef MM_BENCH_SHAPES_H
 #define MM_BENCH_SHAPES_H
 
-#include "src/arch.h"
+#include "src/model/arch.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 """From the start of the program to its first loop: for a tiny model, and one in SmolLM-135M's shape.
 
-    .venv/bin/python tests/bench_start.py [--repeats 5] [--binary build/mudman-mpi]
+    .venv/bin/python tests/bench/bench_start.py [--repeats 5] [--binary build/mudman-mpi]
 
 Seconds from the call of the program (or of mpirun) to the line of the first loop in metrics.jsonl,
 less the time of a loop; the initial evaluation is included. Random weights; medians.
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = {
     "tiny": {"width": 64, "mlp": 192, "layers": 3, "vocab": 256},
     "SmolLM-135M": {"width": 576, "mlp": 1536, "layers": 30, "vocab": 49152, "heads": 9},

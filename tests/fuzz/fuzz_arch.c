@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "src/model.h"
+#include "src/model/model.h"
 #include "tests/fuzz/fuzz.h"
 
 /* Every size fits, and the table is of as many rows as the layers need. */

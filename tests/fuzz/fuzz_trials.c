@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "io/lines.h"
-#include "src/trial_line.h"
+#include "src/run/trial_line.h"
 #include "tests/fuzz/fuzz.h"
 
 static const char text[] = "model: {path: /m}\n"

@@ -42,7 +42,7 @@ def weights():
 
 
 def arch():
-    words = ['"\\"%s\\""' % name for name in texts_in('src/arch.c')]
+    words = ['"\\"%s\\""' % name for name in texts_in('src/model/arch.c')]
     return [p.read_bytes() for p in ROOT.glob('tests/golden/*/config.json')], JSON + words
 
 
@@ -52,7 +52,7 @@ def config():
     attacks = (b'relearn.attacks=[{name: a, lr: 1.0e-3, optimizer: adamw},'
                b'{name: b, lora_rank: 8}]')
     files.append(b'\0'.join([demo, b'unlearn.adv_lr=0.1', attacks, b'seed=7']))
-    return files, YAML + ['"%s"' % name for name in texts_in('src/config_table.c')]
+    return files, YAML + ['"%s"' % name for name in texts_in('src/config/table.c')]
 
 
 def trials():

@@ -1,11 +1,11 @@
-/* golden_adapters.h - adapters of src/lora.h against traces, for test_golden.c: A and B of each
- * tensor as "<prefix>/<tensor>.lora_A", of sets as "<prefix>/<tensor>.lora_A.<set>". */
+/* golden_adapters.h - adapters of src/method/lora.h against traces, for test_golden.c: A and B of
+ * each tensor as "<prefix>/<tensor>.lora_A", of sets as "<prefix>/<tensor>.lora_A.<set>". */
 #ifndef MM_TEST_GOLDEN_ADAPTERS_H
 #define MM_TEST_GOLDEN_ADAPTERS_H
 
-#include "tests/golden_device.h"
+#include "tests/golden/golden_device.h"
 
-#include "src/lora.h"
+#include "src/method/lora.h"
 
 /* v: all sets, or with `single` a vector like one. Tolerances as in expect_tensor, the last one of
  * all tensors together. */

@@ -3,10 +3,10 @@
 #ifndef MM_TEST_GOLDEN_DEVICE_H
 #define MM_TEST_GOLDEN_DEVICE_H
 
-#include "tests/trace.h"
+#include "tests/golden/trace.h"
 
 #include "comm/comm.h"
-#include "src/model.h"
+#include "src/model/model.h"
 
 static struct mm_device *dev;
 static enum mm_dtype arithmetic = MM_F32;

@@ -2,9 +2,9 @@
 #ifndef MM_TEST_GOLDEN_MODEL_H
 #define MM_TEST_GOLDEN_MODEL_H
 
-#include "tests/trace.h"
+#include "tests/golden/trace.h"
 
-#include "src/passes.h"
+#include "src/parallel/passes.h"
 
 static const char *const cases[] = {"llama-gqa-tied", "llama3-untied", "qwen2", "neox-parallel",
                                     "neox-serial"};

@@ -3,9 +3,9 @@
 #ifndef MM_TEST_GOLDEN_VECTORS_H
 #define MM_TEST_GOLDEN_VECTORS_H
 
-#include "tests/golden_device.h"
+#include "tests/golden/golden_device.h"
 
-#include "src/shard.h"
+#include "src/parallel/shard.h"
 
 /* Every tensor of a vector, in any state type. */
 static inline void check_vector(const char *what, hid_t group, const char *prefix,

@@ -3,7 +3,7 @@
  *
  *   logits MODEL_DIR TOKENS.h5 CONTEXT ROWS OUT    OUT: float32 [ROWS, CONTEXT, V], raw */
 #include "io/dataset.h"
-#include "src/transformer.h"
+#include "src/model/transformer.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -10,13 +10,13 @@
  * 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015 (more
  * where *_drift say so, and in relearning with LoRA), norms by 0.006 on average and up to 0.3,
  * vectors by 0.07 and up to 0.31. The tolerances are half as much again. */
-#include "tests/golden_adapters.h"
-#include "tests/golden_vectors.h"
+#include "tests/golden/golden_adapters.h"
+#include "tests/golden/golden_vectors.h"
 
 #include "io/dataset.h"
-#include "src/evaluate.h"
+#include "src/run/evaluate.h"
 #include "src/mudman.h"
-#include "src/training.h"
+#include "src/method/training.h"
 
 static struct mm_comm *comm;
 

@@ -1,4 +1,4 @@
-"""Making one rank of a job fail, or lie, at a chosen call: tests/fault.c, preloaded."""
+"""Making one rank of a job fail, or lie, at a chosen call: tests/python/fault.c, preloaded."""
 
 from __future__ import annotations
 

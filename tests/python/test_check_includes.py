@@ -10,12 +10,12 @@ import pytest
 from job_helpers import ROOT
 
 SOURCES = {
-    "src/config.c": '#include "src/config.h"\n#include "io/files.h"\n',
+    "src/config/config.c": '#include "src/config/config.h"\n#include "io/files.h"\n',
     "src/base/base.h": "#include <stddef.h>\n",
     "io/files.c": '#include "io/files.h"\n#include "src/base/base.h"\n#include <hdf5.h>\n',
     "comm/comm.c": '#include "kernels/tensor.h"\n#include <mpi.h>\n',
     "kernels/tensor.h": '#include "src/base/base.h"\n',
-    "tests/test_config.c": '#include "src/config.h"\n#include <hdf5.h>\n',
+    "tests/unit/test_config.c": '#include "src/config/config.h"\n#include <hdf5.h>\n',
 }
 
 
@@ -45,26 +45,26 @@ def test_repository_keeps_the_rule() -> None:
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("io/new.c", '#include "src/config.h"'),
+        ("io/new.c", '#include "src/config/config.h"'),
         ("comm/new.h", '#include "io/h5.h"'),
         ("kernels/new.c", '#include "comm/comm.h"'),
         ("kernels/cpu/new.c", '  #  include "io/files.h"'),
         ("src/base/new.h", '#include "kernels/tensor.h"'),
-        ("src/base/new.c", '#include "src/config.h"'),
-        ("kernels/new.c", "#include <src/config.h>"),
+        ("src/base/new.c", '#include "src/config/config.h"'),
+        ("kernels/new.c", "#include <src/config/config.h>"),
         ("src/new.c", "#include <mpi.h>"),
         ("io/new.c", "#include <mpi.h>"),
         ("src/new.c", "#include <hdf5.h>"),
         ("comm/new.c", "#include <H5public.h>"),
-        ("src/config.c", "#include <yaml.h>"),
+        ("src/config/config.c", "#include <yaml.h>"),
         ("io/new.c", "#include <cuda_runtime.h>"),
         ("kernels/cpu/new.c", "#include <cublasLt.h>"),
         ("comm/comm.c", "#include <cuda.h>"),
         ("kernels/cuda/new.cu", "#include <nccl.h>"),
         ("src/new.c", "#include <cblas.h>"),
         ("kernels/new.c", "#include <openblas/cblas.h>"),
-        ("src/new.c", '#include "tests/trace.h"'),
-        ("io/new.c", '#include "../src/config.h"'),
+        ("src/new.c", '#include "tests/golden/trace.h"'),
+        ("io/new.c", '#include "../src/config/config.h"'),
         ("io/new.c", '#include "h5.h"'),
     ],
 )
@@ -88,8 +88,8 @@ def test_violation_is_found(tree: Path, file: str, line: str) -> None:
         ("kernels/cuda/new.cu", "#include <cublasLt.h>"),
         ("kernels/cpu/new.c", "#include <cblas.h>"),
         ("tests/new.c", "#include <hdf5.h>"),
-        ("tests/new.c", '#include "src/config.h"'),
-        ("src/new.c", '#include "src/config_yaml.h"'),
+        ("tests/new.c", '#include "src/config/config.h"'),
+        ("src/new.c", '#include "src/config/yaml.h"'),
     ],
 )
 def test_good_include_is_not(tree: Path, file: str, line: str) -> None:

@@ -1,6 +1,6 @@
 # The operation tests on the CUDA backend: on a GPU (label gpu, skipped where there is none), and its
 # kernels' own source on the host through cuda_shim.h, in several orders of threads.
-file(GLOB OPERATION_TESTS CONFIGURE_DEPENDS test_ops*.c)
+file(GLOB OPERATION_TESTS CONFIGURE_DEPENDS unit/test_ops*.c)
 
 # add_operation_tests(KIND LIBRARIES...): the programs <test>_KIND
 function(add_operation_tests kind)
@@ -16,7 +16,7 @@ endfunction()
 
 # add_golden_test(KIND LIBRARIES...): the program test_golden_KIND
 function(add_golden_test kind)
-  add_executable(test_golden_${kind} test_golden.c)
+  add_executable(test_golden_${kind} golden/test_golden.c)
   target_include_directories(test_golden_${kind} PRIVATE ${HDF5_C_INCLUDE_DIRS})
   target_compile_definitions(test_golden_${kind} PRIVATE MM_TEST_CUDA
                              TEST_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
@@ -56,20 +56,20 @@ enable_language(CXX)
 file(GLOB SHIM_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 list(REMOVE_ITEM SHIM_KERNELS ${CMAKE_SOURCE_DIR}/kernels/cuda/matrix.cu)
 set_source_files_properties(${SHIM_KERNELS} PROPERTIES LANGUAGE CXX)
-set(SHIM_SOURCES cuda_shim.cc cuda_shim_runtime.cc cuda_shim_matrix.cc)
+set(SHIM_SOURCES shim/cuda_shim.cc shim/cuda_shim_runtime.cc shim/cuda_shim_matrix.cc)
 add_library(mm_shim OBJECT ${SHIM_KERNELS} ${SHIM_SOURCES})
 set_target_properties(mm_shim PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
 target_compile_definitions(mm_shim PRIVATE MM_CUDA_SHIM)
-target_compile_options(mm_shim PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/cuda_shim.h
+target_compile_options(mm_shim PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/shim/cuda_shim.h
                        -Wno-unknown-pragmas)
 target_link_libraries(mm_shim PUBLIC mm_base)
 # comm/nccl.cu with MPI in place of NCCL.
 set_source_files_properties(${CMAKE_SOURCE_DIR}/comm/nccl.cu PROPERTIES LANGUAGE CXX)
-add_library(mm_shim_nccl OBJECT ${CMAKE_SOURCE_DIR}/comm/nccl.cu cuda_shim_nccl.cc)
+add_library(mm_shim_nccl OBJECT ${CMAKE_SOURCE_DIR}/comm/nccl.cu shim/cuda_shim_nccl.cc)
 set_target_properties(mm_shim_nccl PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
 target_include_directories(mm_shim_nccl SYSTEM PRIVATE ${MPI_C_INCLUDE_DIRS})
 target_compile_definitions(mm_shim_nccl PRIVATE MM_CUDA_SHIM)
-target_compile_options(mm_shim_nccl PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/cuda_shim_nccl.h
+target_compile_options(mm_shim_nccl PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/shim/cuda_shim_nccl.h
                        -Wno-unknown-pragmas)
 set(SHIM_LIBRARIES mm_shim_nccl mm_shim mm_method MPI::MPI_C)
 

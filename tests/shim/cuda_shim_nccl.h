@@ -5,7 +5,7 @@
 #ifndef MM_TEST_CUDA_SHIM_NCCL_H
 #define MM_TEST_CUDA_SHIM_NCCL_H
 
-#include "tests/cuda_shim.h"
+#include "tests/shim/cuda_shim.h"
 
 static inline void __threadfence_system(void) {}
 static inline cudaError_t cudaGetDevice(int *index) {

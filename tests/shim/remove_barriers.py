@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Removes the barriers of the CUDA kernels one at a time: the tests on the host shim must fail.
 
-    python3 tests/remove_barriers.py [--jobs 2]
+    python3 tests/shim/remove_barriers.py [--jobs 2]
 
 In a copy of the sources, by hand: some minutes each. Without a GPU. Exits with 1 if a removal is not
 noticed, but for lines that say "no test shows it".
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BARRIER = re.compile(r"^\s*__sync(threads|warp)\(\);")
 TESTS = "^shim_ops|^shim_golden_random$"
 

@@ -3,8 +3,8 @@
 #ifndef MM_TESTS_CONFIG_CASES_H
 #define MM_TESTS_CONFIG_CASES_H
 
-#include "src/config.h"
-#include "src/config_table.h"
+#include "src/config/config.h"
+#include "src/config/table.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

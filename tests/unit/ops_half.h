@@ -2,7 +2,7 @@
 #ifndef OPS_HALF_H
 #define OPS_HALF_H
 
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
 /* To bfloat16: 8 bits from the first, above 2^-133; of two neighbours the even one. */
 static inline double half(double x) {

@@ -2,7 +2,7 @@
  * ranks are one whole; the right one is found, kept, replaced. Damage and full disks:
  * test_checkpoint_damage.c.
  *
- * Under mpirun, for tests/ranks_checkpoint.sh:
+ * Under mpirun, for tests/unit/ranks_checkpoint.sh:
  *   test_checkpoint write DIR            two checkpoints of each dtype, 10 and 20 loops
  *   test_checkpoint read DIR [LOOPS]     finds LOOPS (20) of each, whatever the number of ranks
  *   test_checkpoint fail DIR RANK        writes 30 loops where only RANK's disk is full */
@@ -22,7 +22,7 @@
 
 #include "io/checkpoint_format.h"
 #include "io/files.h"
-#include "tests/checkpoint_state.h"
+#include "tests/unit/checkpoint_state.h"
 
 static struct mm_comm *comm;
 static char run_dir[] = "/tmp/test_checkpoint.XXXXXX";

@@ -22,7 +22,7 @@
 
 #include "io/checkpoint_format.h"
 #include "io/files.h"
-#include "tests/checkpoint_state.h"
+#include "tests/unit/checkpoint_state.h"
 
 static struct mm_comm *comm;
 static char run_dir[] = "/tmp/test_damage.XXXXXX";

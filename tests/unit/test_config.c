@@ -1,7 +1,7 @@
 /* Tests of the configuration: defaults, every key there and back, paths, files. The table of keys
  * drives the round trip, so that a key without a test value fails here. test_config_mistakes.c
  * holds what must be refused, test_config_resume.c what a resume may change, and the help. */
-#include "tests/config_cases.h"
+#include "tests/unit/config_cases.h"
 
 #include <math.h>
 #include <sys/stat.h>

@@ -1,5 +1,5 @@
 /* Tests of the configuration: which keys a resume may change, and the help. */
-#include "tests/config_cases.h"
+#include "tests/unit/config_cases.h"
 
 static enum mm_status check_resume(char *argument, struct mm_error *err) {
     return mm_config_check_resume(&argument, 1, err);

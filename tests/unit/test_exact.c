@@ -4,11 +4,11 @@
  * Usage: test_exact [FILE]: FILE (=) a line of every loop and every end, each behind the name of
  * its run, for ranks_exact.sh to compare with those of other numbers of ranks. Without FILE: the
  * lines are the same with 1 and 2 threads. */
-#include "tests/golden_model.h"
+#include "tests/golden/golden_model.h"
 
-#include "src/state_hash.h"
-#include "src/training.h"
-#include "tests/bench_shapes.h"
+#include "src/run/state_hash.h"
+#include "src/method/training.h"
+#include "tests/bench/bench_shapes.h"
 
 #include <omp.h>
 

@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 
 #include "io/weights.h"
-#include "tests/scratch.h"
+#include "tests/unit/scratch.h"
 
 static struct mm_error err;
 

@@ -7,7 +7,7 @@
 #define CPU_SUFFIX native
 #endif
 
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
 #include "kernels/cpu/cpu.h"
 

@@ -12,7 +12,7 @@
 #include <cJSON.h>
 
 #include "io/json_text.h"
-#include "tests/scratch.h"
+#include "tests/unit/scratch.h"
 
 static struct mm_error err;
 

@@ -13,7 +13,7 @@
 
 #include "io/checkpoint_format.h"
 #include "io/files.h"
-#include "tests/checkpoint_state.h"
+#include "tests/unit/checkpoint_state.h"
 
 static char run_dir[] = "/tmp/test_inspect.XXXXXX";
 static struct mm_error err;

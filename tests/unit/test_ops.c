@@ -1,8 +1,8 @@
 /* test_ops.c - memory, conversion, matrix products, embedding and sums of every backend, against
  * double. The other operations: test_ops_layer.c, _attention.c, _loss.c, _vector.c, _half.c. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
-#include "tests/ops_reference.h"
+#include "tests/unit/ops_reference.h"
 
 /* -- memory and conversion --------------------------------------------------------------------- */
 

@@ -1,8 +1,8 @@
 /* test_ops_attention.c - causal attention of every backend: values against double, gradients
  * against central differences of the double form, one by one and along random directions. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
-#include "tests/ops_reference.h"
+#include "tests/unit/ops_reference.h"
 
 /* Layouts of the fused rows: Llama's [q | k | v] with and without groups, NeoX's [q k v] a head. */
 static const struct layout {

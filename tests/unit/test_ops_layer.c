@@ -1,8 +1,8 @@
 /* test_ops_layer.c - norms, rotation and activations of every backend: values against double,
  * gradients against central differences of the double forms. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
-#include "tests/ops_reference.h"
+#include "tests/unit/ops_reference.h"
 
 /* -- norms ------------------------------------------------------------------------------------- */
 

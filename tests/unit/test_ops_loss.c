@@ -1,8 +1,8 @@
 /* test_ops_loss.c - the losses of every backend: values against double, gradients against central
  * differences of the double form, and tightly against METHOD.md's own formulas. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
-#include "tests/ops_reference.h"
+#include "tests/unit/ops_reference.h"
 
 static const char *const loss_names[] = {"cross_entropy", "neg_cross_entropy", "neg_entropy",
                                          "correct_logit_minus_avg"};

@@ -1,6 +1,6 @@
 /* test_ops_record.c - running ahead of the device: pinned memory, marks, and recordings, whose
  * replay must give the bits that the operations themselves give. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
 /* -- a list of operations ---------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* test_ops_sequence.c - losses of whole sequences on every backend: values against double, weights
  * against central differences of the double form; and the loss of positions under such weights. */
-#include "tests/ops_reference.h"
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_reference.h"
+#include "tests/unit/ops_subject.h"
 
 struct sequences {
     enum mm_loss_fn fn;

@@ -1,8 +1,8 @@
 /* test_ops_state.c - losses on hidden states of every backend: values and gradients against double,
  * the gradients against central differences too. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
-#include "tests/ops_reference.h"
+#include "tests/unit/ops_reference.h"
 
 static const char *const names[] = {"distance", "square distance", "cosine", "length"};
 #define KINDS 4

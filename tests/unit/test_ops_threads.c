@@ -1,7 +1,7 @@
 /* test_ops_threads.c - results do not depend on the number of threads: to the bit for everything
  * but the matrix products, whose order of additions is the library's and only has to be repeatable
  * at one number of threads, unless the device is exact. */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
 #include <omp.h>
 

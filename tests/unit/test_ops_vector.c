@@ -1,7 +1,7 @@
 /* test_ops_vector.c - the steps of Algorithm 1 on float32 vectors, of every backend, against
  * double; the meaning of signs and zeros, the guard, and the stop flag. bfloat16: test_ops_half.c.
  */
-#include "tests/ops_subject.h"
+#include "tests/unit/ops_subject.h"
 
 static const size_t lengths[] = {1, 7, 33, 100, 16383, 16384, 16385, 40000};
 #define LENGTHS (sizeof lengths / sizeof *lengths)

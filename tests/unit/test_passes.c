@@ -1,7 +1,7 @@
 /* test_passes.c - pieces of a batch add up, and a second backward through a held graph reads the
  * new weights and nothing else that is new (METHOD.md 1.1, the graph-reuse trap). The numbers
  * themselves: test_golden.c. */
-#include "tests/golden_model.h"
+#include "tests/golden/golden_model.h"
 
 static struct mm_comm *comm;
 static struct mm_device *dev;

@@ -1,5 +1,5 @@
 /* Tests of where a command computes. With a GPU visible the cases that need none are left out. */
-#include "src/place.h"
+#include "src/run/place.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

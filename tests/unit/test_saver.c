@@ -21,7 +21,7 @@
 #include "io/checkpoint_format.h"
 #include "io/files.h"
 #include "io/saver.h"
-#include "tests/checkpoint_state.h"
+#include "tests/unit/checkpoint_state.h"
 
 static struct mm_comm *comm;
 static char run_dir[] = "/tmp/test_saver.XXXXXX";

@@ -1,10 +1,10 @@
 /* test_stories.c - a real pre-trained model: logits, loss and greedy text of stories260K against
  * the reference beside it. Skipped (77) where the data is not: MUDMAN_TEST_DATA, default
  * ../shared/data. */
-#include "tests/trace.h"
+#include "tests/golden/trace.h"
 
 #include "io/files.h"
-#include "src/loss.h"
+#include "src/model/loss.h"
 
 #include <cjson/cJSON.h>
 

@@ -1,7 +1,7 @@
 /* test_transformer.c - what must hold of one forward and backward whatever the numbers are: a
  * backward that stops early forms the same gradients, a forward that keeps less has the same hidden
  * states, and the chunks of a head add up. The numbers themselves: test_golden.c. */
-#include "tests/golden_model.h"
+#include "tests/golden/golden_model.h"
 
 static struct mm_device *dev;
 

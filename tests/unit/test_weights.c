@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 
 #include "io/weights.h"
-#include "tests/scratch.h"
+#include "tests/unit/scratch.h"
 
 static struct mm_error err;
 
