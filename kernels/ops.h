@@ -146,6 +146,12 @@ struct mm_ops {
     void (*replay)(struct mm_device *dev, void *recording);
     void (*recording_free)(struct mm_device *dev, void *recording);
 
+    /* -- weights that stay as they are --------------------------------------------------------- */
+    /* w [out, in] of linear and linear_dx does not change until all are let go: the backend may
+     * keep copies of it in a layout of its own. */
+    void (*hold)(struct mm_device *dev, struct mm_mat w);
+    void (*let_go)(struct mm_device *dev);
+
     /* -- matrix products ----------------------------------------------------------------------- */
     /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate)
      */

@@ -39,6 +39,7 @@ function only(name, pattern, places) {
     only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl)")
     only("nccl.h", "^nccl", "^comm/nccl")
     only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/cpu/")
+    only("oneDNN", "^(oneapi/dnnl/)?dnnl.*[.]h$", "^kernels/onednn[.]c$")
     mine = level(FILENAME)
     theirs = level(header)
     if (mine < 0)

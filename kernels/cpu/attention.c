@@ -22,8 +22,26 @@ static void product(enum CBLAS_TRANSPOSE ta, enum CBLAS_TRANSPOSE tb, size_t m, 
                 (int)b.ld, beta, c.base, (int)c.ld);
 }
 
-static struct view part(struct mm_mat rows, size_t first_row, size_t first_col) {
+/* T rows of a head as they are computed on: in place, or of bfloat16 in `room`, [T, d]. */
+static struct view head_at(struct mm_mat rows, size_t first_row, size_t first_col, size_t d,
+                           float *room) {
+    if (rows.dtype == MM_BF16)
+        return (struct view){room, d};
     return (struct view){row_f32(rows, first_row) + first_col, rows.ld};
+}
+
+/* The same, filled. */
+static struct view head_get(struct mm_mat rows, size_t first_row, size_t first_col, size_t T,
+                            size_t d, float *room) {
+    for (size_t t = 0; rows.dtype == MM_BF16 && t < T; t++)
+        part_get(rows, first_row + t, first_col, d, room + t * d);
+    return head_at(rows, first_row, first_col, d, room);
+}
+
+static void head_put(struct mm_mat rows, size_t first_row, size_t first_col, size_t T,
+                     struct view v, size_t d) {
+    for (size_t t = 0; t < T; t++)
+        part_put(rows, first_row + t, first_col, d, v.base + t * v.ld);
 }
 
 static struct view down(struct view v, size_t rows) {
@@ -70,23 +88,28 @@ static void head_forward(struct view q, struct view k, struct view v, struct vie
     }
 }
 
-static size_t scratch_floats(size_t T) {
-    return (ROWS * T + LANES) / LANES * LANES;
+/* Floats of a thread: `scores` blocks of scores, and of bfloat16 `copies` of a head's rows. */
+static size_t room_floats(struct mm_mat qkv, size_t T, size_t d, size_t scores, size_t copies) {
+    return room_for(scores * ROWS * T + (qkv.dtype == MM_BF16 ? copies * T * d : 0));
 }
 
 void CPU_NAME(cpu_attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv,
                              float *lse, const struct mm_heads *heads, size_t B, size_t T) {
     size_t d = heads->head_dim, H = heads->heads, group = H / heads->kv_heads;
-    float *room = scratch(dev, (size_t)omp_get_max_threads() * scratch_floats(T) * sizeof *room);
+    size_t each = room_floats(qkv, T, d, 1, 4);
+    float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static) collapse(2)
     for (size_t b = 0; b < B; b++)
         for (size_t h = 0; h < H; h++) {
+            float *s = room_of_thread(rooms, each), *room = s + ROWS * T;
             size_t kv = h / group;
-            head_forward(part(qkv, b * T, heads->q_first + h * heads->q_step),
-                         part(qkv, b * T, heads->k_first + kv * heads->k_step),
-                         part(qkv, b * T, heads->v_first + kv * heads->v_step),
-                         part(out, b * T, h * d), lse + (b * H + h) * T, T, d,
-                         room + (size_t)omp_get_thread_num() * scratch_floats(T));
+            struct view to = head_at(out, b * T, h * d, d, room + 3 * T * d);
+            head_forward(
+                head_get(qkv, b * T, heads->q_first + h * heads->q_step, T, d, room),
+                head_get(qkv, b * T, heads->k_first + kv * heads->k_step, T, d, room + T * d),
+                head_get(qkv, b * T, heads->v_first + kv * heads->v_step, T, d, room + 2 * T * d),
+                to, lse + (b * H + h) * T, T, d, s);
+            head_put(out, b * T, h * d, T, to, d);
         }
 }
 
@@ -133,32 +156,40 @@ static void head_backward(const struct head *h, bool first_of_group, float *p, f
     }
 }
 
+/* All query heads of key-value head kv of sequence b. room: two blocks of scores, eight heads. */
+static void group_backward(const struct mm_heads *heads, struct mm_mat dqkv, struct mm_mat dout,
+                           struct mm_mat out, struct mm_mat qkv, const float *lse, size_t b,
+                           size_t kv, size_t T, float *room) {
+    size_t d = heads->head_dim, group = heads->heads / heads->kv_heads, n = T * d;
+    size_t k_col = heads->k_first + kv * heads->k_step, v_col = heads->v_first + kv * heads->v_step;
+    float *p = room, *dp = p + ROWS * T, *copy = dp + ROWS * T;
+    struct head head = {.k = head_get(qkv, b * T, k_col, T, d, copy),
+                        .dk = head_at(dqkv, b * T, k_col, d, copy + n),
+                        .v = head_get(qkv, b * T, v_col, T, d, copy + 2 * n),
+                        .dv = head_at(dqkv, b * T, v_col, d, copy + 3 * n),
+                        .T = T,
+                        .d = d};
+    for (size_t h = kv * group; h < (kv + 1) * group; h++) {
+        size_t q_col = heads->q_first + h * heads->q_step;
+        head.q = head_get(qkv, b * T, q_col, T, d, copy + 4 * n);
+        head.dq = head_at(dqkv, b * T, q_col, d, copy + 5 * n);
+        head.out = head_get(out, b * T, h * d, T, d, copy + 6 * n);
+        head.dout = head_get(dout, b * T, h * d, T, d, copy + 7 * n);
+        head.lse = lse + (b * heads->heads + h) * T;
+        head_backward(&head, h == kv * group, p, dp);
+        head_put(dqkv, b * T, q_col, T, head.dq, d);
+    }
+    head_put(dqkv, b * T, k_col, T, head.dk, d);
+    head_put(dqkv, b * T, v_col, T, head.dv, d);
+}
+
 void CPU_NAME(cpu_attention_grad)(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                                   struct mm_mat out, struct mm_mat qkv, const float *lse,
                                   const struct mm_heads *heads, size_t B, size_t T) {
-    size_t d = heads->head_dim, H = heads->heads, group = H / heads->kv_heads;
-    size_t room_n = scratch_floats(T);
-    float *room = scratch(dev, (size_t)omp_get_max_threads() * 2 * room_n * sizeof *room);
+    size_t each = room_floats(qkv, T, heads->head_dim, 2, 8);
+    float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static) collapse(2)
     for (size_t b = 0; b < B; b++)
-        for (size_t kv = 0; kv < heads->kv_heads; kv++) {
-            float *p = room + (size_t)omp_get_thread_num() * 2 * room_n;
-            size_t k_col = heads->k_first + kv * heads->k_step;
-            size_t v_col = heads->v_first + kv * heads->v_step;
-            for (size_t h = kv * group; h < (kv + 1) * group; h++) {
-                size_t q_col = heads->q_first + h * heads->q_step;
-                struct head head = {.q = part(qkv, b * T, q_col),
-                                    .dq = part(dqkv, b * T, q_col),
-                                    .k = part(qkv, b * T, k_col),
-                                    .dk = part(dqkv, b * T, k_col),
-                                    .v = part(qkv, b * T, v_col),
-                                    .dv = part(dqkv, b * T, v_col),
-                                    .out = part(out, b * T, h * d),
-                                    .dout = part(dout, b * T, h * d),
-                                    .lse = lse + (b * H + h) * T,
-                                    .T = T,
-                                    .d = d};
-                head_backward(&head, h == kv * group, p, p + room_n);
-            }
-        }
+        for (size_t kv = 0; kv < heads->kv_heads; kv++)
+            group_backward(heads, dqkv, dout, out, qkv, lse, b, kv, T, room_of_thread(rooms, each));
 }

@@ -4,10 +4,11 @@
 void CPU_NAME(cpu_embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                          const uint32_t *tokens) {
     (void)dev;
+    size_t bytes = x.cols * mm_dtype_bytes(x.dtype);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < x.rows; i++) {
         MM_CHECK(tokens[i] < table.rows, "token %u, vocabulary %zu", tokens[i], table.rows);
-        memcpy(row_f32(x, i), row_f32(table, tokens[i]), x.cols * sizeof(float));
+        memcpy(part_data(x, i, 0), part_data(table, tokens[i], 0), bytes);
     }
 }
 
@@ -18,38 +19,46 @@ void CPU_NAME(cpu_embed_grad)(struct mm_device *dev, struct mm_mat dtable, struc
 #pragma omp parallel for schedule(static)
     for (size_t first = 0; first < dx.cols; first += LANES) {
         size_t count = dx.cols - first < LANES ? dx.cols - first : LANES;
+        float room[LANES];
         for (size_t i = 0; i < dx.rows; i++) {
             float *out = row_f32(dtable, tokens[i]) + first;
-            const float *in = row_f32(dx, i) + first;
+            const float *in = part_get(dx, i, first, count, room);
             for (size_t j = 0; j < count; j++)
                 out[j] += in[j];
         }
     }
 }
 
+/* s = x + delta, as the sum is stored. */
+static const float *add_residual(struct mm_mat sum, struct mm_mat x, struct mm_mat delta, size_t i,
+                                 float *room, float *other) {
+    const float *in = row_get(x, i, room), *d = row_get(delta, i, other);
+    float *s = row_at(sum, i, room);
+    for (size_t j = 0; j < x.cols; j++)
+        s[j] = in[j] + d[j];
+    row_put(sum, i, s);
+    return row_get(sum, i, room);
+}
+
 void CPU_NAME(cpu_norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon,
                         struct mm_mat sum, struct mm_mat x, struct mm_mat delta, const void *weight,
                         const void *bias, struct mm_mat y, float *stats) {
-    (void)dev;
-    const float *w = weight, *b = bias;
-    size_t C = x.cols;
+    size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
+    float *shared = scratch(dev, 2 * (threads + 1) * each * sizeof *shared);
+    const float *w = floats_of(weight, x.dtype, C, shared);
+    const float *b = bias ? floats_of(bias, x.dtype, C, shared + each) : NULL;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < x.rows; i++) {
-        const float *in = row_f32(x, i);
-        float *out = row_f32(y, i);
-        if (delta.data) {
-            const float *d = row_f32(delta, i);
-            float *s = row_f32(sum, i);
-            for (size_t j = 0; j < C; j++)
-                s[j] = in[j] + d[j];
-            in = s;
-        }
+        float *room = room_of_thread(shared + 2 * each, 2 * each), *out = row_at(y, i, room + each);
+        const float *in =
+            delta.data ? add_residual(sum, x, delta, i, room, room + each) : row_get(x, i, room);
         float mean = kind == MM_LAYER_NORM ? row_sum(in, C) / (float)C : 0.0f;
         for (size_t j = 0; j < C; j++)
             out[j] = in[j] - mean;
         float inverse = 1.0f / sqrtf(row_dot(out, out, C) / (float)C + epsilon);
         for (size_t j = 0; j < C; j++)
             out[j] = out[j] * inverse * w[j] + (b ? b[j] : 0.0f);
+        row_put(y, i, out);
         stats[2 * i] = mean;
         stats[2 * i + 1] = inverse;
     }
@@ -78,28 +87,40 @@ static void norm_grad_row(enum mm_norm_kind kind, float *dx, const float *dy, co
         dx[j] += r * (dy[j] * w[j] - average - (x[j] - mean) * r * slope);
 }
 
+/* dweight and dbias, columns [first, first + count), in the order of the rows. */
+static void norm_weight_grad(struct mm_mat dy, struct mm_mat x, const float *stats, size_t first,
+                             size_t count, float *dweight, float *dbias) {
+    float room[2][LANES];
+    for (size_t i = 0; i < x.rows; i++) {
+        float mean = stats[2 * i], r = stats[2 * i + 1];
+        const float *in = part_get(x, i, first, count, room[0]);
+        const float *g = part_get(dy, i, first, count, room[1]);
+        for (size_t j = 0; dweight && j < count; j++)
+            dweight[first + j] += g[j] * ((in[j] - mean) * r);
+        for (size_t j = 0; dbias && j < count; j++)
+            dbias[first + j] += g[j];
+    }
+}
+
 void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
                              struct mm_mat dy, struct mm_mat x, const float *stats,
                              const void *weight, float *dweight, float *dbias) {
-    (void)dev;
+    size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
+    float *shared = scratch(dev, (1 + 3 * threads) * each * sizeof *shared);
+    const float *w = floats_of(weight, x.dtype, C, shared);
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < x.rows; i++)
-        norm_grad_row(kind, row_f32(dx, i), row_f32(dy, i), row_f32(x, i), stats + 2 * i, weight,
-                      x.cols);
+    for (size_t i = 0; i < x.rows; i++) {
+        float *room = room_of_thread(shared + each, 3 * each), *out = row_open(dx, i, room);
+        norm_grad_row(kind, out, row_get(dy, i, room + each), row_get(x, i, room + 2 * each),
+                      stats + 2 * i, w, C);
+        row_put(dx, i, out);
+    }
     if (!dweight && !dbias)
         return;
 #pragma omp parallel for schedule(static)
-    for (size_t first = 0; first < x.cols; first += LANES) {
-        size_t count = x.cols - first < LANES ? x.cols - first : LANES;
-        for (size_t i = 0; i < x.rows; i++) {
-            float mean = stats[2 * i], r = stats[2 * i + 1];
-            const float *in = row_f32(x, i) + first, *g = row_f32(dy, i) + first;
-            for (size_t j = 0; dweight && j < count; j++)
-                dweight[first + j] += g[j] * ((in[j] - mean) * r);
-            for (size_t j = 0; dbias && j < count; j++)
-                dbias[first + j] += g[j];
-        }
-    }
+    for (size_t first = 0; first < C; first += LANES)
+        norm_weight_grad(dy, x, stats, first, C - first < LANES ? C - first : LANES, dweight,
+                         dbias);
 }
 
 static void rotate(float *head, size_t half, const float *cosine, const float *sine, float sign) {
@@ -112,17 +133,18 @@ static void rotate(float *head, size_t half, const float *cosine, const float *s
 
 void CPU_NAME(cpu_rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads,
                         size_t T, const float *cosine, const float *sine, bool inverse) {
-    (void)dev;
-    size_t half = heads->rotary_dim / 2;
+    size_t half = heads->rotary_dim / 2, each = room_for(qkv.cols);
+    float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
     float sign = inverse ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < qkv.rows; i++) {
         const float *c = cosine + i % T * half, *s = sine + i % T * half;
-        float *row = row_f32(qkv, i);
+        float *row = row_open(qkv, i, room_of_thread(rooms, each));
         for (size_t h = 0; h < heads->heads; h++)
             rotate(row + heads->q_first + h * heads->q_step, half, c, s, sign);
         for (size_t h = 0; h < heads->kv_heads; h++)
             rotate(row + heads->k_first + h * heads->k_step, half, c, s, sign);
+        row_put(qkv, i, row);
     }
 }
 
@@ -135,41 +157,51 @@ static inline float normal_cdf(float x) {
     return 0.5f * (1.0f + fast_erf(x * 0x1.6a09e6p-1f));
 }
 
+static void activate_row(enum mm_activation kind, float *out, const float *in, size_t M) {
+    if (kind == MM_SWIGLU)
+        for (size_t j = 0; j < M; j++)
+            out[j] = in[j] * sigmoid(in[j]) * in[j + M];
+    else
+        for (size_t j = 0; j < M; j++)
+            out[j] = in[j] * normal_cdf(in[j]);
+}
+
 void CPU_NAME(cpu_activate)(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
                             struct mm_mat u) {
-    (void)dev;
-    size_t M = h.cols;
+    size_t M = h.cols, each = room_for(u.cols);
+    float *rooms = scratch(dev, 2 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < h.rows; i++) {
-        const float *in = row_f32(u, i);
-        float *out = row_f32(h, i);
-        if (kind == MM_SWIGLU)
-            for (size_t j = 0; j < M; j++)
-                out[j] = in[j] * sigmoid(in[j]) * in[j + M];
-        else
-            for (size_t j = 0; j < M; j++)
-                out[j] = in[j] * normal_cdf(in[j]);
+        float *room = room_of_thread(rooms, 2 * each), *out = row_at(h, i, room + each);
+        activate_row(kind, out, row_get(u, i, room), M);
+        row_put(h, i, out);
     }
+}
+
+static void activate_grad_row(enum mm_activation kind, float *out, const float *g, const float *in,
+                              size_t M) {
+    if (kind == MM_SWIGLU)
+        for (size_t j = 0; j < M; j++) {
+            float x = in[j], s = sigmoid(x), up = in[j + M];
+            out[j + M] = g[j] * x * s;
+            out[j] = g[j] * up * s * (1.0f + x * (1.0f - s));
+        }
+    else
+        for (size_t j = 0; j < M; j++) {
+            float x = in[j], density = 0x1.988454p-2f * fast_exp(-0.5f * x * x);
+            out[j] = g[j] * (normal_cdf(x) + x * density);
+        }
 }
 
 void CPU_NAME(cpu_activate_grad)(struct mm_device *dev, enum mm_activation kind, struct mm_mat du,
                                  struct mm_mat dh, struct mm_mat u) {
-    (void)dev;
-    size_t M = dh.cols;
+    size_t M = dh.cols, each = room_for(u.cols);
+    float *rooms = scratch(dev, 3 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < dh.rows; i++) {
-        const float *in = row_f32(u, i), *g = row_f32(dh, i);
-        float *out = row_f32(du, i);
-        if (kind == MM_SWIGLU)
-            for (size_t j = 0; j < M; j++) {
-                float x = in[j], s = sigmoid(x), up = in[j + M];
-                out[j + M] = g[j] * x * s;
-                out[j] = g[j] * up * s * (1.0f + x * (1.0f - s));
-            }
-        else
-            for (size_t j = 0; j < M; j++) {
-                float x = in[j], density = 0x1.988454p-2f * fast_exp(-0.5f * x * x);
-                out[j] = g[j] * (normal_cdf(x) + x * density);
-            }
+        float *room = room_of_thread(rooms, 3 * each), *out = row_at(du, i, room);
+        activate_grad_row(kind, out, row_get(dh, i, room + each), row_get(u, i, room + 2 * each),
+                          M);
+        row_put(du, i, out);
     }
 }

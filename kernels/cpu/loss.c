@@ -3,32 +3,46 @@
 
 #define NO_TARGET UINT32_MAX
 
-/* e[j] = exp(z[j] - top); returns the sum, and through `weighted` the sum of e[j]·(z[j] - top). */
-static float exp_sums(const float *z, float top, float *e, size_t V, float *weighted) {
+/* Columns whose terms are added in float32: sums of these are added in double, so that a large
+ * vocabulary costs no digits. */
+#define BLOCK ((size_t)512)
+
+struct exp_sums {
+    double sum, weighted; /* of e[j] | of e[j]·(z[j] - top) */
+};
+
+static inline void add_block(struct exp_sums *sums, const float *z, float top, float *e, size_t n) {
     float sum[LANES] = {0}, with_z[LANES] = {0};
     size_t j = 0;
-    for (; j + LANES <= V; j += LANES)
+    for (; j + LANES <= n; j += LANES)
         for (size_t i = 0; i < LANES; i++) {
             float d = z[j + i] - top, x = fast_exp(d);
             e[j + i] = x;
             sum[i] += x;
             with_z[i] += x * d;
         }
-    for (size_t i = 0; j < V; j++, i++) {
+    for (size_t i = 0; j < n; j++, i++) {
         float d = z[j] - top, x = fast_exp(d);
         e[j] = x;
         sum[i] += x;
         with_z[i] += x * d;
     }
-    *weighted = fold(with_z);
-    return fold(sum);
+    sums->sum += (double)fold(sum);
+    sums->weighted += (double)fold(with_z);
+}
+
+/* e[j] = exp(z[j] - top), and their sums. */
+static struct exp_sums exponentials(const float *z, float top, float *e, size_t V) {
+    struct exp_sums sums = {0, 0};
+    for (size_t first = 0; first < V; first += BLOCK)
+        add_block(&sums, z + first, top, e + first, V - first < BLOCK ? V - first : BLOCK);
+    return sums;
 }
 
 /* log p_y = z_y - lse; gradient p - [j = y], both times `sign` (-1 for neg_cross_entropy). */
 static float cross_entropy_row(const float *z, uint32_t y, float *e, float *d, float scale,
                                float sign, size_t V) {
-    float top = row_max(z, V), unused;
-    float sum = exp_sums(z, top, e, V, &unused);
+    float top = row_max(z, V), sum = (float)exponentials(z, top, e, V).sum;
     float loss = sign * (logf(sum) - (z[y] - top)), factor = sign * scale / sum;
     if (d) {
         for (size_t j = 0; j < V; j++)
@@ -40,9 +54,10 @@ static float cross_entropy_row(const float *z, uint32_t y, float *e, float *d, f
 
 /* Sum of p log p = -H; gradient p_j (log p_j + H). */
 static float neg_entropy_row(const float *z, float *e, float *d, float scale, size_t V) {
-    float top = row_max(z, V), weighted;
-    float sum = exp_sums(z, top, e, V, &weighted);
-    float log_sum = logf(sum), loss = weighted / sum - log_sum;
+    float top = row_max(z, V);
+    struct exp_sums sums = exponentials(z, top, e, V);
+    float sum = (float)sums.sum;
+    float log_sum = logf(sum), loss = (float)(sums.weighted / sums.sum) - log_sum;
     if (d)
         for (size_t j = 0; j < V; j++)
             d[j] = e[j] * (scale / sum) * ((z[j] - top) - log_sum - loss);
@@ -82,14 +97,17 @@ static float loss_row(enum mm_loss_fn fn, float clip, const float *z, uint32_t y
 void CPU_NAME(cpu_loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at,
                         struct mm_mat logits, const uint32_t *targets, float scale,
                         const float *weights, float *losses, struct mm_mat dlogits) {
-    size_t V = logits.cols, padded = (V + LANES) / LANES * LANES;
-    float *room = scratch(dev, (size_t)omp_get_max_threads() * padded * sizeof *room);
+    size_t V = logits.cols, each = room_for(V);
+    float *rooms = scratch(dev, 2 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < logits.rows; i++) {
-        float *e = room + (size_t)omp_get_thread_num() * padded;
-        losses[i] = loss_row(fn, clip_at, row_f32(logits, i), targets[i], e,
-                             dlogits.data ? row_f32(dlogits, i) : NULL,
-                             weights ? scale * weights[i] : scale, V);
+        float *e = room_of_thread(rooms, 2 * each), *room = e + each;
+        const float *z = row_get(logits, i, room);
+        float *d = dlogits.data ? row_at(dlogits, i, room) : NULL;
+        losses[i] =
+            loss_row(fn, clip_at, z, targets[i], e, d, weights ? scale * weights[i] : scale, V);
+        if (d)
+            row_put(dlogits, i, d);
     }
 }
 

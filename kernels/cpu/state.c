@@ -46,20 +46,30 @@ static float length_row(const float *h, float *dx, float scale, size_t C) {
     return length;
 }
 
+static float state_row(enum mm_state_loss kind, const float *h, const float *r, float *dx,
+                       float scale, size_t C) {
+    if (kind == MM_STATE_LENGTH)
+        return length_row(h, dx, scale, C);
+    if (kind == MM_STATE_COSINE)
+        return cosine_row(h, r, dx, scale, C);
+    return distance_row(kind == MM_STATE_SQUARE_DISTANCE, h, r, dx, scale, C);
+}
+
 void CPU_NAME(cpu_state_loss)(struct mm_device *dev, enum mm_state_loss kind, struct mm_mat states,
                               struct mm_mat others, float scale, const double *factor,
                               float *values, struct mm_mat dx) {
-    (void)dev;
-    size_t C = states.cols;
+    size_t C = states.cols, each = room_for(C);
+    float *rooms = scratch(dev, 3 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
     float slope = factor ? scale * (float)*factor : scale;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < states.rows; i++) {
-        const float *h = row_f32(states, i), *r = others.data ? row_f32(others, i) : NULL;
-        float *d = dx.data ? row_f32(dx, i) : NULL;
-        float value = kind == MM_STATE_LENGTH ? length_row(h, d, slope, C)
-                      : kind == MM_STATE_COSINE
-                          ? cosine_row(h, r, d, slope, C)
-                          : distance_row(kind == MM_STATE_SQUARE_DISTANCE, h, r, d, slope, C);
+        float *room = room_of_thread(rooms, 3 * each);
+        const float *h = row_get(states, i, room);
+        const float *r = others.data ? row_get(others, i, room + each) : NULL;
+        float *d = dx.data ? row_open(dx, i, room + 2 * each) : NULL;
+        float value = state_row(kind, h, r, d, slope, C);
+        if (d)
+            row_put(dx, i, d);
         if (values)
             values[i] = value;
     }

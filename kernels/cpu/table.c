@@ -1,5 +1,6 @@
 /* table.c - the CPU backend's table: memory, and the operations of the other files. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/onednn.h"
 
 #include <stdlib.h>
 
@@ -8,6 +9,7 @@
 struct cpu_context {
     void *scratch;
     size_t scratch_bytes;
+    struct mm_onednn *onednn;
 };
 
 static void *cpu_alloc(struct mm_device *dev, size_t bytes) {
@@ -51,8 +53,14 @@ static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtyp
 #pragma omp parallel for schedule(static)
     for (size_t first = 0; first < n; first += CHUNK) {
         size_t count = n - first < CHUNK ? n - first : CHUNK;
-        mm_convert((char *)dst + first * dst_bytes, dst_dtype,
-                   (const char *)src + first * src_bytes, src_dtype, count);
+        void *to = (char *)dst + first * dst_bytes;
+        const void *from = (const char *)src + first * src_bytes;
+        if (dst_dtype == MM_BF16 && src_dtype == MM_F32)
+            bf16_from_floats(to, from, count);
+        else if (dst_dtype == MM_F32 && src_dtype == MM_BF16)
+            floats_from_bf16(to, from, count);
+        else
+            mm_convert(to, dst_dtype, from, src_dtype, count);
     }
 }
 
@@ -77,8 +85,23 @@ void *CPU_NAME(cpu_scratch)(struct mm_device *dev, size_t bytes) {
     return context->scratch;
 }
 
+struct mm_onednn *CPU_NAME(cpu_onednn)(struct mm_device *dev) {
+    struct cpu_context *context = dev->context;
+    return context->onednn;
+}
+
+static void cpu_hold(struct mm_device *dev, struct mm_mat w) {
+    if (w.dtype == MM_BF16)
+        mm_onednn_hold(CPU_NAME(cpu_onednn)(dev), w);
+}
+
+static void cpu_let_go(struct mm_device *dev) {
+    mm_onednn_let_go(CPU_NAME(cpu_onednn)(dev));
+}
+
 static void device_free(struct mm_device *dev) {
     struct cpu_context *context = dev->context;
+    mm_onednn_free(context->onednn);
     free(context->scratch);
     mm_free(context);
     mm_free(dev);
@@ -103,6 +126,8 @@ static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
                                     .mark = nothing_to_do,
                                     .wait = nothing_to_do,
                                     .record = records_nothing,
+                                    .hold = cpu_hold,
+                                    .let_go = cpu_let_go,
                                     .close = device_free,
                                     MM_OPERATIONS(CPU_ROW)};
 
@@ -110,6 +135,8 @@ struct mm_device *CPU_NAME(mm_cpu_device)(void);
 struct mm_device *CPU_NAME(mm_cpu_device)(void) {
     struct mm_device *dev = mm_calloc(1, sizeof *dev);
     dev->ops = &table;
-    dev->context = mm_calloc(1, sizeof(struct cpu_context));
+    struct cpu_context *context = mm_calloc(1, sizeof *context);
+    context->onednn = mm_onednn_create(mm_onednn_has_tiles());
+    dev->context = context;
     return dev;
 }

@@ -90,11 +90,10 @@ void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, bool zero_t
 
 void CPU_NAME(cpu_scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor) {
     (void)dev;
-    const float *in = x.data;
-    float *out = y.data;
+    bool half = x.dtype == MM_BF16;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < x.rows * x.cols; i++)
-        out[i] = factor * in[i];
+        put(half, y.data, i, factor * get(half, x.data, i));
 }
 
 void CPU_NAME(cpu_scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor) {

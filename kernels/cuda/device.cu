@@ -236,6 +236,16 @@ static void cuda_close(struct mm_device *dev) {
 
 #define CUDA_ROW(operation) table->operation = cuda_##operation;
 
+/* cuBLASLt reads weights as they are stored. */
+static void cuda_hold(struct mm_device *dev, struct mm_mat w) {
+    (void)dev;
+    (void)w;
+}
+
+static void cuda_let_go(struct mm_device *dev) {
+    (void)dev;
+}
+
 static void fill_table(struct mm_ops *table, const char *name) {
     table->name = name;
     table->asynchronous = true;
@@ -257,6 +267,8 @@ static void fill_table(struct mm_ops *table, const char *name) {
     table->recorded = cuda_recorded;
     table->replay = cuda_replay;
     table->recording_free = cuda_recording_free;
+    table->hold = cuda_hold;
+    table->let_go = cuda_let_go;
     MM_OPERATIONS(CUDA_ROW)
 }
 

@@ -62,22 +62,27 @@ static inline void subject_add(struct mm_device *dev, enum mm_dtype dtype, bool 
     subjects[subjects_n++] = (struct subject){dev, dtype, threads};
 }
 
+static inline void subject_add_both(struct mm_device *dev, bool threads) {
+    subject_add(dev, MM_F32, threads);
+    subject_add(dev, MM_BF16, threads);
+}
+
 #if defined(__x86_64__)
 struct mm_device *mm_cpu_device_x86_64(void);
 struct mm_device *mm_cpu_device_x86_64_v3(void);
 struct mm_device *mm_cpu_device_x86_64_v4(void);
 
 static inline void subjects_open_cpu(void) {
-    subject_add(mm_cpu_device_x86_64(), MM_F32, true);
+    subject_add_both(mm_cpu_device_x86_64(), true);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        subject_add(mm_cpu_device_x86_64_v3(), MM_F32, true);
+        subject_add_both(mm_cpu_device_x86_64_v3(), true);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        subject_add(mm_cpu_device_x86_64_v4(), MM_F32, true);
+        subject_add_both(mm_cpu_device_x86_64_v4(), true);
 }
 #else
 static inline void subjects_open_cpu(void) {
-    subject_add(mm_device_create_cpu(), MM_F32, true);
+    subject_add_both(mm_device_create_cpu(), true);
 }
 #endif
 
@@ -89,8 +94,7 @@ static inline void subjects_open_cuda(void) {
         fprintf(stderr, "skipped: %s\n", err.text);
         exit(77);
     }
-    subject_add(dev, MM_F32, false);
-    subject_add(dev, MM_BF16, false);
+    subject_add_both(dev, false);
 }
 
 /* cmocka's group set-up and tear-down. */

@@ -1,0 +1,43 @@
+/* onednn.h - matrix products of bfloat16 on CPUs whose instructions multiply it (AVX512-BF16, AMX),
+ * through oneDNN. All functions local. */
+#ifndef MM_ONEDNN_H
+#define MM_ONEDNN_H
+
+#include "kernels/tensor.h"
+#include "src/base/base.h"
+
+/* c [rows, cols] = a · b  (+ bias [cols], of a's type, where not NULL) (+ c if accumulate). An
+ * operand that is `transposed` is stored so: a as [depth, rows], b as [cols, depth]. a and b are of
+ * one type, c of that or float32. */
+struct mm_product {
+    struct mm_mat a, b, c;
+    bool a_transposed, b_transposed;
+    const void *bias;
+    bool accumulate;
+};
+
+/* What a device keeps: products prepared for their shapes, and held weights in oneDNN's own layout.
+ * pack: keep held weights in that layout. The caller frees with mm_onednn_free. */
+struct mm_onednn *mm_onednn_create(bool pack);
+void mm_onednn_free(struct mm_onednn *onednn);
+
+/* Whether this processor multiplies bfloat16; whether it does so in tiles (AMX), so fast that
+ * bringing weights into oneDNN's layout takes longer than the product. */
+bool mm_onednn_multiplies(void);
+bool mm_onednn_has_tiles(void);
+
+/* Does a product of bfloat16 operands and returns true, or returns false where the processor does
+ * not multiply them. Sums are in float32; their order depends on the shapes and the number of
+ * threads. */
+bool mm_onednn_product(struct mm_onednn *onednn, const struct mm_product *product);
+
+/* The weights w don't change until let go: a packed copy for each product with w and each with its
+ * transpose may be kept, of w's size each. Holding w again changes nothing. */
+void mm_onednn_hold(struct mm_onednn *onednn, struct mm_mat w);
+/* No weights are held any more. */
+void mm_onednn_let_go(struct mm_onednn *onednn);
+
+/* "2.6.3"; the caller frees with mm_free. */
+char *mm_onednn_version(void);
+
+#endif
