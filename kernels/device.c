@@ -1,4 +1,5 @@
 /* device.c - chooses the CPU table for this processor. */
+#include "kernels/onednn.h"
 #include "kernels/ops.h"
 
 #include <omp.h>
@@ -23,6 +24,10 @@ struct mm_device *mm_device_create_cpu(void) {
     return mm_cpu_device_native();
 }
 #endif
+
+bool mm_cpu_multiplies_bf16(void) {
+    return mm_onednn_multiplies();
+}
 
 void mm_device_free(struct mm_device *dev) {
     if (dev)

@@ -307,6 +307,8 @@ struct mm_device {
 
 /* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
 struct mm_device *mm_device_create_cpu(void);
+/* Whether this processor multiplies bfloat16; elsewhere products of it are computed in float32. */
+bool mm_cpu_multiplies_bf16(void);
 /* GPU `index` of those visible to this process; NULL, and the text says what is missing, where
  * there is no driver, no such GPU, or no CUDA in this build. The caller frees with mm_device_free.
  * Local. */

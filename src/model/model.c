@@ -201,6 +201,26 @@ enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *we
     return status;
 }
 
+static void hold(const struct mm_model *m, const struct mm_linear *linear, const bool *changing) {
+    bool changes = false;
+    for (size_t i = 0; i < linear->parts_n; i++)
+        changes |= changing[linear->part[i]];
+    if (!changes)
+        m->dev->ops->hold(m->dev, linear->w);
+}
+
+void mm_model_hold(const struct mm_model *m, const bool *changing) {
+    m->dev->ops->let_go(m->dev);
+    for (size_t l = 0; l < m->arch.layers; l++) {
+        hold(m, &m->layers[l].qkv, changing);
+        hold(m, &m->layers[l].o, changing);
+        hold(m, &m->layers[l].up, changing);
+        hold(m, &m->layers[l].down, changing);
+    }
+    if (!changing[m->head_part])
+        m->dev->ops->hold(m->dev, m->params[m->head_part].w);
+}
+
 enum mm_status mm_model_choose(const struct mm_model *model, char *const *modules, size_t modules_n,
                                bool *wanted, struct mm_error *err) {
     memset(wanted, 0, model->params_n * sizeof *wanted);

@@ -63,6 +63,10 @@ void mm_model_free(struct mm_model *model);
 enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *weights,
                              struct mm_error *err);
 
+/* Tells the device which products' weights stay as they are from now on: those with no tensor among
+ * `changing` [params_n]. Whatever was said before is void. */
+void mm_model_hold(const struct mm_model *model, const bool *changing);
+
 /* wanted[params_n] (=): W, the tensors whose name contains "<module>.weight" for one of `modules`.
  * MM_BAD_INPUT for a module that names no matrix of a layer. */
 enum mm_status mm_model_choose(const struct mm_model *model, char *const *modules, size_t modules_n,

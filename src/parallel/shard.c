@@ -102,12 +102,15 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
         used += mm_rows_block(param_of(s, t)->rows, size) * (size_t)size * param_of(s, t)->cols;
     }
     create_buckets(s);
+    if (!mm_arena_dry(arena))
+        mm_model_hold(model, wanted);
     return s;
 }
 
 void mm_shard_free(struct mm_shard *s) {
     if (!s)
         return;
+    s->model->dev->ops->let_go(s->model->dev);
     mm_free(s->param);
     mm_layout_free(&s->layout);
     mm_free(s->grads);

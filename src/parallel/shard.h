@@ -37,7 +37,8 @@ struct mm_shard {
 /* The least bytes of a bucket that are worth a collective; tests of small models lower it. */
 extern size_t mm_bucket_bytes;
 
-/* wanted[params_n] chooses the set. Memory for whole gradients comes from `arena`, padded to equal
+/* wanted[params_n] chooses the set; while the shard is there no other tensor of the model changes
+ * (mm_model_hold). Memory for whole gradients comes from `arena`, padded to equal
  * row blocks. Local. The caller frees with mm_shard_free before the arena. */
 struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
                                  struct mm_model *model, const bool *wanted);

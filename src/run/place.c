@@ -3,20 +3,19 @@
 
 #include "src/run/threads.h"
 
-static enum mm_status settle_dtype(struct mm_config *config, bool cuda, bool resumed,
-                                   struct mm_error *err) {
-    /* What stored auto computed on the CPU: everything else stored what auto came to. */
+/* auto is bfloat16 on GPUs and float32 on CPUs, of all kinds: where a job happens to land must not
+ * decide its arithmetic. What stored auto computed on a CPU: everything else stored what auto came
+ * to. */
+static void settle_dtype(struct mm_config *config, bool cuda, bool resumed) {
     if (config->model.dtype == MM_DTYPE_AUTO)
         config->model.dtype = cuda && !resumed ? MM_DTYPE_BF16 : MM_DTYPE_F32;
-    if (cuda || config->model.dtype == MM_DTYPE_F32)
-        return MM_OK;
-    if (resumed)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "model.dtype: the finished loops are of bfloat16 arithmetic, which needs a "
-                       "GPU: resume where every rank has one");
-    return mm_fail(err, MM_BAD_INPUT,
-                   "model.dtype: bfloat16 needs a GPU; on the CPU arithmetic is float32 "
-                   "(model.state_dtype: bfloat16 works)");
+}
+
+static void warn_slow(const struct mm_config *config, bool cuda) {
+    if (!cuda && config->model.dtype == MM_DTYPE_BF16 && !mm_cpu_multiplies_bf16())
+        mm_log0(MM_LOG_WARN,
+                "model.dtype: this processor does not multiply bfloat16: products are "
+                "computed in float32 after conversion, and model.dtype: float32 is faster");
 }
 
 static enum mm_status check_reduction(const struct mm_config *config, bool cuda,
@@ -84,8 +83,8 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     bool cuda = (*dev)->ops->asynchronous;
     mm_threads_settle(comm, !cuda);
     status = check_reduction(config, cuda, err);
-    if (status == MM_OK)
-        status = settle_dtype(config, cuda, resumed, err);
+    settle_dtype(config, cuda, resumed);
+    warn_slow(config, cuda);
     if (status == MM_OK)
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);
@@ -98,6 +97,6 @@ enum mm_status mm_place_plan(struct mm_config *config, bool *cuda, struct mm_err
     bool wanted = config->model.dtype == MM_DTYPE_BF16;
     *cuda = config->device == MM_DEVICE_CUDA ||
             (config->device == MM_DEVICE_AUTO && (wanted || mm_cuda_device_count() > 0));
-    enum mm_status status = check_reduction(config, *cuda, err);
-    return status == MM_OK ? settle_dtype(config, *cuda, false, err) : status;
+    settle_dtype(config, *cuda, false);
+    return check_reduction(config, *cuda, err);
 }

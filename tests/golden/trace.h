@@ -84,20 +84,29 @@ static inline double trace_error(const float *x, const double *want, size_t n, d
     return error;
 }
 
+/* Fails if the error is over what is allowed. With MM_MEASURE in the environment it prints both
+ * instead: limits of bfloat16 are set by what several machines and cuts of the batch measure. */
+static inline void trace_judge(const char *what, const char *name, double error, double allowed) {
+    if (getenv("MM_MEASURE"))
+        printf("measured %s %s %.4g of %.4g = %.3f\n", what, name, error, allowed, error / allowed);
+    else if (!(error <= allowed))
+        fail_msg("%s %s: off by %.3g, allowed %.3g", what, name, error, allowed);
+}
+
 /* Fails unless |x - want| <= tolerance · max |want| everywhere; a tensor whose values are all
  * rounding (a key bias moves every score of a softmax alike) may be off by 10^-7 of a unit loss. */
 static inline void trace_close(const char *what, const char *name, const float *x,
                                const double *want, size_t n, double tolerance) {
     double largest, error = trace_error(x, want, n, &largest);
     double allowed = tolerance == 0 ? 0 : fmax(tolerance * largest, 1e-7);
-    if (!(error <= allowed))
-        fail_msg("%s %s: off by %.3g of %.3g, allowed %.3g", what, name, error, largest, allowed);
+    trace_judge(what, name, error, allowed);
 }
 
 static inline void trace_near(const char *what, const char *name, size_t at, double x, double want,
                               double tolerance) {
-    if (!(fabs(x - want) <= tolerance * fmax(1.0, fabs(want))))
-        fail_msg("%s %s[%zu]: %.9g, should be %.9g", what, name, at, x, want);
+    char place[96];
+    snprintf(place, sizeof place, "%s[%zu]", name, at);
+    trace_judge(what, place, fabs(x - want), tolerance * fmax(1.0, fabs(want)));
 }
 
 #endif

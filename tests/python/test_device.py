@@ -144,13 +144,12 @@ def test_resumed_on_the_other_device(
 
 
 @on_device
-def test_bfloat16_does_not_go_on_without_the_device(tiny: Case, tmp_path: Path) -> None:
+def test_bfloat16_goes_on_without_the_device(tiny: Case, tmp_path: Path) -> None:
+    """It stays bfloat16, of the CPU's own rounding."""
     whole = device_run(tiny, tmp_path / "whole", BFLOAT16)
     cut = cut_copy(whole, tmp_path / "cut", 3)
-    lines = len(metrics_of(cut))
-    message = fail(2, "resume", cut, "device=cpu", binary=CUDA)
-    assert "model.dtype: " in message and "needs a GPU" in message
-    assert len(metrics_of(cut)) == lines
+    succeed("resume", cut, "device=cpu", binary=CUDA, limit=LIMIT)
+    assert_close_metrics(whole, cut, 0.05)
 
 
 # -- without a run ------------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
     "overrides",
     [
         ["model.state_dtype=bfloat16"],
+        ["model.dtype=bfloat16", "device=cpu"],
         ["unlearn.train_adversary=false"],
         ["unlearn.forget_momentum=0.9", "unlearn.adv_update=0.1"],
         ["unlearn.adv_lora_rank=3", "unlearn.adv_lora_count=2", "unlearn.adv_decay=0.9"],
