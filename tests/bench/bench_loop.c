@@ -4,12 +4,16 @@
  *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
  *              [--graph listing|fresh|reuse] [--reduction fast|exact] [--batch SEQUENCES]
  *              [--micro SEQUENCES] [--context TOKENS] [--threads N] [--repeats K]
+ *              [--profile yes|no]
  *
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
  * of 989 TFLOP/s a rank, what an H100 or H200 does at most in bfloat16. Peak memory is the GPU's,
- * or the process's on a CPU. tests/bench/bench_peer.py puts PyTorch beside it. */
+ * or the process's on a CPU. --profile adds the mean
+ * ms of each kind of operation (profile.h), on a CPU. tests/bench/bench_peer.py puts PyTorch beside
+ * it. */
 #include "tests/bench/bench_shapes.h"
+#include "tests/bench/profile.h"
 #include "src/mudman.h"
 #include "src/method/training.h"
 
@@ -20,12 +24,12 @@
 
 struct options {
     const char *shape, *what, *device, *dtype, *state, *graph, *reduction, *batch, *micro, *context,
-        *threads, *repeats;
+        *threads, *repeats, *profile;
 };
 
 static struct options read_options(int argc, char **argv) {
-    struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing",
-                        "fast", "",     "",    "",        "1",       "5"};
+    struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing", "fast",
+                        "",     "",     "",    "1",       "5",       "no"};
     const struct {
         const char *name, **value;
     } all[] = {
@@ -33,6 +37,7 @@ static struct options read_options(int argc, char **argv) {
         {"--dtype", &o.dtype},         {"--state", &o.state},     {"--graph", &o.graph},
         {"--reduction", &o.reduction}, {"--batch", &o.batch},     {"--micro", &o.micro},
         {"--context", &o.context},     {"--threads", &o.threads}, {"--repeats", &o.repeats},
+        {"--profile", &o.profile},
     };
     for (int i = 1; i < argc; i += 2) {
         size_t k = 0;
@@ -139,6 +144,8 @@ static void time_loops(const struct subject *b, const struct options *o) {
     bool ahead = b->model->dev->ops->asynchronous;
     double last = mm_now();
     for (int i = -b->warm_up; i < b->repeats; i++) {
+        if (i == 0)
+            profile_reset();
         size_t t = (size_t)(i + b->warm_up);
         if (!ahead || t == 0)
             mm_mudman_loop(u, t, retain, forget);
@@ -168,6 +175,8 @@ static void time_relearning(const struct subject *b, const struct options *o) {
                            dtype_of(o->state), false);
     uint32_t *tokens = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
+        if (i == 0)
+            profile_reset();
         double start = mm_now();
         mm_training_attack(t, tokens, &attack);
         if (i >= 0)
@@ -188,6 +197,9 @@ static size_t peak_bytes(const struct mm_device *dev) {
 static void print_result(const struct subject *b, const struct options *o) {
     bool loop = strcmp(o->what, "loop") == 0;
     int ranks = mm_comm_size(b->comm);
+    double all = 0;
+    for (int i = 0; i < b->repeats; i++)
+        all += b->times[i];
     qsort(b->times, (size_t)b->repeats, sizeof *b->times, ascending);
     double seconds = b->times[b->repeats / 2];
     size_t tokens = b->shape->batch * b->shape->context * (loop ? 2 : 1);
@@ -199,6 +211,8 @@ static void print_result(const struct subject *b, const struct options *o) {
     if (loop)
         printf(" mfu=%.4f",
                loop_flops(b->shape, graph_of(o->graph)) / seconds / ranks / PEAK_FLOPS);
+    if (strcmp(o->profile, "yes") == 0)
+        profile_print(b->repeats, all);
     printf("\n");
 }
 
@@ -226,6 +240,8 @@ int main(int argc, char **argv) {
     omp_set_num_threads(atoi(o.threads));
     struct mm_device *dev = open_device(comm, o.device);
     dev->exact = is_exact(&o);
+    if (strcmp(o.profile, "yes") == 0 && !dev->ops->asynchronous)
+        profile_begin(dev);
     struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->ops->asynchronous ? 3 : 1;

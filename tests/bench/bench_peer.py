@@ -2,7 +2,7 @@
 """Times one MUDMAN loop (and, on a CPU, one relearning step) against PyTorch, on this machine.
 
     bench_peer.py [--binary build/tests/bench_loop] [--threads 1] [--shapes demo pythia-14m smollm-135m]
-                  [--rounds 3] [--repeats 5]
+                  [--rounds 3] [--repeats 5] [--dtype bfloat16]
     bench_peer.py --device cuda [--binary build/tests/bench_loop] [--repeats 20] [--seconds 240]
 
 The peer is the paper's Listing 1 on a Hugging Face model: gradients of the intervened weights only, one retained
@@ -10,12 +10,13 @@ graph for the adversary's and the unlearning backward pass (loss neg_cross_entro
 fused (sdpa) attention, and the faster one counts. Weights and tokens are random. Needs torch and transformers
 (tests/golden/requirements.txt).
 
-On a CPU, in float32: every measurement is a fresh process, so that its peak memory is its own, and the programs take turns, in
+On a CPU, in float32 or bfloat16: every measurement is a fresh process, so that its peak memory is its own, and the programs take turns, in
 alternating order, so that a busy moment does not fall on one of them. A process times `repeats` runs after a
 warm-up and prints their median; the table shows the smallest over the rounds, as other programs only add time.
 With as many threads as idle cores or fewer the numbers mean something. With more they do not: OpenMP threads that
 wait for one without a core made PyTorch 7 to 65 times slower. The last line says how busy the machine was.
-The peer's peak memory includes the libraries that importing PyTorch loads, several hundred MiB.
+The peer's peak memory includes the libraries that importing PyTorch loads, several hundred MiB. In bfloat16 the
+peer's vectors and steps are bfloat16 too, as the authors have it; ours keeps b, a, m and relearning's masters in float32.
 
 On a GPU, in bfloat16, the peer's weights and vectors too, as the authors have it: our programs first, one process a
 measurement; then one process for all of the peer's, eager and then with torch.compile, the GPU being waited for once in
@@ -99,15 +100,16 @@ LOOPS_AT_ONCE = 5
 # The worker: PyTorch.
 
 
-def build_model(shape: Shape, attention: str, device: str = "cpu"):
+def build_model(shape: Shape, attention: str, device: str, dtype: str):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(shape.family, use_cache=False, **shape.config)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, dtype=getattr(torch, dtype)
+        )
 
 
 def cross_entropy(logits, tokens):
@@ -207,7 +209,7 @@ def gpu_case(name: str, batch: int, attention: str, compiled: bool, repeats: int
 
     shape = SHAPES[name]
     torch.cuda.reset_peak_memory_stats()
-    listing = Listing1(build_model(shape, attention, "cuda"), shape.target, compiled)
+    listing = Listing1(build_model(shape, attention, "cuda", "bfloat16"), shape.target, compiled)
     tokens = torch.randint(shape.config["vocab_size"], (2, batch, shape.context), device="cuda")
     ms = gpu_ms(lambda: listing.step(*tokens), repeats)
     return f"ms={ms:.4f} peak_bytes={torch.cuda.max_memory_allocated()}"
@@ -239,7 +241,7 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     name = args.shapes[0]
     shape = SHAPES[name]
-    model = build_model(shape, args.attention)
+    model = build_model(shape, args.attention, "cpu", args.dtype)
     retain, forget = torch.randint(shape.config["vocab_size"], (2, shape.batch, shape.context))
     if args.what == "loop":
         listing = Listing1(model, shape.target)
@@ -272,7 +274,8 @@ class Samples:
 
 
 def command_of(program: str, args: argparse.Namespace, name: str, what: str) -> list[str]:
-    options = ["--what", what, "--threads", str(args.threads), "--repeats", str(args.repeats)]
+    options = ["--what", what, "--threads", str(args.threads), "--repeats", str(args.repeats),
+               "--dtype", args.dtype]  # fmt: skip
     if program == "ours":
         return [str(args.binary), "--shape", name, *options]
     return [sys.executable, __file__, "--worker", "--attention", program, "--shapes", name, *options]
@@ -430,6 +433,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--binary", type=Path, default=root / "build/tests/bench_loop")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="on a CPU")
     parser.add_argument("--shapes", nargs="+", default=list(CPU_SHAPES), choices=list(SHAPES), help="on a CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5, help="timed runs; 20 are better on a GPU")
@@ -454,7 +458,7 @@ def main() -> None:
         programs.insert(0, "ours")
     else:
         print(f"{args.binary} is not there: the peer alone", file=sys.stderr)
-    print(f"{args.threads} threads, {args.rounds} rounds of {args.repeats} runs; ratio above 1: ours is faster")
+    print(f"{args.dtype}, {args.threads} threads, {args.rounds} rounds of {args.repeats} runs; ratio above 1: ours is faster")
     print(HEADER)
     for name in args.shapes:
         for what in WHATS:
