@@ -62,7 +62,7 @@ struct mm_loop_scalars {
     double retain_loss, adversary_loss, unlearning_loss; /* means over the global batch */
     double sum_squares;                                  /* of the last reduced gradient */
     double grad_norm, mask_fraction;
-    uint32_t stop; /* the guard: 0, or enum mm_stop of what was first not finite; sticky */
+    uint32_t stop; /* the guard: 0, or enum mm_stop of what stopped it first; sticky */
 };
 enum mm_stop {
     MM_STOP_NONE,
@@ -73,6 +73,8 @@ enum mm_stop {
     MM_STOP_UNLEARNING_LOSS,
     MM_STOP_UNLEARNING_GRADIENT,
     MM_STOP_ZERO_NORM,
+    MM_STOP_RETAIN_DEAD, /* the gradient is zero everywhere, the loss is not: a wrecked model */
+    MM_STOP_ADVERSARY_DEAD,
 };
 
 /* Sums over one tensor of W of the unlearning gradient, before and after the mask. */
@@ -175,7 +177,8 @@ struct mm_ops {
                        const uint32_t *tokens);
     /* sum = x + delta (delta.data NULL: sum is not written, x is normalized as it is);
      * y = normalized sum · weight (+ bias). stats [n, 2] float32: mean (0 for RMS), 1/deviation.
-     * sum may be x itself. */
+     * sum may be x itself. A row whose sum of squares overflows becomes NaN, y and 1/deviation:
+     * zeros would look like a finite loss, and the guard would not see the wreck. */
     void (*norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
                  struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
                  struct mm_mat y, float *stats);
@@ -242,6 +245,9 @@ struct mm_ops {
     /* if *value is not finite (or is zero, and `zero_too`) and *stop == 0: *stop = code */
     void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_stop code,
                   uint32_t *stop);
+    /* if *sum_squares, of a gradient, is zero, *loss is not, and *stop == 0: *stop = code */
+    void (*guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
+                       enum mm_stop code, uint32_t *stop);
     /* a = b (line 4) */
     void (*fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                  const uint32_t *stop);
@@ -288,7 +294,7 @@ struct mm_ops {
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
             op(loss) op(sequence_loss) op(state_loss) op(add_squares) op(sum) op(scale)            \
-                op(scale_scalar) op(sum_squares) op(guard) op(fork) op(retain_step)                \
+                op(scale_scalar) op(sum_squares) op(guard) op(guard_dead) op(fork) op(retain_step) \
                     op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step)            \
                         op(sgd_step) op(adamw_step)
 

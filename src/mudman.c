@@ -62,13 +62,15 @@ static void base_gradient(struct mm_mudman *u, const struct mm_batch *batch,
         mm_lora_gradients(u->base, u->g);
 }
 
-/* The guard: a loss or a reduced gradient that is not finite stops every later update. */
+/* The guard: a loss or a reduced gradient that is not finite stops every later update; and so does
+ * a gradient of zeros where there is a loss, for such a model does not learn any more. */
 static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_code,
-                  enum mm_stop gradient_code) {
+                  enum mm_stop gradient_code, enum mm_stop dead_code) {
     struct mm_loop_scalars *s = u->scalars;
     mm_sums_squares(&u->over_w, &s->sum_squares, gradient(u), u->b.dtype);
     OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
     OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
+    OPS(u)->guard_dead(u->dev, &s->sum_squares, loss, dead_code, &s->stop);
 }
 
 /* The adversary's weights as the working ones; adapters lie on b, and the sum is formed in g. */
@@ -81,7 +83,8 @@ static void use_adversary(struct mm_mudman *u) {
 static void adversary_step(struct mm_mudman *u) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_vector a = u->a, b = u->b, g = u->g, zero = {0};
-    check(u, &u->scalars->adversary_loss, MM_STOP_ADVERSARY_LOSS, MM_STOP_ADVERSARY_GRADIENT);
+    check(u, &u->scalars->adversary_loss, MM_STOP_ADVERSARY_LOSS, MM_STOP_ADVERSARY_GRADIENT,
+          MM_STOP_ADVERSARY_DEAD);
     if (u->adversary) {
         mm_lora_gradients(u->adversary, u->g);
         a = u->adversary->p;
@@ -227,7 +230,7 @@ static void one_loop(struct mm_mudman *u, bool fork) {
     if (compares(u))
         keep_frozen(u);
     base_gradient(u, &u->retain, retaining(u), &s->retain_loss, NULL); /*                 7 */
-    check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
+    check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT, MM_STOP_RETAIN_DEAD);
     OPS(u)->retain_step(u->dev, u->m, u->b, gradient(u),
                         c->retain_momentum, /*                8-9 */
                         c->retaining_rate, &s->stop);
@@ -425,6 +428,8 @@ const char *mm_stop_text(enum mm_stop stop) {
         "the unlearning loss is not finite",
         "the unlearning gradient is not finite",
         "the norm of the unlearning gradient is zero: there is nothing to normalize",
+        "the retain gradient is zero everywhere, though the retain loss is not",
+        "the adversary's gradient is zero everywhere, though its loss is not",
     };
     return texts[stop];
 }

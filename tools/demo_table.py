@@ -29,12 +29,19 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def is_above(run: dict) -> bool:
+    """Whether the attack only raised the forget loss."""
+    score, before = run["score"], run["forget_loss_unlearn"]
+    before = run["forget_loss_start"] if before is None else before
+    return score is not None and before is not None and score > before
+
+
 def row(name: str, run: dict) -> list[str]:
     return [
         name,
         number(run["forget_loss_start"]),
         number(run["forget_loss_unlearn"]),
-        number(run["score"]),
+        number(run["score"]) + "*" * is_above(run),
         number(run["retain_loss_start"]),
         number(run["retain_loss_unlearn"]),
         number(run["retain_loss_relearn"]),
@@ -57,6 +64,8 @@ def main() -> None:
     print("\nForget loss: on facts that the attack never saw; higher means better forgotten; relearned: the")
     print("lowest during the attack. Retain loss relearned: at its end; the attack itself does harm.")
     print("Questions: share answered right on those facts after relearning; 0.25 is chance.")
+    if any(map(is_above, runs.values())):
+        print("*: above the loss before the attack, which says little of another attack.")
     for name, run in runs.items():
         if run["status"] == "rejected":
             print(f"{name} was rejected: {run['reason']}")

@@ -216,6 +216,13 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def is_above(result: dict[str, Any]) -> bool:
+    """Whether the attack only raised the forget loss."""
+    score, before = result.get("score"), result.get("forget_loss_unlearn")
+    before = result.get("forget_loss_start") if before is None else before
+    return score is not None and before is not None and score > before
+
+
 def table(results: dict[Rotation, dict[str, Any]]) -> list[list[str]]:
     """A line a run; after those with and those without unlearning their mean and its standard
     error (std with ddof 0, as in the study) over the runs that were not rejected."""
@@ -244,6 +251,8 @@ def print_table(results: dict[Rotation, dict[str, Any]]) -> None:
     for rotation, result in results.items():
         if result["status"] != "done":
             print(f"{rotation.name} was {result['status']}: {result['reason']}")
+        elif is_above(result):
+            print(f"{rotation.name}: the attack only raised the forget loss")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -193,12 +193,24 @@ def status(run: Run) -> str:
 def stages(run: Run) -> list[Point | None]:
     """The evaluations at the start, after unlearning and after relearning, where there are any.
 
-    Of several attacks the strongest counts: the one that ends with the lowest forget loss.
+    Of several attacks the strongest counts: the one that ends with the lowest forget loss and did
+    not diverge.
     """
     start = run.unlearning[0] if run.unlearning else None
     unlearned = run.unlearning[-1] if len(run.unlearning) > 1 else None
-    ends = [points[-1] for points in run.attacks.values() if len(points) > 1]
+    ends = [
+        points[-1]
+        for name, points in run.attacks.items()
+        if len(points) > 1 and run.result.get(f"diverged_{name}") is None
+    ]
     return [start, unlearned, min(ends, key=lambda end: end.forget, default=None)]
+
+
+def shown_score(run: Run) -> str:
+    """The score; that of attacks that only raised the forget loss says so."""
+    score = number(run.result, "score")
+    before = run.unlearning[-1].forget if run.unlearning else math.nan
+    return shown(score) + (", above the loss before the attack" if score > before else "")
 
 
 def summary(runs: Sequence[Run]) -> Table:
@@ -207,7 +219,7 @@ def summary(runs: Sequence[Run]) -> Table:
     head += ["retain: start", "unlearned", "relearned", "memory of a rank", "time"]
     rows = []
     for run in runs:
-        row = [run.name, status(run), shown(number(run.result, "score"))]
+        row = [run.name, status(run), shown_score(run)]
         row += [shown(stage.forget) if stage else "–" for stage in stages(run)]
         row += [shown(stage.retain) if stage else "–" for stage in stages(run)]
         peak, seconds = number(run.result, "peak_bytes"), number(run.result, "seconds")

@@ -56,6 +56,8 @@ void CPU_NAME(cpu_norm)(struct mm_device *dev, enum mm_norm_kind kind, float eps
         for (size_t j = 0; j < C; j++)
             out[j] = in[j] - mean;
         float inverse = 1.0f / sqrtf(row_dot(out, out, C) / (float)C + epsilon);
+        if (inverse == 0.0f)
+            inverse = NAN;
         for (size_t j = 0; j < C; j++)
             out[j] = out[j] * inverse * w[j] + (b ? b[j] : 0.0f);
         row_put(y, i, out);

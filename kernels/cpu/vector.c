@@ -88,6 +88,13 @@ void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, bool zero_t
         *stop = code;
 }
 
+void CPU_NAME(cpu_guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
+                              enum mm_stop code, uint32_t *stop) {
+    (void)dev;
+    if (*stop == MM_STOP_NONE && *sum_squares == 0 && *loss != 0)
+        *stop = code;
+}
+
 void CPU_NAME(cpu_scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor) {
     (void)dev;
     bool half = x.dtype == MM_BF16;

@@ -80,6 +80,8 @@ __global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_a
             squares += v[i][k] * v[i][k];
         }
     float inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(C) + a.epsilon);
+    if (inverse == 0.0f)
+        inverse = nanf("");
 #pragma unroll
     for (unsigned i = 0; i < GROUPS; i++)
         if (column_of(i) < C) {

@@ -260,3 +260,14 @@ void cuda_guard(struct mm_device *dev, const double *value, bool zero_too, enum 
                 uint32_t *stop) {
     MM_LAUNCH(guard_kernel, 1, 1, 0, dev, value, zero_too, code, stop);
 }
+
+__global__ static void guard_dead_kernel(const double *sum_squares, const double *loss,
+                                         enum mm_stop code, uint32_t *stop) {
+    if (*stop == MM_STOP_NONE && *sum_squares == 0 && *loss != 0)
+        *stop = code;
+}
+
+void cuda_guard_dead(struct mm_device *dev, const double *sum_squares, const double *loss,
+                     enum mm_stop code, uint32_t *stop) {
+    MM_LAUNCH(guard_dead_kernel, 1, 1, 0, dev, sum_squares, loss, code, stop);
+}

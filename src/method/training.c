@@ -118,7 +118,16 @@ void mm_training_free(struct mm_training *t) {
     mm_free(t);
 }
 
-/* Loss and squared norm of the reduced gradient, on the host. */
+/* What no working model has, in words; NULL: nothing. */
+static const char *wreck_of(double loss, double sum_squares) {
+    return !isfinite(loss)          ? "the loss is not finite"
+           : !isfinite(sum_squares) ? "the gradient is not finite"
+           : sum_squares == 0 && loss != 0
+               ? "the gradient is zero everywhere, though the loss is not,"
+               : NULL;
+}
+
+/* Loss and squared norm of the reduced gradient, on the host; and what is wrong with them. */
 static void gradient(struct mm_training *t, const uint32_t *tokens, double result[2]) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
@@ -126,6 +135,7 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
     mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
     dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
+    t->wrecked = wreck_of(result[0], result[1]);
 }
 
 /* p, by its gradient, at a rank that has a part of it. */
@@ -146,8 +156,8 @@ double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
                           const struct mm_attack *attack) {
     double result[2];
     gradient(t, tokens, result);
-    if (!isfinite(result[0]) || !isfinite(result[1]))
-        return NAN;
+    if (t->wrecked)
+        return result[0];
     struct mm_lora *l = t->lora;
     t->steps++;
     if (l)
@@ -181,8 +191,8 @@ double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
     double result[2];
     gradient(t, tokens, result);
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
-    if (!isfinite(result[0]) || !isfinite(norm))
-        return NAN;
+    if (t->wrecked)
+        return result[0];
     double g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1;
     for (size_t i = 0; i < t->shard->tensors_n; i++) {
         const struct mm_param *param = &t->model->params[t->shard->param[i]];

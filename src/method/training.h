@@ -24,6 +24,7 @@ struct mm_training {
     struct mm_sums over_all;        /* sums over all ranks */
     double *scalars;                /* device: loss, sum of squares */
     size_t steps;                   /* of an attack, so far */
+    const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
 
 /* Training of all parameters. Masters are `dtype` (float32; bfloat16 repeats the authors'
@@ -49,12 +50,15 @@ void mm_training_free(struct mm_training *training);
 
 /* One step of an attack on cross-entropy, by its optimizer and lr: SGD without momentum, or AdamW
  * with betas 0.9 and 0.999, epsilon 1e-8 and no decay; tokens: this rank's sequences. Returns the
- * loss before the step; weights are left as they were if it is not finite. Collective. */
+ * loss before the step. The step is not taken, and `wrecked` says so on every rank, where the loss
+ * or the gradient is not finite, or the gradient is zero everywhere and the loss is not.
+ * Collective. */
 double mm_training_attack(struct mm_training *training, const uint32_t *tokens,
                           const struct mm_attack *attack);
 
 /* One step of pretraining by AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient
- * clipped to the norm `clip`, matrices decayed. Returns the loss before the step. Collective. */
+ * clipped to the norm `clip`, matrices decayed. Returns the loss before the step; `wrecked` as
+ * above. Collective. */
 double mm_training_adamw(struct mm_training *training, const uint32_t *tokens,
                          const struct mm_config *config, size_t t);
 

@@ -138,12 +138,14 @@ static struct ranked *rank_by_length(const struct mm_questions *q) {
     return order;
 }
 
-/* 1 or 0, or the answer's probability, from the logits of the four choices. */
+/* 1 or 0, or the answer's probability, from the logits of the four choices; NaN where one is. */
 static double score(const float *logits, const uint32_t *choices, uint32_t answer,
                     double temperature) {
     double right = (double)logits[choices[answer]], sum = 0;
     for (uint32_t c = 0; c < 4; c++) {
         double other = (double)logits[choices[c]];
+        if (isnan(other))
+            return NAN;
         if (temperature == 0 && (other > right || (other == right && c < answer)))
             return 0;
         sum += exp((other - right) / (temperature == 0 ? 1 : temperature));

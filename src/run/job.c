@@ -147,7 +147,7 @@ void mm_job_close(struct mm_job *job) {
     mm_free(job->at_start.accuracy);
     mm_free(job->after_unlearning.accuracy);
     mm_free(job->after_relearning.accuracy);
-    mm_free(job->attack_scores);
+    mm_job_forget_attacks(job);
     mm_free(job->adapters);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
@@ -282,27 +282,50 @@ static void write_losses(struct mm_job *job) {
     }
 }
 
-static double attack_score(const struct mm_job *job, size_t i) {
-    return job->attack_scores ? job->attack_scores[i] : NAN;
+void mm_job_forget_attacks(struct mm_job *job) {
+    for (size_t i = 0; i < job->attacks_n; i++)
+        mm_free(job->attacks[i].diverged);
+    mm_free(job->attacks);
+    job->attacks = NULL;
+    job->attacks_n = 0;
+}
+
+double mm_job_before_attacks(const struct mm_job *job) {
+    double after = job->after_unlearning.forget_loss;
+    return isnan(after) ? job->at_start.forget_loss : after;
 }
 
 void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score) {
     mm_metrics_number(to, "score", score);
     for (size_t i = 0; i < job->config->relearn.attacks_n; i++) {
-        char *key = mm_format("score_%s", job->config->relearn.attacks[i].name);
-        mm_metrics_number(to, key, attack_score(job, i));
+        const char *name = job->config->relearn.attacks[i].name;
+        struct mm_attack_end end = {NAN, NULL};
+        if (i < job->attacks_n)
+            end = job->attacks[i];
+        char *key = mm_format("score_%s", name);
+        mm_metrics_number(to, key, end.score);
+        mm_free(key);
+        key = mm_format("diverged_%s", name);
+        if (end.diverged)
+            mm_metrics_text(to, key, end.diverged);
         mm_free(key);
     }
 }
 
+/* An attack that only made the forget loss higher tells little. */
+static const char *above(const struct mm_job *job, double score) {
+    return score > mm_job_before_attacks(job) ? ", above the loss before the attack" : "";
+}
+
 static void print_attacks(const struct mm_job *job) {
-    for (size_t i = 0; i < job->config->relearn.attacks_n && job->attack_scores; i++) {
-        struct mm_attack a = mm_config_attack(job->config, i);
-        if (a.passes && isnan(attack_score(job, i)))
-            mm_log0(MM_LOG_INFO, "%-18s %12s", a.name, "diverged");
-        else if (a.passes)
-            mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack", a.name,
-                    attack_score(job, i));
+    for (size_t i = 0; i < job->attacks_n; i++) {
+        struct mm_attack_end end = job->attacks[i];
+        const char *name = mm_config_attack(job->config, i).name;
+        if (name && end.diverged)
+            mm_log0(MM_LOG_INFO, "%-18s %12s", name, "diverged");
+        else if (name && !isnan(end.score))
+            mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack%s", name,
+                    end.score, above(job, end.score));
     }
 }
 
@@ -339,7 +362,8 @@ enum mm_status mm_job_result(struct mm_job *job, const char *reason, double scor
     print_summary(job, seconds, peak);
     print_attacks(job);
     if (!isnan(score))
-        mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning): %.4f", score);
+        mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning%s): %.4f",
+                above(job, score), score);
     return mm_comm_agree(job->comm, status, err);
 }
 

@@ -16,6 +16,12 @@ struct mm_listener {
                                 const struct mm_evaluation *evaluation, struct mm_error *err);
 };
 
+/* What became of an attack. */
+struct mm_attack_end {
+    double score;   /* its lowest forget loss; NaN: not made, or diverged */
+    char *diverged; /* why it is no evidence; NULL: it is, or was not made */
+};
+
 struct mm_job {
     struct mm_comm *comm;           /* borrowed */
     struct mm_device *dev;          /* borrowed */
@@ -29,15 +35,16 @@ struct mm_job {
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_evaluation at_start, after_unlearning, after_relearning;
-    float *adapters;       /* own rows of those that were unlearned with (unlearn.lora_rank), host
-                              memory; NULL: none */
-    const char *attack;    /* the name of the one under way; NULL: none, or there is no list */
-    double *attack_scores; /* as mm_config_attack; NaN: not made, or diverged; NULL: none made */
-    double started;        /* mm_now() */
-    bool trial;            /* no run folder: nothing is written, and at_start is known */
-    struct mm_listener listener; /* evaluated NULL: nobody */
-    double busy;                 /* seconds in loops and steps, their evaluations included */
-    bool advanced;               /* this process completed loops: a resume need not repeat them */
+    float *adapters;    /* own rows of those that were unlearned with (unlearn.lora_rank), host
+                           memory; NULL: none */
+    const char *attack; /* the name of the one under way; NULL: none, or there is no list */
+    size_t attacks_n;   /* 0: none made */
+    struct mm_attack_end *attacks; /* as mm_config_attack */
+    double started;                /* mm_now() */
+    bool trial;                    /* no run folder: nothing is written, and at_start is known */
+    struct mm_listener listener;   /* evaluated NULL: nobody */
+    double busy;                   /* seconds in loops and steps, their evaluations included */
+    bool advanced;                 /* this process completed loops: a resume need not repeat them */
 };
 
 /* What a command needs of the job. */
@@ -82,6 +89,12 @@ void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const 
 void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
                              const struct mm_evaluation *evaluation);
 void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score);
+
+/* Forgets what became of attacks. Local. */
+void mm_job_forget_attacks(struct mm_job *job);
+/* The forget loss that attacks start from: after unlearning, or at the start where there was none.
+ * Local. */
+double mm_job_before_attacks(const struct mm_job *job);
 
 /* MM_BAD_INPUT if the passes of relearning don't divide into steps. Local. */
 enum mm_status mm_job_check_attacks(const struct mm_config *config, struct mm_error *err);

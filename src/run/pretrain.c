@@ -41,9 +41,10 @@ static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
             mm_metrics_number(m, "loss", loss);
             status = mm_metrics_end(m, err);
         }
-        if (status == MM_OK && !isfinite(loss))
+        if (status == MM_OK && pt->training->wrecked)
             status =
-                mm_fail(err, MM_REJECTED, "pretraining diverged at step %zu: lower pretrain.lr", t);
+                mm_fail(err, MM_REJECTED, "pretraining diverged: %s at step %zu: lower pretrain.lr",
+                        pt->training->wrecked, t);
         status = mm_comm_agree(pt->job->comm, status, err);
         mm_progress_step(&progress, t + 1, "loss %.4f", loss);
     }

@@ -6,7 +6,9 @@
 
 #include <math.h>
 
-#define NOT_YET SIZE_MAX
+/* An attack that ends so many nats above the forget loss it started from went uphill: the model's
+ * perplexity has doubled. Less is what an attack without effect may do. */
+#define UPHILL M_LN2
 
 struct attack {
     struct mm_job *job;
@@ -14,8 +16,9 @@ struct attack {
     struct mm_training *training;
     uint32_t *tokens;
     size_t first_batch; /* the batches before it are for evaluation */
-    size_t diverged;    /* the step whose loss was not finite, or NOT_YET */
+    double start;       /* the forget loss before any attack */
     double best;        /* lowest forget loss seen */
+    char *diverged;     /* why this attack is no evidence, the job's; NULL: it is */
     struct mm_stopwatch stopwatch;
     struct mm_evaluation last;
 };
@@ -68,12 +71,21 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     mm_job_watch(a->job, "relearning step", index);
     mm_passes_read(a->training->passes, set, a->first_batch + index, a->tokens);
-    return mm_training_attack(a->training, a->tokens, &a->how);
+    double loss = mm_training_attack(a->training, a->tokens, &a->how);
+    if (a->training->wrecked)
+        a->diverged = mm_format("%s at step %zu", a->training->wrecked, index);
+    return loss;
 }
 
 static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error *err) {
     enum mm_status status = mm_job_evaluate(a->job, "relearn", passes, &a->last, err);
-    a->best = isnan(a->best) || a->last.forget_loss < a->best ? a->last.forget_loss : a->best;
+    double loss = a->last.forget_loss;
+    a->best = fmin(a->best, loss);
+    if (!isfinite(loss) || !isfinite(a->last.retain_loss))
+        a->diverged = mm_format("the evaluation after %zu passes is not finite", passes);
+    else if (passes == a->how.passes && loss > a->start + UPHILL)
+        a->diverged = mm_format("the forget loss ends at %.4f, beyond the %.4f it started from",
+                                loss, a->start);
     return status;
 }
 
@@ -109,12 +121,9 @@ static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
 }
 
 static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct mm_error *err) {
-    double retain = 0;
     *loss = step(a, &a->job->data.forget_validation, i);
-    if (a->how.with_retain && isfinite(*loss))
-        retain = step(a, &a->job->data.retain_validation, i);
-    if (!isfinite(*loss) || !isfinite(retain))
-        a->diverged = i;
+    if (a->how.with_retain && !a->diverged)
+        step(a, &a->job->data.retain_validation, i);
     enum mm_status status = write_step(a->job, i, *loss, err);
     return status == MM_OK ? stop_here(a, err) : status;
 }
@@ -129,11 +138,11 @@ static enum mm_status steps(struct attack *a, struct mm_error *err) {
     enum mm_status status = MM_OK;
     double loss, started = mm_now();
     a->stopwatch = mm_stopwatch_start(0);
-    for (size_t i = 0; i < n && status == MM_OK && a->diverged == NOT_YET; i++) {
+    for (size_t i = 0; i < n && status == MM_OK && !a->diverged; i++) {
         status = one_step(a, i, &loss, err);
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);
         bool due = (i + 1) * each / every > i * each / every || i + 1 == n;
-        if (status == MM_OK && due && a->diverged == NOT_YET)
+        if (status == MM_OK && due && !a->diverged)
             status = evaluate(a, (i + 1) * each, err);
     }
     job->busy += mm_now() - started;
@@ -150,7 +159,7 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     a->training = create(job, arena, i);
     a->tokens = mm_calloc(a->training->passes->share * a->training->passes->T, sizeof *a->tokens);
     a->first_batch = job->data.forget_evaluation.tokens ? 0 : job->config->evaluate.batches;
-    a->diverged = NOT_YET;
+    a->diverged = NULL;
     a->best = a->last.forget_loss = a->last.retain_loss = NAN;
     job->attack = a->how.name;
     enum mm_status status = steps(a, err);
@@ -167,7 +176,7 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
  * diverged one only where no attack `ended`. */
 static void keep_worst(struct attack *a, bool ended) {
     struct mm_evaluation *kept = &a->job->after_relearning, last = a->last;
-    bool first = !ended && a->diverged == NOT_YET, counts = !ended || a->diverged == NOT_YET;
+    bool first = !ended && !a->diverged, counts = !ended || !a->diverged;
     if (first || (counts && (isnan(kept->forget_loss) || last.forget_loss < kept->forget_loss))) {
         a->last = *kept;
         *kept = last;
@@ -176,8 +185,8 @@ static void keep_worst(struct attack *a, bool ended) {
 
 static char *why_rejected(const struct attack *a) {
     const char *name = a->how.name;
-    return mm_format("relearning diverged%s: the loss%s%s is not finite at step %zu",
-                     name ? " in every attack" : "", name ? " of " : "", name ? name : "",
+    return mm_format("relearning diverged%s%s: %s",
+                     name ? " in every attack, the last of which is " : "", name ? name : "",
                      a->diverged);
 }
 
@@ -195,12 +204,12 @@ static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
         changed = true;
         status = run(a, i, err);
         keep_worst(a, *ended);
-        *ended = *ended || a->diverged == NOT_YET;
-        if (status == MM_OK && a->diverged == NOT_YET)
-            job->attack_scores[i] = a->best;
+        *ended = *ended || !a->diverged;
+        job->attacks[i].diverged = a->diverged;
+        if (status == MM_OK && !a->diverged)
+            job->attacks[i].score = a->best;
         else if (status == MM_OK && a->how.name)
-            mm_log0(MM_LOG_WARN, "attack %s diverged: its loss is not finite at step %zu",
-                    a->how.name, a->diverged);
+            mm_log0(MM_LOG_WARN, "attack %s diverged: %s", a->how.name, a->diverged);
     }
     return status;
 }
@@ -209,12 +218,14 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     size_t n = mm_config_attacks_n(job->config);
     struct mm_arena *arena = mm_arena_create(job->dev, false);
     struct attack a = {.job = job,
+                       .start = mm_job_before_attacks(job),
                        .last.accuracy = mm_calloc(job->data.questions_n, sizeof(double))};
     bool ended = false;
-    mm_free(job->attack_scores);
-    job->attack_scores = mm_calloc(n, sizeof *job->attack_scores);
+    mm_job_forget_attacks(job);
+    job->attacks_n = n;
+    job->attacks = mm_calloc(n, sizeof *job->attacks);
     for (size_t i = 0; i < n; i++)
-        job->attack_scores[i] = NAN;
+        job->attacks[i].score = NAN;
     enum mm_status status = run_all(&a, keep_weights(job, arena), &ended, err);
     if (status == MM_OK && !ended) {
         *reason = why_rejected(&a);
@@ -222,7 +233,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     }
     *score = NAN;
     for (size_t i = 0; i < n && status == MM_OK; i++)
-        *score = fmin(*score, job->attack_scores[i]);
+        *score = fmin(*score, job->attacks[i].score);
     mm_free(a.last.accuracy);
     mm_arena_free(arena);
     return status;

@@ -100,8 +100,7 @@ static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e)
 static void forget_results(struct server *s) {
     forget_evaluation(&s->job, &s->job.after_unlearning);
     forget_evaluation(&s->job, &s->job.after_relearning);
-    mm_free(s->job.attack_scores);
-    s->job.attack_scores = NULL;
+    mm_job_forget_attacks(&s->job);
     s->job.busy = 0;
     s->pruned = false;
 }

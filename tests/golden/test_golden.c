@@ -38,7 +38,7 @@ static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, si
                      false);
     double *want = trace_read(f->reference, "logits", NULL, NULL);
     float *got = fetch(logits.data, arithmetic, n * V);
-    expect_tensor(f->name, "logits", got, want, n * V, 3e-6, 0.06);
+    expect_tensor(f->name, "logits", got, want, n * V, 1e-5, 0.06);
     mm_free(got);
     mm_free(want);
     mm_acts_free(&acts);
@@ -244,10 +244,10 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
         const char *name;
         struct mm_vector v;
         double tolerance;
-    } ends[] = {{"base", u->b, 5e-6},
-                {"retain_acc", u->m, 1e-4},
-                {"adversary", u->a, 1e-5},
-                {"forget_acc", u->f, 1e-4}};
+    } ends[] = {{"base", u->b, 2e-5},
+                {"retain_acc", u->m, 4e-4},
+                {"adversary", u->a, 4e-5},
+                {"forget_acc", u->f, 4e-4}};
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         if (!ends[i].v.data || amplifies(variant))
             continue;
@@ -263,7 +263,7 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
             check_vector(variant, group, ends[i].name, shard, ends[i].v, ends[i].tolerance);
     }
     if (u->adversary)
-        check_adapters(variant, group, "adversary", u->adversary, u->adversary->all, false, 2e-5,
+        check_adapters(variant, group, "adversary", u->adversary, u->adversary->all, false, 1e-4,
                        HALF_CHANGE);
     end(&run);
     mm_config_free(&config);
@@ -534,7 +534,7 @@ static void relearning(void **state) {
 static void relearning_otherwise(void **state) {
     (void)state;
     check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.03);
-    check_relearning("llama-gqa-tied", "relearn_lora", 2e-5, 0.09);
+    check_relearning("llama-gqa-tied", "relearn_lora", 1e-4, 0.09);
     check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.03);
     check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.09);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");

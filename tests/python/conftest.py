@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("job_helpers")
 
-from model_helpers import Case, golden_case  # noqa: E402  needs the path above
+from model_helpers import Case, golden_case, overflowing_case  # noqa: E402  needs the path above
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,12 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 def tiny(golden: Callable[[str], Case]) -> Case:
     """The golden case that most tests run."""
     return golden("llama-gqa-tied")
+
+
+@pytest.fixture(scope="session")
+def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A golden case with a token that overflows: a batch that holds it has no finite loss."""
+    return overflowing_case(tmp_path_factory.mktemp("overflowing"))
 
 
 @pytest.fixture(scope="session")

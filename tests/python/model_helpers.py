@@ -7,6 +7,7 @@ random models are for what needs another shape.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,16 @@ class Case:
         with h5py.File(self.model / "traces.h5") as file:
             return str(file[variant].attrs["overrides"]).splitlines()
 
+    def attacked_with(self, folder: Path, rows: np.ndarray) -> list[str]:
+        """The overrides of attacks on these rows, evaluated on sentences of LEARNED."""
+        rows_file = write_tokens(folder / "attack.h5", rows, int(rows.max()) + 1)
+        learned = write_tokens(folder / "learned.h5", sentences(*LEARNED), 5)
+        return [
+            f"data.forget_validation={rows_file}",
+            f"data.forget_evaluation={learned}",
+            f"data.retain_evaluation={self.data / 'retain_validation.h5'}",
+        ]
+
     def tokens(self, name: str) -> np.ndarray:
         with h5py.File(self.model / "traces.h5") as file:
             return file[name][:]
@@ -142,6 +153,50 @@ def _plain(value: str) -> object:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
+
+
+# -- attacks and wrecks that do what a test needs, however the processor rounds -------------------------
+
+LEARNED, CONTRARY, OTHER = (1, 2), (1, 3), (3, 4)
+OVERFLOWS = 46
+
+
+def sentences(first: int, second: int, batches: int = 1) -> np.ndarray:
+    """Batches of sequences that alternate two tokens.
+
+    An attack on LEARNED lowers the loss on it from 3.5 to below 1 within a few steps of the rate 0.1,
+    and one on CONTRARY or OTHER raises it again, by more than 1.
+    """
+    return np.tile([first, second], (batches * BATCH, 6))
+
+
+def overflowing_case(folder: Path) -> Case:
+    """A case whose token OVERFLOWS has an embedding that no norm can square; its files lack it."""
+    case = golden_case("llama3-untied", folder)
+    for token_set in TOKEN_SETS:
+        tokens = case.tokens(token_set)
+        write_tokens(folder / f"{token_set}.h5", np.where(tokens == OVERFLOWS, 0, tokens), 47)
+    return changed_case(case, folder, {"model.embed_tokens.weight": (OVERFLOWS, 2.0**100)})
+
+
+def changed_case(case: Case, folder: Path, changes: Mapping[str, tuple[object, object]]) -> Case:
+    """The case with another model: each tensor's elements at an index become a value."""
+    model = folder / "model"
+    shutil.copytree(case.model, model)
+    tensors = floats_of(model / "model.safetensors")
+    for name, (index, value) in changes.items():
+        tensors[name][index] = value
+    write_safetensors(model / "model.safetensors", tensors)
+    config = folder / "changed.yaml"
+    config.write_text(case.config.read_text().replace(str(case.model), str(model)))
+    return Case(case.name, model, case.data, config)
+
+
+def with_overflow(rows: np.ndarray, batch: int) -> np.ndarray:
+    """The batches of a token file to this one, which holds OVERFLOWS."""
+    rows = np.take(rows, np.arange((batch + 1) * BATCH), axis=0, mode="wrap")
+    rows[batch * BATCH, 0] = OVERFLOWS
+    return rows
 
 
 # -- safetensors --------------------------------------------------------------------------------------

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from job_helpers import fail, lines_of, metrics_of, result_of, succeed
-from model_helpers import Case, floats_of, random_case, random_llama
+from model_helpers import (
+    LEARNED,
+    OTHER,
+    Case,
+    changed_case,
+    floats_of,
+    random_case,
+    random_llama,
+    sentences,
+    with_overflow,
+)
 from test_cli import planned
 
 # Attacks that differ in every key, and what makes the same attack the only one of a run.
@@ -23,7 +33,6 @@ ATTACKS: dict[str, dict[str, object]] = {
     "lora": {"lr": 0.05, "lora_rank": 2, "passes": 8},
     "lora-adamw": {"lr": 0.02, "lora_rank": 3, "optimizer": "adamw", "passes": 16},
 }
-DIVERGES = {"lr": 5, "passes": 60}
 
 
 def as_yaml(value: object) -> str:
@@ -189,34 +198,101 @@ def test_resume_relearns_with_other_attacks(tiny: Case, tmp_path: Path) -> None:
 # -- divergence ---------------------------------------------------------------------------------------
 
 
+WRECK = 8  # the step whose batch overflows
+
+
+def wrecking(case: Case, folder: Path) -> list[str]:
+    """An attack that learns fast enough is far ahead when a batch wrecks it."""
+    rows = with_overflow(sentences(*LEARNED), WRECK)
+    return [*case.attacked_with(folder, rows), "evaluate.every_passes=2"]
+
+
 @pytest.mark.parametrize("first", [True, False])
-def test_one_diverged_attack_does_not_count(tiny: Case, tmp_path: Path, first: bool) -> None:
+def test_one_diverged_attack_does_not_count(
+    overflowing: Case, tmp_path: Path, first: bool
+) -> None:
     """It has no score; the others do, and start where they would without it."""
     run, single = tmp_path / "run", tmp_path / "single"
-    tame, wild = {"tame": ATTACKS["slow"]}, {"wild": {"lr": 3, "passes": 120}}
-    every = "evaluate.every_passes=30"
-    outcome = tiny.run(run, every, listed(wild | tame if first else tame | wild))
-    tiny.run(single, every, *alone(ATTACKS["slow"]))
+    wild = {"wild": {"lr": 0.1, "passes": 2 * WRECK + 4}}
+    tame = {"tame": {"lr": 0.001, "passes": 2 * WRECK}}
+    settings = wrecking(overflowing, tmp_path)
+    outcome = overflowing.run(run, *settings, listed(wild | tame if first else tame | wild))
+    overflowing.run(single, *settings, *alone(tame["tame"]))
     result, expected = result_of(run), result_of(single)
     assert result["status"] == "done" and result["score_wild"] is None
     assert of_attack(run, "tame") == of_attack(single, None)
     for key in ("score", "forget_loss_relearn", "retain_loss_relearn"):
         assert result[key] == expected[key]
     last = [line for line in of_attack(run, "wild") if line["phase"] == "relearn"][-1]
-    assert last["loss"] is None and last["step"] < 59
+    assert last["loss"] is None and last["step"] == WRECK
     low = [line["forget_loss"] for line in of_attack(run, "wild") if line["phase"] == "eval"][-1]
-    assert low < result["forget_loss_relearn"], "it was ahead: otherwise this shows nothing"
-    assert f"attack wild diverged: its loss is not finite at step {last['step']}" in outcome.err
+    assert low < 1 < result["score"], "it was ahead: otherwise this shows nothing"
+    assert result["diverged_wild"] == f"the loss is not finite at step {WRECK}"
+    assert "diverged_tame" not in result
+    assert f"attack wild diverged: {result['diverged_wild']}" in outcome.err
     assert re.search(r"^wild +diverged$", outcome.err, re.M)
 
 
-def test_all_diverged_rejects(tiny: Case, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    message = tiny.rejected(run, listed({"wild": DIVERGES, "wilder": DIVERGES | {"lr": 50}}))
+def test_all_diverged_rejects(overflowing: Case, tmp_path: Path) -> None:
+    run, wild = tmp_path / "run", {"lr": 0.1, "passes": 60}
+    attacks = listed({"wild": wild, "wilder": wild | {"lr": 0.2}})
+    message = overflowing.rejected(run, *wrecking(overflowing, tmp_path), attacks)
     assert "every attack" in message and "wilder" in message
     result = result_of(run)
     assert result["status"] == "rejected"
     assert result["score"] is result["score_wild"] is result["score_wilder"] is None
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_steps_that_overflow_wreck(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """The weights are finite, but no norm's sum of squares is."""
+    every = {2: "the evaluation after 2 passes is not finite", 60: "the loss is not finite at step 1"}
+    for passes, expected in every.items():
+        run = tmp_path / str(passes)
+        settings = ["relearn.lr=1e9", f"relearn.passes={passes}", "evaluate.every_passes=100"]
+        message = tiny.rejected(run, *settings, ranks=ranks)
+        assert f"relearning diverged: {expected}" in message
+        assert result_of(run)["score"] is None
+
+
+@pytest.mark.parametrize("attack", [{}, {"optimizer": "adamw"}, {"lora_rank": 2}])
+def test_gradient_of_zeros_is_a_wreck(
+    golden: Callable[[str], Case], tmp_path: Path, attack: dict[str, object]
+) -> None:
+    """With a head and a norm before it of zeros each loss is log V, and nothing is learned."""
+    changes = {name: (..., 0) for name in ("lm_head.weight", "model.norm.weight")}
+    case, run = changed_case(golden("llama3-untied"), tmp_path, changes), tmp_path / "run"
+    message = case.rejected(run, "unlearn.loops=0", *alone(attack))
+    assert "the gradient is zero everywhere, though the loss is not, at step 0" in message
+    assert lines_of(run, "relearn")[-1]["loss"] == pytest.approx(np.log(47))
+    assert result_of(run)["score"] is None
+
+
+def test_attack_that_ends_far_above_its_start_diverged(tiny: Case, tmp_path: Path) -> None:
+    """By more than log 2: the model's perplexity has doubled."""
+    run, settings = tmp_path / "run", tiny.attacked_with(tmp_path, sentences(*OTHER, 20))
+    message = tiny.rejected(run, *settings, "relearn.passes=40", "relearn.lr=0.1")
+    result = result_of(run)
+    before, end = result["forget_loss_unlearn"], result["forget_loss_relearn"]
+    assert end > before + 1
+    assert f"the forget loss ends at {end:.4f}, beyond the {before:.4f} it started from" in message
+    assert result["score"] is None
+
+
+def test_score_above_the_loss_before_is_named(tiny: Case, tmp_path: Path) -> None:
+    """An attack on other data, and a weak one: the loss only rises, by little."""
+    settings = [*tiny.attacked_with(tmp_path, sentences(*OTHER, 20)), "evaluate.every_passes=100"]
+    weak = {"passes": 40, "lr": 0.01}
+    outcome = tiny.run(tmp_path / "one", *settings, *alone(weak))
+    result = result_of(tmp_path / "one")
+    assert 0.1 < result["score"] - result["forget_loss_unlearn"] < 0.6
+    above = ", above the loss before the attack"
+    assert f"while relearning{above}): {result['score']:.4f}" in outcome.err
+    attacks = listed({"none": {}, "weak": weak})
+    outcome = tiny.run(tmp_path / "list", *settings, "relearn.passes=0", attacks)
+    assert re.search(rf"^weak +{result['score']:.4f} .*{above}$", outcome.err, re.M)
+    assert not re.search("^none", outcome.err, re.M)
+    assert above not in tiny.run(tmp_path / "tame").err
 
 
 def test_rejected_before_the_attacks(tiny: Case, tmp_path: Path) -> None:

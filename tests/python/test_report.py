@@ -22,6 +22,8 @@ from matplotlib.image import imread
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+import demo_table
+import held_out_facts
 import report
 import report_charts
 import report_runs
@@ -213,6 +215,31 @@ def test_several_attacks(tmp_path: Path) -> None:
     page = make_report(tmp_path / "out", folder)
     assert tables(page)[0][1][5] == "1.512" and "strongest" not in page
     check_pictures(tmp_path / "out")
+
+
+def test_wrecks_and_scores_above_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A diverged attack is nobody's end, and a score above the loss before the attack says so."""
+    lines = [*unlearning(0.5), *attack(3.5, 4, attack="sgd"), *attack(1.7, 4, attack="wild")]
+    losses = {f"{of}_loss_{at}": 2.75 for of in ("forget", "retain") for at in ("start", "unlearn")}
+    losses |= {"retain_loss_relearn": 3.0, "score_sgd": 3.3125, "score_wild": None}
+    losses["diverged_wild"] = "the loss is not finite at step 4"
+    folder = write_run(tmp_path / "above", [*lines, result(3.3125) | losses])
+    below = write_run(tmp_path / "below", [*lines, result(2.5) | losses])
+    head, above, other = tables(make_report(tmp_path / "out", folder, below))[0]
+    assert head[2] == "score" and above[2] == "3.312, above the loss before the attack"
+    assert above[5] == "3.312" and other[2] == "2.500"
+    monkeypatch.setattr(sys, "argv", ["demo_table.py", str(folder), str(below)])
+    demo_table.main()
+    table = capsys.readouterr().out
+    assert re.search(r"^above .* 3\.312\* ", table, re.M) and re.search(r"^below .* 2\.500 ", table, re.M)
+    assert "*: above the loss before the attack" in table
+    rotation = held_out_facts.Rotation(0, True, folder)
+    held_out_facts.print_table({rotation: result(3.3125) | losses})
+    assert "the attack only raised the forget loss" in capsys.readouterr().out
+    held_out_facts.print_table({rotation: result(2.5) | losses})
+    assert "only raised" not in capsys.readouterr().out
 
 
 def test_unfinished_rejected_and_damaged_runs(

@@ -23,7 +23,15 @@ from job_helpers import (
     state_of,
     succeed,
 )
-from model_helpers import Case, floats_of, traced_runs, write_tokens
+from model_helpers import (
+    CONTRARY,
+    LEARNED,
+    Case,
+    floats_of,
+    sentences,
+    traced_runs,
+    write_tokens,
+)
 
 UNLEARN = ("retain_loss", "adversary_loss", "unlearning_loss", "grad_norm", "mask_fraction")
 FIELDS = {
@@ -45,7 +53,7 @@ FIELDS = {
     ],
 }
 # float32 against float64, as in the tests of the library: the golden README derives them.
-STATE_TOLERANCE = {"base": 5e-6, "adversary": 1e-5, "retain_acc": 1e-4, "forget_acc": 1e-4}
+STATE_TOLERANCE = {"base": 2e-5, "adversary": 4e-5, "retain_acc": 4e-4, "forget_acc": 4e-4}
 ADAPTER_TOLERANCE = 3e-4  # of a base of adapters, as there
 
 
@@ -203,7 +211,8 @@ def test_lines_and_their_order(
 def test_result_sums_up(tiny: Case, tmp_path: Path) -> None:
     """Start, unlearning and relearning as evaluated; the score is the attack's best evaluation."""
     run = tmp_path / "run"
-    outcome = tiny.run(run, "relearn.passes=60", "relearn.lr=0.5",
+    rows = np.concatenate([sentences(*LEARNED, 10), sentences(*CONTRARY, 10)])
+    outcome = tiny.run(run, *tiny.attacked_with(tmp_path, rows), "relearn.passes=40",
         "evaluate.every_passes=4",
     )  # fmt: skip
     result, evals = result_of(run), lines_of(run, "eval")
@@ -218,7 +227,7 @@ def test_result_sums_up(tiny: Case, tmp_path: Path) -> None:
     assert 0 < result["seconds"] < outcome.seconds
     assert 5e6 < result["peak_bytes"] < 1e9
     assert f"{result['score']:.4f}" in outcome.err and "\r" not in outcome.err
-    for phase, unit, total in (("unlearn", "loop", 8), ("relearn", "step", 30)):
+    for phase, unit, total in (("unlearn", "loop", 8), ("relearn", "step", 20)):
         line = rf"^{phase} {unit} {total}/{total} .* \d.* {unit}s/s .* left$"
         assert re.search(line, outcome.err, re.M)
 

@@ -89,7 +89,8 @@ add_golden_test(shim ${SHIM_LIBRARIES})
 add_test(NAME shim_golden COMMAND test_golden_shim)
 add_test(NAME shim_golden_random COMMAND test_golden_shim float32)
 add_test(NAME shim_golden_2_ranks COMMAND ${TWO_RANKS} $<TARGET_FILE:test_golden_shim> float32)
-set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 300
+# They take minutes: 5 times what the slowest takes on two cores, at least.
+set_tests_properties(shim_golden shim_golden_random shim_golden_2_ranks PROPERTIES TIMEOUT 1500
                      LABELS shim ENVIRONMENT "${TEST_ENVIRONMENT}")
 set_property(TEST shim_golden_random APPEND PROPERTY ENVIRONMENT MM_SHIM_ORDER=random:1)
 

@@ -271,6 +271,22 @@ static void guard(void **state) {
             }
 }
 
+/* A gradient of zeros is a wreck only where there is a loss. */
+static void guard_dead(void **state) {
+    (void)state;
+    static const double squares[] = {0, 0, 0, 0x1p-300, NAN, 0}, losses[] = {2, -2, 0, 2, 2, NAN};
+    static const bool dead[] = {true, true, false, false, false, true};
+    FOR_DEVICES(s)
+    for (size_t i = 0; i < 6; i++)
+        for (uint32_t before = 0; before < 2; before++) {
+            uint32_t *stop = stop_put(s, before * MM_STOP_RETAIN_LOSS);
+            uint32_t want = before ? MM_STOP_RETAIN_LOSS : dead[i] ? MM_STOP_RETAIN_DEAD : 0;
+            s->dev->ops->guard_dead(s->dev, scalar_put(s, squares[i]), scalar_put(s, losses[i]),
+                                    MM_STOP_RETAIN_DEAD, stop);
+            assert_int_equal(stop_get(s, stop), want);
+        }
+}
+
 /* Nothing is written once the flag is up, not even the same value rounded anew. */
 static void stop_writes_nothing(void **state) {
     (void)state;
@@ -286,7 +302,7 @@ static void stop_writes_nothing(void **state) {
             struct box one = box_row(s, dtype, n, x), two = box_row(s, dtype, n, y);
             struct box bg = box_row(s, MM_F32, n, random_numbers(&r, MM_F32, n, 1));
             struct mm_vector a = box_vector(&one), b = box_vector(&two), g = box_vector(&bg);
-            for (uint32_t stop = MM_STOP_ZERO_NORM + 1;
+            for (uint32_t stop = MM_STOP_ADVERSARY_DEAD + 1;
                  stop-- > 0;) { /* at last 0: it does write */
                 uint32_t *flag = stop_put(s, stop);
                 if (op == 0)
@@ -388,6 +404,7 @@ int main(void) {
         cmocka_unit_test_teardown(mask_sums_pass_nan_on, test_end),
         cmocka_unit_test_teardown(sum_squares, test_end),
         cmocka_unit_test_teardown(guard, test_end),
+        cmocka_unit_test_teardown(guard_dead, test_end),
         cmocka_unit_test_teardown(stop_writes_nothing, test_end),
         cmocka_unit_test_teardown(sgd_step, test_end),
         cmocka_unit_test_teardown(adamw_step, test_end),

@@ -70,7 +70,7 @@ static void check_micro_batches(const char *name) {
                 size_t at = s.shard->layout.offsets[t], n = s.shard->layout.offsets[t + 1] - at;
                 const char *param = f.model->params[s.shard->param[t]].name;
                 if (!strstr(param, "k_proj.bias")) /* rounding only */
-                    expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 1e-5);
+                    expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 5e-5);
             }
             s.loss[0] = s.loss[1] = 99;
             mm_passes_loss(s.passes, &s.batch, objective, s.loss);
@@ -186,7 +186,8 @@ static void check_states(const char *name, enum set set, size_t k) {
         mm_passes_gradient(s.passes, &s.batch, cut, s.g, &s.loss[0],
                            set == EVERYTHING ? NULL : &s.loss[1]);
         trace_near(name, what, micro, s.loss[0], whole.loss[0], 1e-6);
-        expect_near(what, s.g.data, whole.g.data, whole.g.n, 1e-5);
+        expect_near(what, s.g.data, whole.g.data, whole.g.n,
+                    1e-4); /* of small differences of states */
         if (set !=
             EVERYTHING) { /* cross-entropy beside it, where there is no other use of the head */
             mm_passes_loss(whole.passes, &whole.batch, plain, &whole.loss[1]);
@@ -237,7 +238,7 @@ static void check_held(const char *name, size_t micro) {
             memset(held.g.data, 0x5a, held.g.n * sizeof *first);
             mm_passes_second_gradient(held.passes, held.g);
             const float *g = held.g.data;
-            expect_near("second gradient", g, own.g.data, own.g.n, 1e-6);
+            expect_near("second gradient", g, own.g.data, own.g.n, 1e-5);
             for (size_t i = 0; i < own.g.n && fn == MM_LOSS_NEG_CROSS_ENTROPY; i++)
                 if (g[i] != -first[i])
                     fail_msg("%s: %.9g is not -%.9g", name, (double)g[i], (double)first[i]);
@@ -275,7 +276,7 @@ static void check_held_states(const char *name, size_t micro, size_t k) {
     for (int again = 0; again < 2; again++) {
         memset(held.g.data, 0x5a, held.g.n * sizeof *first);
         mm_passes_second_gradient(held.passes, held.g);
-        expect_near(what, held.g.data, own.g.data, own.g.n, 1e-6);
+        expect_near(what, held.g.data, own.g.data, own.g.n, 1e-5);
     }
     stir(&f, own.shard, 1);
     mm_passes_second_gradient(held.passes, held.g);
