@@ -123,7 +123,7 @@ static enum mm_status check_needed(const struct check *c) {
     return MM_OK;
 }
 
-/* What an adversary made of adapters goes without; METHOD.md 1.6 has mask and norm with it. */
+/* What an adversary made of adapters goes without; docs/method.md 7 has mask and norm with it. */
 static enum mm_status check_adversary_lora(const struct check *c) {
     const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
     if (u->adv_lora_count > 1 && !u->adv_lora_rank)

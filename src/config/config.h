@@ -1,5 +1,5 @@
-/* config.h - everything a user can set, read from YAML plus key=value overrides (DESIGN.md,
- * Config).
+/* config.h - everything a user can set, read from YAML plus key=value overrides (docs/method.md
+ * says what they mean).
  *
  * One table in config_table.c holds a row per key: name, type, default, bounds, help. It parses,
  * checks, prints help and writes the resolved file. Only config_yaml.c sees yaml.h. Every function

@@ -1,5 +1,4 @@
-/* config_table.c - see config_table.h. The texts follow DESIGN's config block: names, defaults and
- * order are the same. */
+/* table.c - see table.h. */
 #include "src/config/table.h"
 
 #include <stdio.h>

@@ -3,7 +3,7 @@
  * The forward keeps what the backward reads, and only for layers at or above the lowest one whose
  * weights are wanted; the backward stops there. Nothing kept depends on a recomputation through an
  * intervened weight: after the forward W may change, and a second backward then propagates through
- * the new W with the old activations (METHOD.md 1.1, graph-reuse trap). All functions local.
+ * the new W with the old activations (docs/method.md 3). All functions local.
  * Letters: n = B·T tokens, C width, M MLP width, H heads, d head dimension. */
 #ifndef MM_TRANSFORMER_H
 #define MM_TRANSFORMER_H
