@@ -76,7 +76,7 @@ static void write_whole(struct mm_saver *s) {
         s->status = mm_checkpoint_publish(&s->paths, s->job.size, &s->err);
     if (s->status == MM_OK &&
         mm_checkpoint_prune(&s->paths, s->run_dir, s->info.loops, s->keep, &later) != MM_OK)
-        mm_log0(MM_LOG_WARN, "old checkpoints stay: %s", later.text);
+        mm_log0(MM_LOG_WARN, "old checkpoints cannot be removed: %s", later.text);
 }
 
 static void *run_step(void *argument) {
