@@ -1,4 +1,4 @@
-/* safetensors.h - one safetensors file, in and out; what weights.c and weights_export.c share.
+/* safetensors.h - reads and writes one safetensors file; weights.c and weights_export.c share it.
  *
  * The format: 8 bytes of header length (little-endian), the header (JSON: name to dtype, shape and
  * data_offsets counted from the header's end; "__metadata__"), then the data, which the tensors
@@ -27,15 +27,15 @@ struct mm_safetensors {
     size_t entries_n;
 };
 
-/* Maps folder/name and reads its header. MM_BAD_INPUT as mm_weights_open says; then there is
- * nothing to close. Close is safe on a zeroed struct. */
+/* Maps folder/name and reads its header. Returns MM_BAD_INPUT as mm_weights_open says; then there
+ * is nothing to close. Closing a zeroed struct is safe. */
 enum mm_status mm_safetensors_open(struct mm_safetensors *file, const char *folder,
                                    const char *name, struct mm_error *err);
 void mm_safetensors_close(struct mm_safetensors *file);
 
 /* The same from memory: reads the header of file->map (file->bytes, named file->path) into the
- * other fields. The map stays the caller's; what else there is, he frees with mm_safetensors_clear,
- * also after a failure. */
+ * other fields. The map stays the caller's. The caller frees the other fields with
+ * mm_safetensors_clear, also after a failure. */
 enum mm_status mm_safetensors_parse(struct mm_safetensors *file, struct mm_error *err);
 void mm_safetensors_clear(struct mm_safetensors *file);
 
@@ -66,7 +66,7 @@ struct mm_weights {
     size_t listed_n;
 };
 
-/* The entry, listed or not; NULL where there is none. */
+/* The entry, whether it is listed or not; NULL if there is none. */
 const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
                                                     const char *name);
 
