@@ -1,12 +1,16 @@
 /* watch.h - the watchdog: a thread that ends the job when something takes too long.
  *
- * Time is what this process ran: while the whole job is stopped (a suspended one, a debugger) none
- * passes.
+ * Reason: a rank that hangs or is gone would let the others wait for ever, and keep the machines.
  *
- * It looks at three things: the call the host is in, the bucket the device is in, and whether the
- * device has done all that was asked of it up to a begin or end. A collective is one word: what it
- * is, which of its section (what lies between two begins), and its size; so that a bucket can tell
- * its own from inside a device's recording, by writing it to host memory. Local, all of it. */
+ * Mechanism: a section is what lies between two begins, such as a loop. The thread looks at three
+ * things: the call that the host is in, the bucket that the device is in, and whether the device
+ * has done all that it was asked for up to a begin or end. A collective is described by one word:
+ * its kind, its number in its section, and its size. So a bucket can tell which one it is even from
+ * inside a device's recording, by writing its word to host memory. Only the time in which this
+ * process ran counts: while the whole job is stopped (suspended, in a debugger) none passes.
+ *
+ * Cost: a lock at each begin, end and collective, and a look every quarter of a second, or every
+ * tenth of a short timeout. All functions are local. */
 #ifndef MM_WATCH_H
 #define MM_WATCH_H
 
@@ -27,7 +31,7 @@ enum mm_watched {
     MM_WATCHED_DEPARTURE,
 };
 
-/* Written by the device, read by the watchdog; memory of pinned_alloc. */
+/* The device writes it and the watchdog reads it. Its memory is from pinned_alloc. */
 struct mm_progress {
     uint64_t doing; /* the word of the bucket that is under way, or 0 */
     uint64_t steps; /* changes with every begin and end of a bucket */
@@ -40,7 +44,7 @@ struct mm_progress {
 struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status));
 void mm_watch_free(struct mm_watch *watch);
 
-/* This process's rank, for messages. */
+/* Says which rank this process is, for messages. */
 void mm_watch_name(struct mm_watch *watch, int rank);
 
 /* From now on the work of `dev` and the buckets of `transport` are watched too (both borrowed), if
@@ -57,8 +61,8 @@ struct mm_progress *mm_watch_progress(struct mm_watch *watch);
 void mm_watch_begin(struct mm_watch *watch, double seconds, const char *what, size_t number);
 void mm_watch_end(struct mm_watch *watch);
 
-/* This thread enters a collective, over NCCL or MPI, of `bytes` bytes, and leaves it. Returns its
- * word, 0 where nothing is watched. Not nested. */
+/* The calling thread enters a collective of `bytes` bytes over NCCL or MPI, and leaves it. Enter
+ * returns the word of the collective, or 0 if nothing is watched. Calls may not be nested. */
 uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, bool nccl, size_t bytes);
 void mm_watch_leave(struct mm_watch *watch);
 
