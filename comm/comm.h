@@ -21,8 +21,8 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
 struct mm_comm *mm_comm_create(int *argc, char ***argv); /* the same for tests: it waits for ever */
 void mm_comm_free(struct mm_comm *comm);
 
-/* For planning only: from now on this process answers as if it were rank 0 of `size` ranks. Calling
- * anything collective is then a fault. Local. */
+/* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
+ * fault. Local. */
 void mm_comm_pretend(struct mm_comm *comm, int size);
 
 int mm_comm_rank(const struct mm_comm *comm); /* Local. */

@@ -31,7 +31,7 @@ enum mm_watched {
     MM_WATCHED_DEPARTURE,
 };
 
-/* The device writes it and the watchdog reads it. Its memory is from pinned_alloc. */
+/* Written by the device, read by the watchdog; memory of pinned_alloc. */
 struct mm_progress {
     uint64_t doing; /* the word of the bucket that is under way, or 0 */
     uint64_t steps; /* changes with every begin and end of a bucket */
@@ -44,7 +44,7 @@ struct mm_progress {
 struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status));
 void mm_watch_free(struct mm_watch *watch);
 
-/* Says which rank this process is, for messages. */
+/* This process's rank, for messages. */
 void mm_watch_name(struct mm_watch *watch, int rank);
 
 /* From now on the work of `dev` and the buckets of `transport` are watched too (both borrowed), if

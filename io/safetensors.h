@@ -27,8 +27,8 @@ struct mm_safetensors {
     size_t entries_n;
 };
 
-/* Maps folder/name and reads its header. Returns MM_BAD_INPUT as mm_weights_open says; then there
- * is nothing to close. Closing a zeroed struct is safe. */
+/* Maps folder/name and reads its header. MM_BAD_INPUT as mm_weights_open says; then there is
+ * nothing to close. Close is safe on a zeroed struct. */
 enum mm_status mm_safetensors_open(struct mm_safetensors *file, const char *folder,
                                    const char *name, struct mm_error *err);
 void mm_safetensors_close(struct mm_safetensors *file);
@@ -66,7 +66,7 @@ struct mm_weights {
     size_t listed_n;
 };
 
-/* The entry, whether it is listed or not; NULL if there is none. */
+/* The entry, listed or not; NULL where there is none. */
 const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
                                                     const char *name);
 

@@ -2,7 +2,7 @@
  * index.
  *
  * This layer moves named tensors and knows nothing of models. Files are memory-mapped, so that only
- * what is read is loaded. Every length and offset of a header is checked before it is used. */
+ * what is read is loaded. Every length and offset of a header is checked before use. */
 #ifndef MM_WEIGHTS_H
 #define MM_WEIGHTS_H
 
@@ -21,23 +21,23 @@ struct mm_stored_tensor {
 struct mm_weights; /* a folder's weight files, mapped */
 
 /* Opens model.safetensors, or else the files that model.safetensors.index.json names, in `folder`.
- * Tensors of a dtype other than F32, F16, BF16 or of more than 4 dimensions are not listed, and
- * mm_weights_load says so when it is asked for one. *weights is NULL on failure; the caller frees
- * it. Returns MM_BAD_INPUT if a file is missing or truncated; if a header is not JSON, or names a
- * tensor twice; if data offsets overlap, leave gaps or leave the file, or disagree with a shape; or
- * if the index names a file outside the folder or a tensor that its file lacks. Local. */
+ * Local. MM_BAD_INPUT: no such file, truncated, header not JSON, data offsets that overlap, leave
+ * gaps or leave the file, shape and size that disagree, a name twice, an index that names a file
+ * outside the folder or a tensor its file lacks. Tensors of a dtype other than F32, F16, BF16 or of
+ * more than 4 dimensions are kept out of the list: mm_weights_load says so when asked for one.
+ * *weights is NULL on failure; the caller frees. */
 enum mm_status mm_weights_open(struct mm_weights **weights, const char *folder,
                                struct mm_error *err);
 void mm_weights_free(struct mm_weights *weights);
 
 size_t mm_weights_count(const struct mm_weights *weights);
-/* index < count. The order is by file name, then as the data lies in the file. */
+/* index < count; by file name, then as the data lies in the file. */
 const struct mm_stored_tensor *mm_weights_at(const struct mm_weights *weights, size_t index);
-/* NULL if none of this name is listed. Local. */
+/* NULL where none is listed. Local. */
 const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name);
 
-/* Copies the tensor into dst, converted to dst_dtype. Returns MM_BAD_INPUT, and names file, tensor
- * and both shapes, if there is no such tensor or its shape is not [rows, cols] (cols == 0: a vector
+/* Copies the tensor into dst, converted to dst_dtype. MM_BAD_INPUT, naming file, tensor, both
+ * shapes, if there is no such tensor or its shape is not [rows, cols] (cols == 0: a vector
  * [rows]). Local. */
 enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
                                size_t cols, void *dst, enum mm_dtype dst_dtype,
@@ -47,7 +47,7 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
  * reads every byte. Local. */
 void mm_weights_hash(const struct mm_weights *weights, char hex[33]);
 
-/* What an export replaces: the values of tensor `name`, by `data`, which is float32. */
+/* What an export replaces: `data` float32, `elements` of them, of tensor `name`. */
 struct mm_replacement {
     const char *name;
     const float *data;
@@ -70,18 +70,18 @@ struct mm_export_report {
  * BF16 tensor is written in *save_dtype, and config.json's "torch_dtype" or "dtype" and the index's
  * total_size say so.
  *
- * The folder is written as OUT.writing, synced and renamed. The remains of an earlier attempt are
- * removed first, and after a failure nothing stays. Parent folders are made. `report` may be NULL.
- * Returns MM_BAD_INPUT if `out` exists already, no tensor matches a replacement, or a path is not
- * permitted; MM_FAILED on a full disk and the like. Local: one rank calls. */
+ * Written into OUT.writing, synced, renamed; the remains of an earlier attempt are removed first,
+ * and after a failure nothing stays. Parent folders are made. Local: one rank calls. MM_BAD_INPUT:
+ * `out` exists already, a replacement that no tensor matches, a path not permitted; MM_FAILED: disk
+ * full and the like. `report` may be NULL. */
 enum mm_status mm_weights_export(const struct mm_weights *weights, const char *out,
                                  const struct mm_replacement *replacements, size_t replacements_n,
                                  const enum mm_dtype *save_dtype, struct mm_export_report *report,
                                  struct mm_error *err);
 
-/* Writes one model.safetensors of float32 tensors into `folder`, which it makes if it is missing.
- * An earlier file stays until the new one is whole. Returns MM_BAD_INPUT if a name comes twice or a
- * path is not permitted; MM_FAILED on a full disk and the like. */
+/* Writes one model.safetensors of float32 tensors into `folder` (for pretraining), which is made
+ * where it is missing; atomic: an earlier file stays until the new one is whole. MM_BAD_INPUT: a
+ * name twice, a path not permitted; MM_FAILED: disk full and the like. */
 struct mm_named_tensor {
     const char *name;
     size_t rows, cols; /* cols == 0: a vector */

@@ -257,7 +257,7 @@ static enum mm_status write_other(const struct export *job, const char *name,
     char *to = mm_format("%s/%s", job->folder, name);
     struct stat info;
     if (stat(from, &info))
-        mm_log(MM_LOG_WARN, "%s: cannot be copied: %s", from, strerror(errno));
+        mm_log(MM_LOG_WARN, "%s: not copied: %s", from, strerror(errno));
     else if (S_ISREG(info.st_mode) && job->save_dtype && (index || !strcmp(name, "config.json")))
         status = write_edited(job, name, from, to, err);
     else if (S_ISREG(info.st_mode))
