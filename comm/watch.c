@@ -1,5 +1,9 @@
 /* watch.c - see watch.h.
  *
+ * Reason: a rank that hangs or is gone would let the others wait for ever, and keep the machines.
+ * Cost: a lock at each begin, end and collective, and a look every quarter of a second, or every
+ * tenth of a short timeout.
+ *
  * Invariants:
  *   1. The lock guards everything that the thread and the host change. The device alone writes
  *      what `progress` points to, without it.

@@ -1,16 +1,12 @@
 /* watch.h - the watchdog: a thread that ends the job when something takes too long.
  *
- * Reason: a rank that hangs or is gone would let the others wait for ever, and keep the machines.
+ * Time is what this process ran: while the whole job is stopped (a suspended one, a debugger) none
+ * passes.
  *
- * Mechanism: a section is what lies between two begins, such as a loop. The thread looks at three
- * things: the call that the host is in, the bucket that the device is in, and whether the device
- * has done all that it was asked for up to a begin or end. A collective is described by one word:
- * its kind, its number in its section, and its size. So a bucket can tell which one it is even from
- * inside a device's recording, by writing its word to host memory. Only the time in which this
- * process ran counts: while the whole job is stopped (suspended, in a debugger) none passes.
- *
- * Cost: a lock at each begin, end and collective, and a look every quarter of a second, or every
- * tenth of a short timeout. All functions are local. */
+ * It looks at three things: the call the host is in, the bucket the device is in, and whether the
+ * device has done all that was asked of it up to a begin or end. A collective is one word: what it
+ * is, which of its section (what lies between two begins), and its size; so that a bucket can tell
+ * its own from inside a device's recording, by writing it to host memory. Local, all of it. */
 #ifndef MM_WATCH_H
 #define MM_WATCH_H
 
