@@ -1,8 +1,8 @@
 /* config.c - see config.h: reads, checks and writes a whole configuration.
  *
- * Settings (config_yaml.h) give each key's text with its place, the table (config_table.h) says
- * what the key takes, config_value.h moves one value. A default is YAML text too and takes the same
- * way in. Last come the checks of keys against the command and against each other. */
+ * The settings (yaml.h) give the text of each key with its place. The table (table.h) says what the
+ * key takes, and value.h moves one value. A default is YAML text too and takes the same way in.
+ * Last come the checks of keys against the command and against each other. */
 #include "src/config/config.h"
 
 #include "src/config/value.h"
@@ -123,7 +123,8 @@ static enum mm_status check_needed(const struct check *c) {
     return MM_OK;
 }
 
-/* What an adversary made of adapters goes without; docs/method.md 7 has mask and norm with it. */
+/* What an adversary made of adapters cannot be combined with; docs/method.md 7 says that it needs
+ * the mask and a norm. */
 static enum mm_status check_adversary_lora(const struct check *c) {
     const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
     if (u->adv_lora_count > 1 && !u->adv_lora_rank)
@@ -151,7 +152,7 @@ static enum mm_status check_adversary_lora(const struct check *c) {
     return MM_OK;
 }
 
-/* What adapters as the base go without. */
+/* What adapters as the base cannot be combined with. */
 static enum mm_status check_base_lora(const struct check *c) {
     const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
     if (!u->lora_rank)

@@ -1,4 +1,7 @@
-/* table.c - see table.h. */
+/* table.c - see table.h.
+ *
+ * A new key is a field of struct mm_config and a row here. The macros stop the compilation if the
+ * type of the field is not the one that the row's readers and writers assume. */
 #include "src/config/table.h"
 
 #include <stdio.h>

@@ -1,8 +1,8 @@
-/* config_yaml.c - see config_yaml.h.
+/* yaml.c - see yaml.h.
  *
- * libyaml's events become a tree of nodes (every place in the text kept), and a tree becomes
- * settings by joining the keys on the way down with dots. An argument's value is read as the only
- * item of a flow list, so that files and arguments go through the same code. */
+ * libyaml's events become a tree of nodes, each of which keeps its place in the text. A tree
+ * becomes settings by joining the keys on the way down with dots. An argument's value is read as
+ * the only item of a flow list, so that files and arguments go through the same code. */
 #include "src/config/yaml.h"
 
 #include <stdarg.h>

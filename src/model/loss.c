@@ -1,4 +1,9 @@
-/* loss.c - see loss.h. */
+/* loss.c - see loss.h.
+ *
+ * Reason: with a large vocabulary the logits of all tokens would take more memory than all else. So
+ * the head works on a chunk of rows at a time: logits, losses, their gradient in the logits' place,
+ * and its product with the head's weights. Cost: a loss of whole sequences (NPO, SimNPO) needs all
+ * its terms before any gradient, and so it forms the logits twice. */
 #include "src/model/loss.h"
 
 #define LEAST_ROWS ((size_t)64) /* of a chunk of logits: enough for a product */
