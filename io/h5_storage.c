@@ -1,4 +1,6 @@
-/* h5_storage.c - the mm_h5_check_stored of h5.h. */
+/* h5_storage.c - the mm_h5_check_stored of h5.h. A hostile file may state any shape, and memory
+ * would be taken for it. So the shape is compared with the bytes that the file has before anything
+ * is allocated. */
 #include <sys/stat.h>
 
 #include "io/h5.h"

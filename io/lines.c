@@ -1,4 +1,5 @@
-/* lines.c - see lines.h. */
+/* lines.c - see lines.h. Lines come from another program, which may send anything: a line without
+ * an end is dropped at MM_LINE_MAX, and bytes that were searched are not searched again. */
 #include "io/lines.h"
 
 #include <errno.h>

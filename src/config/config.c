@@ -1,8 +1,8 @@
 /* config.c - see config.h: reads, checks and writes a whole configuration.
  *
- * The settings (yaml.h) give the text of each key with its place. The table (table.h) says what the
- * key takes, and value.h moves one value. A default is YAML text too and takes the same way in.
- * Last come the checks of keys against the command and against each other. */
+ * Settings (config_yaml.h) give each key's text with its place, the table (config_table.h) says
+ * what the key takes, config_value.h moves one value. A default is YAML text too and takes the same
+ * way in. Last come the checks of keys against the command and against each other. */
 #include "src/config/config.h"
 
 #include "src/config/value.h"
