@@ -76,7 +76,7 @@ enum mm_status mm_checkpoint_verify(const char *folder, struct mm_checkpoint_inf
 
 /* `inspect`: prints on stdout what a run folder, checkpoint (folder, checkpoint.h5 or part), token
  * file or multiple-choice file holds, with shapes, ranges (min, max, mean, NaN count) and hashes,
- * and whether it is intact. Returns MM_BAD_INPUT if it is not. Local. */
+ * and whether it is intact. MM_BAD_INPUT if not. Local. */
 enum mm_status mm_inspect(const char *path, struct mm_error *err);
 
 #endif

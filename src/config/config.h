@@ -1,9 +1,9 @@
 /* config.h - everything a user can set, read from YAML plus key=value overrides (docs/method.md
  * says what they mean).
  *
- * One table in table.c holds a row a key: name, type, default, bounds, help. Parsing, checking,
- * help and writing go by its rows. Only yaml.c sees libyaml's yaml.h. Every function is local:
- * ranks read the same file and agree on the status afterwards. */
+ * One table in table.c holds a row per key: name, type, default, bounds, help. It parses,
+ * checks, prints help and writes the resolved file. Only yaml.c sees yaml.h. Every function
+ * is local: ranks read the same file and agree on the status afterwards. */
 #ifndef MM_CONFIG_H
 #define MM_CONFIG_H
 
@@ -36,7 +36,7 @@ struct mm_attack {
     size_t lora_rank;     /* of the adapters on every matrix of the layers; 0: all parameters */
 };
 
-/* The commands. Each needs certain keys, and it is an error if one is missing. */
+/* Which keys a command needs: missing ones are errors. */
 enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
 
 /* Stands for a whole number without a default that is not given. */

@@ -1,9 +1,8 @@
-/* value.h - moves one value of the config: from YAML into a field, out again, and frees it.
+/* value.h - one value of the config: from YAML into a field, out again, and freed.
  *
- * The row (table.h) says where the field is and what it takes; `base` is the struct that the row's
- * offsets count from. Numbers are stricter than YAML's. An integer is digits only: 1e3 and 16.0 are
- * errors, and so is 010, which some readers take as octal. A number is decimal and finite. All
- * functions are local. */
+ * The row (table.h) says where the field is and what it takes; `base` is the struct that the
+ * row's offsets count from. Numbers are stricter than YAML's: an integer is digits only (1e3 and
+ * 16.0 are errors, so is 010, octal to some readers), a number is decimal and finite. Local. */
 #ifndef MM_CONFIG_VALUE_H
 #define MM_CONFIG_VALUE_H
 

@@ -1,4 +1,4 @@
-/* yaml.h - reads YAML text and key=value arguments as one flat list of settings.
+/* yaml.h - YAML text and key=value arguments as one flat list of settings.
  *
  * This is the only user of libyaml. It knows YAML but no key. Nested mappings become dotted keys. A
  * key that is set twice in the file, or twice by arguments, is an error; an argument replaces the

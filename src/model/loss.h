@@ -40,8 +40,8 @@ void mm_head_losses(const struct mm_model *model, struct mm_head *head, const st
 void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms);
 
-/* The number of terms that the loss of B sequences of T tokens is a mean of: B·(T-1) positions, for
- * entropy B·T, or for a loss of sequences B. */
+/* What the loss of B sequences of T tokens is a mean over: B·(T-1) positions, all for entropy, or
+ * the sequences themselves. */
 double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);
 
 #endif
