@@ -147,7 +147,7 @@ void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value
     add(metrics, key, cJSON_CreateRaw(digits));
 }
 
-/* All lines that wait, or none. */
+/* Writes all lines that wait, or none of them. */
 static enum mm_status write_waiting(struct mm_metrics *metrics, struct mm_error *err) {
     size_t bytes = metrics->waiting ? strlen(metrics->waiting) : 0;
     ssize_t written = 0;

@@ -165,7 +165,7 @@ enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
     return MM_OK;
 }
 
-/* From the parts to the whole. */
+/* All parts are on disk: goes on to checkpoint.h5. */
 static void go_on(struct mm_saver *s) {
     s->job.hashes = mm_calloc((size_t)s->job.size, sizeof *s->job.hashes);
     mm_comm_gather_all(s->comm, s->hash, sizeof s->hash, s->job.hashes);

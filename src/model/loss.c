@@ -79,8 +79,8 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
     }
 }
 
-/* From the cross-entropy terms in head->losses. Its gradient is cross-entropy's by position, times
- * what the sequence's own loss makes of it: that needs the logits again. */
+/* A loss of whole sequences, from the cross-entropy terms in head->losses. Its gradient is that of
+ * cross-entropy at each position, times a weight of the sequence. This needs the logits again. */
 static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *term) {
     const struct mm_ops *ops = p->model->dev->ops;
     struct mm_head *head = p->head;
