@@ -12,13 +12,13 @@
 
 struct mm_comm;
 
-/* Joins the job (MPI_Init); one rank when started without a launcher. NULL, and the text says what
- * to do, where tasks were started that cannot find each other. Waits for the others `seconds` at
- * most (0: for ever), else this process ends with a message. Collective. The caller frees with
- * mm_comm_free, which leaves the job (MPI_Finalize), waiting as long as mm_comm_watch_begin said
- * last: once a process. */
+/* Joins the job (MPI_Init); without a launcher the job is one rank. It waits for the others
+ * `seconds` at most (0: for ever); after that this process ends with a message. Returns NULL if
+ * tasks were started that cannot find each other; the text says what to do. The caller frees with
+ * mm_comm_free, which leaves the job (MPI_Finalize) and waits as long as mm_comm_watch_begin said
+ * last. Both are called once a process. Collective. */
 struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_error *err);
-struct mm_comm *mm_comm_create(int *argc, char ***argv); /* for ever; for tests */
+struct mm_comm *mm_comm_create(int *argc, char ***argv); /* the same for tests: it waits for ever */
 void mm_comm_free(struct mm_comm *comm);
 
 /* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
@@ -27,14 +27,14 @@ void mm_comm_pretend(struct mm_comm *comm, int size);
 
 int mm_comm_rank(const struct mm_comm *comm); /* Local. */
 int mm_comm_size(const struct mm_comm *comm); /* Local. */
-/* Ranks on this machine, and this rank's place among them. Local. */
+/* The number of ranks on this machine, and this rank's place among them. Local. */
 int mm_comm_local_size(const struct mm_comm *comm);
 int mm_comm_local_rank(const struct mm_comm *comm);
-/* The rank that stands for this machine: its first. Local. */
+/* The first rank of this machine, which stands for the machine. Local. */
 int mm_comm_machine(const struct mm_comm *comm);
 
-/* Makes all ranks decide alike: returns the first status other than MM_OK in rank order and puts
- * that rank's text in every err. Collective. */
+/* Makes all ranks decide alike: returns the first status other than MM_OK, in rank order, and
+ * copies the text of that rank to every err. Collective. */
 enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err);
 
 /* True on every rank if `flag` is true on any. Collective. */
@@ -42,13 +42,14 @@ bool mm_comm_any(struct mm_comm *comm, bool flag);
 
 void mm_comm_barrier(struct mm_comm *comm);                                       /* Collective. */
 void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes); /* Collective. */
-/* Every rank's `bytes` bytes, in rank order, to all[size·bytes] on every rank. Collective. */
+/* Copies every rank's `bytes` bytes, in rank order, to all[size·bytes] on every rank. Collective.
+ */
 void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, void *all);
 
 /* values[i] (host memory) = sum over ranks of values[i], in rank order, on every rank. Collective.
  */
 void mm_comm_sum(struct mm_comm *comm, double *values, size_t n);
-/* value = the largest over ranks. Collective. */
+/* Returns the largest value of all ranks. Collective. */
 double mm_comm_max(struct mm_comm *comm, double value);
 
 /* Row blocks. A tensor of `rows` rows is owned in blocks of c = ceil(rows/size): rank r owns rows
@@ -86,8 +87,8 @@ enum mm_transport {
 enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
                               enum mm_transport transport, enum mm_dtype reduce_dtype,
                               struct mm_error *err);
-/* As which dtype reductions cross the network from now on: not while one is under way. Every rank
- * the same. Local. */
+/* From now on reductions cross the network as this dtype. Every rank must say the same, and no
+ * reduction may be under way. Local. */
 void mm_comm_reduce_as(struct mm_comm *comm, enum mm_dtype reduce_dtype);
 /* "MPI" | "MPI, staged through host memory" | "NCCL 2.x.y" | "one rank". Local. */
 const char *mm_comm_transport_name(const struct mm_comm *comm);
@@ -98,30 +99,31 @@ bool mm_comm_records(const struct mm_comm *comm);
  * Follows and precedes the device's other work. Collective. */
 void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n);
 
-/* One tensor's gradient. full: contiguous float32 matrix of size·c rows of which the ones from
- * `rows` on are padding; own: this rank's rows, float32, contiguous. */
+/* The gradient of one tensor, to be summed over the ranks. `full` is a contiguous float32 matrix of
+ * size·c rows; the rows from `rows` on are padding. `own` has room for this rank's rows, float32,
+ * contiguous. */
 struct mm_reduction {
     struct mm_mat full;
     size_t rows;
     float *own;
-    int ranks; /* only of ranks 0 ... ranks-1; 0: of all. This and the next between CPUs only */
+    int ranks; /* sums over ranks 0 ... ranks-1 only; 0: over all. For CPUs only, as is `add` */
     bool add;  /* own (+=) instead of (=) */
 };
 
-/* Buckets that were started and not waited for are at most MM_BUCKETS. */
+/* At most MM_BUCKETS buckets may have been started and not been waited for. */
 #define MM_BUCKETS 64
-typedef int mm_ticket; /* of a started bucket; waited for in any order */
+typedef int mm_ticket; /* names a started bucket; tickets are waited for in any order */
 
-/* own (=) sum over ranks of full, for n tensors. `full` is lost. With one rank own may be full's
- * own memory. reduce_dtype bfloat16: each rank's contribution is rounded once, and added in rank
- * order in float32. Collective. */
+/* For n tensors: own (=) sum over ranks of full. The content of `full` is lost. With one rank `own`
+ * may be the memory of `full`. With reduce_dtype bfloat16 each rank's contribution is rounded once,
+ * and the contributions are added in rank order in float32. Collective. */
 mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n);
 
-/* Each of n contiguous matrices (=) every rank's own rows, of which this rank's are in place.
- * Collective. */
+/* Completes n contiguous matrices: each (=) the own rows of every rank. This rank's rows must be in
+ * their place already. Collective. */
 mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n);
 
-/* What is asked of the device from now on follows the bucket. Local. */
+/* Whatever the device is asked to do from now on comes after the bucket. Local. */
 void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
 
 /* The watchdog: between begin and end none of the functions above, nor the device's work that has

@@ -1,13 +1,14 @@
 /* nccl.cu - buckets between GPUs, over NCCL.
  *
- * One communicator and one stream beside the device's, on which all of it goes, so that its order
- * is the same on every rank. A bucket's stream work:
+ * There is one communicator, and one stream beside the device's. All of NCCL's work goes on that
+ * stream, so that its order is the same on every rank. This is the work of a bucket:
  *
  *   device's stream   ... gradients ──ready                     ┌─> what follows mm_comm_wait
  *   stream beside              └─> mark, group of messages, mark, done[ticket]
  *
- * Nothing waits for the host, and no memory is taken once all sizes have been seen: so the device's
- * recording may hold all of it; the events bring the second stream into it and back. */
+ * Nothing waits for the host, and no memory is taken once all sizes have been seen. So a recording
+ * of the device may hold all of it; the events bring the second stream into the recording and back.
+ */
 #include "kernels/cuda/block.h"
 
 #ifndef MM_CUDA_SHIM

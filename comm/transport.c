@@ -83,7 +83,8 @@ static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
         chosen = mm_transport_nccl(comm, dev, err);
         if (chosen || transport == MM_TRANSPORT_NCCL)
             return chosen;
-        mm_log0(MM_LOG_WARN, "not NCCL but MPI, through host memory: %s", err->text);
+        mm_log0(MM_LOG_WARN, "GPUs exchange data over MPI, through host memory, not over NCCL: %s",
+                err->text);
     }
     return mm_transport_mpi(comm, dev);
 }

@@ -1,8 +1,9 @@
-/* transport_mpi.c - buckets over MPI: between CPUs, or staged: between GPUs through host memory, so
- * that MPI never sees a device's pointer.
+/* transport_mpi.c - buckets over MPI: between CPUs, or "staged" between GPUs, which go through host
+ * memory, so that MPI never sees a device's pointer.
  *
- * Reductions are not MPI's: every rank sends each owner its rows and the owner adds them in rank
- * order. The same bytes cross the network as in a ring, and the order of additions is ours. */
+ * MPI may add in any order, so its reductions are not used. Instead every rank sends each owner its
+ * rows, and the owner adds them in rank order. As many bytes cross the network as in a ring. The
+ * cost: an owner needs room for the rows of all ranks. */
 #include <stdio.h>
 
 #include "comm/job.h"

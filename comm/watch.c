@@ -1,8 +1,23 @@
 /* watch.c - see watch.h.
  *
+ * Reason: a rank that hangs or is gone would let the others wait for ever, and keep the machines.
+ * Cost: a lock at each begin, end and collective, and a look every quarter of a second, or every
+ * tenth of a short timeout.
+ *
+ * Invariants:
+ *   1. The lock guards everything that the thread and the host change. The device alone writes
+ *      what `progress` points to, without it.
+ *   2. `closed` counts the sections whose end the device was asked to report, and `progress->done`
+ *      those that it has reported, modulo MM_SECTIONS. Sections end in order, so the one under way
+ *      follows the last that is done.
+ *   3. A section is watched until the device has done all of it, also after the next one began.
+ *   4. `clock` grows only while the thread watches, and by no more than twice what it meant to
+ * wait: a longer wait means that the process was stopped.
+ *   5. `in` is the word of at most one call: calls are not nested.
+ *
  * The end comes in three steps, each of which may hang: NCCL is told to give up, MPI to end the
- * job, and this process exits. Another thread bounds their time. The launcher ends the other ranks
- * when one is gone. */
+ * job, and this process exits. Another thread bounds their time. When one rank is gone the launcher
+ * ends the others. */
 #include "comm/watch.h"
 
 #include <pthread.h>

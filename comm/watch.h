@@ -57,8 +57,8 @@ struct mm_progress *mm_watch_progress(struct mm_watch *watch);
 void mm_watch_begin(struct mm_watch *watch, double seconds, const char *what, size_t number);
 void mm_watch_end(struct mm_watch *watch);
 
-/* This thread enters a collective, over NCCL or MPI, of `bytes` bytes, and leaves it. Returns its
- * word, 0 where nothing is watched. Not nested. */
+/* The calling thread enters a collective of `bytes` bytes over NCCL or MPI, and leaves it. Enter
+ * returns the word of the collective, or 0 if nothing is watched. Calls may not be nested. */
 uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, bool nccl, size_t bytes);
 void mm_watch_leave(struct mm_watch *watch);
 

@@ -1,15 +1,18 @@
-/* checkpoint.h - the state of an unlearning run on disk, whole for any reader and any rank count.
+/* checkpoint.h - the state of an unlearning run on disk. Any number of ranks can read it, and other
+ * programs see each tensor whole.
  *
  * checkpoints/<loops>/ holds part-00000.h5 ... (serial HDF5, one rank's rows of every tensor) and
  * checkpoint.h5, whose virtual datasets (fill value NaN) show each tensor whole:
- * /base/<tensor>, /adversary/<tensor>, /retain_acc/<tensor>, /forget_acc/<tensor> in model shape;
- * the second and the last only where the run has them. An adversary made of adapters has A and B
- * of each set instead, /adversary/<tensor>.lora_A.<set> and .lora_B.<set>. Everything is written
- * into checkpoints/.writing-<loops>/, closed and synced; all ranks agree; then it is renamed.
+ * /base/<tensor>, /adversary/<tensor>, /retain_acc/<tensor>, /forget_acc/<tensor> in model shape.
+ * The second and the last are there only if the run has them. An adversary made of adapters has A
+ * and B of each set instead, /adversary/<tensor>.lora_A.<set> and .lora_B.<set>. Everything is
+ * written into checkpoints/.writing-<loops>/, closed and synced. When all ranks agree that this is
+ * done, the folder gets its name.
  *
- * Integrity. checkpoint.h5 records the XXH128 of every part; its own is in its 512-byte HDF5 user
- * block, whose other bytes are fixed. So every byte of the folder is covered. Virtual datasets fill
- * missing parts silently: the reader checks all parts before it reads a value. */
+ * Integrity: checkpoint.h5 records the XXH128 of every part. Its own hash is in its 512-byte HDF5
+ * user block, whose other bytes are fixed. So the hashes cover every byte of the folder. Virtual
+ * datasets fill missing parts silently; therefore the reader checks all parts before it reads a
+ * value. The cost: every rank hashes what it writes, and a reader hashes all that was written. */
 #ifndef MM_CHECKPOINT_H
 #define MM_CHECKPOINT_H
 
@@ -30,8 +33,8 @@ struct mm_state {
     size_t tensors_n;
 };
 
-/* What a checkpoint says beside the tensors. Strings are owned; free with mm_checkpoint_info_free.
- */
+/* What a checkpoint says beside the tensors. It owns its strings; the caller frees them with
+ * mm_checkpoint_info_free. */
 struct mm_checkpoint_info {
     size_t loops;                        /* completed */
     size_t retain_cursor, forget_cursor; /* batches consumed */
@@ -44,28 +47,30 @@ struct mm_checkpoint_info {
 void mm_checkpoint_info_free(struct mm_checkpoint_info *info);
 
 /* Writes checkpoints/<info->loops>/ under `run_dir`, then removes all but the newest `keep`.
- * Collective; every rank returns the same status. MM_FAILED (disk full, ...): the temporary folder
- * is removed and earlier checkpoints are intact. A checkpoint of that name that exists is replaced.
- */
+ * A checkpoint that has this name already is replaced. Returns MM_FAILED, for example on a full
+ * disk; then the temporary folder is removed and earlier checkpoints are intact. Collective; every
+ * rank returns the same status. */
 enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, size_t keep,
                                    const struct mm_state *state,
                                    const struct mm_checkpoint_info *info, struct mm_error *err);
 
-/* Finds the newest valid checkpoint under run_dir; warns (mm_log0) of each damaged one it skips,
- * naming folder, file and fault. *folder is the path (mm_free). Collective: rank 0 checks, all
- * learn. MM_BAD_INPUT when none is valid. */
+/* Finds the newest valid checkpoint under run_dir. It warns (mm_log0) of each damaged one that it
+ * skips, and names folder, file and fault. *folder is the path, which the caller frees with
+ * mm_free. Returns MM_BAD_INPUT if none is valid. Collective; the ranks share the work of hashing.
+ */
 enum mm_status mm_checkpoint_find(struct mm_comm *comm, const char *run_dir, char **folder,
                                   struct mm_checkpoint_info *info, struct mm_error *err);
 
 /* Checks the checkpoint as mm_checkpoint_find does and reads this rank's rows into state's buffers,
- * whatever rank count wrote them. The tensors of `state` must be those of the file (names, shapes,
- * dtype, groups): MM_BAD_INPUT naming the first that differs. Collective.
- */
+ * whatever number of ranks wrote them. The tensors of `state` must be those of the file, with the
+ * same names, shapes, dtype and groups; if not, it returns MM_BAD_INPUT and names the first that
+ * differs. Collective. */
 enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, struct mm_state *state,
                                   struct mm_error *err);
 
-/* Checks one checkpoint folder (or its checkpoint.h5): every part there, every hash right, every
- * dataset whole. MM_BAD_INPUT naming file and fault. `info` may be NULL. Local. */
+/* Checks one checkpoint folder (or its checkpoint.h5): every part must be there, every hash right,
+ * and every dataset whole. Returns MM_BAD_INPUT, and names file and fault. `info` may be NULL.
+ * Local. */
 enum mm_status mm_checkpoint_verify(const char *folder, struct mm_checkpoint_info *info,
                                     struct mm_error *err);
 

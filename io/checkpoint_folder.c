@@ -153,8 +153,8 @@ enum mm_status mm_checkpoint_publish(const struct mm_checkpoint_paths *paths, in
         return status;
     status = move(paths->temporary, paths->final, err);
     if (status != MM_OK && replaces && rename(paths->aside, paths->final) != 0)
-        mm_log0(MM_LOG_WARN, "'%s' is left as '%s': %s", paths->final, paths->aside,
-                strerror(errno));
+        mm_log0(MM_LOG_WARN, "'%s' is now at '%s' and cannot be moved back: %s", paths->final,
+                paths->aside, strerror(errno));
     if (status == MM_OK)
         status = mm_folder_sync(paths->root, err);
     return status;

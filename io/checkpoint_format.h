@@ -2,9 +2,11 @@
  *
  * checkpoint.h5 = user block of 512 bytes (mm_checkpoint_seal: one line with the hash of all bytes
  * after it, spaces, a newline) + HDF5. Its attributes say what mm_checkpoint_info says, and:
- *   format, format_version, writer   which program's file this is
- *   dtype, ranks, part_hashes        of the values, the parts, each part's bytes
- * Its datasets map row block r of every tensor to /<group>/<tensor> of part-<r>.h5, beside it. */
+ *   format, format_version, writer   which program wrote it, in which format
+ *   dtype                            the type of the values
+ *   ranks, part_hashes               how many parts there are, and the hash of each part's bytes
+ * Its datasets are virtual: they take row block r of every tensor from /<group>/<tensor> of
+ * part-<r>.h5 in the same folder. */
 #ifndef MM_CHECKPOINT_FORMAT_H
 #define MM_CHECKPOINT_FORMAT_H
 
@@ -31,7 +33,8 @@ void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group);
 void mm_checkpoint_part_name(char name[32], int rank);
 void mm_checkpoint_seal(char block[MM_USER_BLOCK], const char hex[33]);
 
-/* Writing: the files of one checkpoint into `folder`, each synced. MM_FAILED. */
+/* What the following functions write: the files of one checkpoint, into `folder`. Each file is
+ * synced. They return MM_FAILED if that is not possible. */
 struct mm_checkpoint_job {
     const char *folder;
     const struct mm_state *state;
@@ -39,13 +42,13 @@ struct mm_checkpoint_job {
     int rank, size;
     char (*hashes)[33]; /* of the parts, for checkpoint.h5 */
 };
-/* part-<rank>.h5, and its hash. */
+/* Writes part-<rank>.h5 and returns its hash. */
 enum mm_status mm_checkpoint_part_write(const struct mm_checkpoint_job *job, char hash[33],
                                         struct mm_error *err);
-/* checkpoint.h5; the parts need not be there. */
+/* Writes checkpoint.h5. The parts need not be there yet. */
 enum mm_status mm_checkpoint_whole_write(const struct mm_checkpoint_job *job, struct mm_error *err);
 
-/* Bytes of this rank's files, not less than they will be (but for the hashes). */
+/* An upper bound of the bytes of this rank's files. It does not count the hashes. Local. */
 double mm_checkpoint_bytes(const struct mm_checkpoint_job *job);
 /* MM_FAILED if this process may not write files of so many bytes: beyond its limit (ulimit -f) a
  * signal, SIGXFSZ, would end it. */
@@ -58,19 +61,21 @@ struct mm_checkpoint_paths {
 struct mm_checkpoint_paths mm_checkpoint_paths_of(const char *run_dir, size_t loops);
 void mm_checkpoint_paths_free(struct mm_checkpoint_paths *paths);
 
-/* Makes the root, removes what a crash left, checks that `bytes` fit. MM_FAILED or MM_BAD_INPUT. */
+/* Makes the root, removes what a crash left, and checks that `bytes` fit on the disk. Returns
+ * MM_FAILED or MM_BAD_INPUT. */
 enum mm_status mm_checkpoint_prepare(const struct mm_checkpoint_paths *paths, double bytes,
                                      struct mm_error *err);
-/* Gives the temporary folder, in which the files of `size` ranks are, its final name. */
+/* Gives the temporary folder its final name. It must hold the files of `size` ranks. */
 enum mm_status mm_checkpoint_publish(const struct mm_checkpoint_paths *paths, int size,
                                      struct mm_error *err);
 /* Removes all but the newest `keep` of the checkpoints up to `loops`, which itself stays. One of
- * more loops is of a future that this run has left; it is replaced when its turn comes. */
+ * more loops comes from a future that this run has left; it is replaced when the run gets there. */
 enum mm_status mm_checkpoint_prune(const struct mm_checkpoint_paths *paths, const char *run_dir,
                                    size_t loops, size_t keep, struct mm_error *err);
 
-/* The checkpoints under run_dir by their folders' names, newest first: *loops[*n], the caller
- * frees. No folder: n == 0. Whether they are intact is not looked at. */
+/* Lists the checkpoints under run_dir by the names of their folders, newest first, in *loops[*n],
+ * which the caller frees. *n is 0 if there is no folder. The function does not look whether they
+ * are intact. */
 enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n,
                                   struct mm_error *err);
 
@@ -79,7 +84,7 @@ struct mm_checkpoint_shape {
     size_t rows, cols;
     bool in[MM_CHECKPOINT_GROUPS]; /* the groups that it is in */
 };
-/* All that checkpoint.h5 says. */
+/* Everything that checkpoint.h5 says. */
 struct mm_checkpoint_head {
     struct mm_checkpoint_info info;
     enum mm_dtype dtype;
@@ -89,18 +94,19 @@ struct mm_checkpoint_head {
     size_t tensors_n;
 };
 
-/* Reads folder/checkpoint.h5: its hash first, so that HDF5 never sees damaged bytes. MM_BAD_INPUT.
- * The caller frees, also after an error. */
+/* Reads folder/checkpoint.h5. It checks the hash first, so that HDF5 never sees damaged bytes.
+ * Returns MM_BAD_INPUT. The caller frees *head, also after an error. */
 enum mm_status mm_checkpoint_head_read(struct mm_checkpoint_head *head, const char *folder,
                                        struct mm_error *err);
 void mm_checkpoint_head_free(struct mm_checkpoint_head *head);
 
-/* Checks one part: there, its hash, and every dataset that it should hold. MM_BAD_INPUT. */
+/* Checks one part: that it is there, its hash, and every dataset that it must hold. Returns
+ * MM_BAD_INPUT. */
 enum mm_status mm_checkpoint_part_check(const struct mm_checkpoint_head *head, const char *folder,
                                         int rank, struct mm_error *err);
 
 /* Reads rows [first, first + count) of a tensor through its virtual dataset in checkpoint.h5, open
- * as `file`, whose path is `path`. MM_BAD_INPUT if any is NaN. */
+ * as `file`, whose path is `path`. Returns MM_BAD_INPUT if a value is NaN. */
 enum mm_status mm_checkpoint_rows_read(const struct mm_checkpoint_head *head, hid_t file,
                                        const char *path, int group,
                                        const struct mm_checkpoint_shape *tensor, size_t first,

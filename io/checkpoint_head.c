@@ -56,7 +56,7 @@ static enum mm_status check_seal(const char *path, struct mm_error *err) {
         return status;
     mm_checkpoint_seal(expected, hash);
     if (memcmp(found, expected, sizeof found) != 0)
-        return mm_fail(err, MM_BAD_INPUT, "%s: damaged: its hash and its content differ", path);
+        return mm_fail(err, MM_BAD_INPUT, "%s: damaged: its content does not match its hash", path);
     return MM_OK;
 }
 
@@ -148,7 +148,7 @@ static enum mm_status open_tensor(const struct mm_checkpoint_head *head, hid_t f
         status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%llu, %llu], not [%zu, %zu]", path, where,
                          (unsigned long long)dims[0], (unsigned long long)dims[1], rows, cols);
     if (status == MM_OK && (!mm_h5_dtype(*set, &dtype) || dtype != head->dtype))
-        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is not of %s", path, where,
+        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' does not hold %s", path, where,
                          mm_dtype_name(head->dtype));
     if (status != MM_OK) {
         mm_h5_close(*set);

@@ -1,4 +1,5 @@
-/* checkpoint_layout.c - what the files of a checkpoint contain; see checkpoint_format.h. */
+/* checkpoint_layout.c - writes the content of a checkpoint's files; see checkpoint_format.h. HDF5
+ * lays them out in memory (h5_memory.h), so that every error of the disk is seen. */
 #include "io/checkpoint_format.h"
 
 #include "io/files.h"

@@ -140,8 +140,8 @@ enum mm_status mm_checkpoint_find(struct mm_comm *comm, const char *run_dir, cha
         char *path = mm_format("%s/checkpoints/%zu", run_dir, loops[i]);
         enum mm_status found = verify_together(comm, &head, path, &here);
         if (found == MM_OK && head.info.loops != loops[i])
-            found =
-                mm_fail(&here, MM_BAD_INPUT, "%s: holds loop %zu: renamed?", path, head.info.loops);
+            found = mm_fail(&here, MM_BAD_INPUT, "%s: holds %zu loops: was it renamed?", path,
+                            head.info.loops);
         if (found == MM_OK) {
             take_info(info, &head);
             *folder = path;

@@ -1,7 +1,8 @@
-/* dataset.h - token files: which rows a step reads, whatever the number of ranks.
+/* dataset.h - token files, and which rows of them a step reads, whatever the number of ranks.
  *
  * A token file is HDF5 with /tokens, unsigned 32-bit [examples, context], attributes vocab_size,
- * tokenizer, source. Batch i is rows i·B ... i·B+B-1, wrapping at the end. All functions local. */
+ * tokenizer, source. Batch i has rows i·B to i·B+B-1 and goes on at row 0 after the last row. All
+ * functions are local. */
 #ifndef MM_DATASET_H
 #define MM_DATASET_H
 
@@ -15,11 +16,12 @@ struct mm_dataset {
     uint32_t *tokens;         /* [examples, context_length], owned */
 };
 
-/* Reads the first context_length columns (0: all) of the whole file, of any integer type.
- * MM_BAD_INPUT: missing, not HDF5, no /tokens, not a 2-D integer set, data in another file, a shape
- * that its file cannot hold, context shorter than context_length, no example, a negative token or
- * one >= vocab_size (names row and column; vocab_size 0: the attribute's), an attribute vocab_size
- * that is no number. The caller frees. */
+/* Reads the first context_length columns (0: all) of the whole file, of any integer type. Tokens
+ * must be below vocab_size (0: below the attribute's). The caller frees the set. Returns
+ * MM_BAD_INPUT if the file is missing or not HDF5; if /tokens is missing, not a 2-D integer
+ * dataset, in another file, or of a shape that its file cannot hold; if there is no example, or the
+ * context is shorter than context_length; if a token is negative or too large (the text names row
+ * and column); or if the attribute vocab_size is no number. */
 enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t context_length,
                                uint32_t vocab_size, struct mm_error *err);
 void mm_dataset_free(struct mm_dataset *set);
@@ -39,7 +41,8 @@ struct mm_questions {
     size_t longest;    /* tokens of the longest prompt */
 };
 
-/* MM_BAD_INPUT as for token files, and: offsets not ascending, empty prompt, answer > 3. */
+/* Returns MM_BAD_INPUT as for token files, and if offsets do not ascend, a prompt is empty, or an
+ * answer is larger than 3. */
 enum mm_status mm_questions_read(struct mm_questions *questions, const char *path,
                                  uint32_t vocab_size, struct mm_error *err);
 void mm_questions_free(struct mm_questions *questions);

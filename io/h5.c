@@ -1,4 +1,4 @@
-/* h5.c - see h5.h. */
+/* h5.c - see h5.h. HDF5's printing of errors is off; mm_h5_fail reads the error stack instead. */
 #include "io/h5.h"
 
 #include <errno.h>

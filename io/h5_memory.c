@@ -252,14 +252,14 @@ static int by_offset(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Where the bytes of the closed file go, one after another. */
+/* Receives the bytes of the closed file, one after another. */
 struct sink {
     struct mm_output *out; /* NULL: nowhere */
     struct mm_hash *hash;
     size_t skip; /* bytes that do not count for it */
 };
 
-/* In pieces that stay in the processor's cache from the hash to the write. */
+/* Hashes and writes the bytes, in pieces that stay in the processor's cache between the two. */
 static enum mm_status put(struct sink *sink, const void *data, size_t bytes, struct mm_error *err) {
     const char *next = data;
     enum mm_status status = MM_OK;

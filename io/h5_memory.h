@@ -13,7 +13,7 @@
 struct mm_h5_memory;
 
 /* A new file in memory, open as *file for the caller to fill and to close by mm_h5_memory_close.
- * The caller frees. MM_FAILED, with nothing to free. */
+ * The caller frees *memory. On MM_FAILED there is nothing to free. */
 enum mm_status mm_h5_memory_create(struct mm_h5_memory **memory, hid_t *file, hsize_t user_block,
                                    struct mm_error *err);
 void mm_h5_memory_free(struct mm_h5_memory *memory);
@@ -24,18 +24,18 @@ enum mm_status mm_h5_memory_dataset(struct mm_h5_memory *memory, hid_t at, const
                                     enum mm_dtype dtype, size_t rows, size_t cols, const void *data,
                                     hid_t *set, struct mm_error *err);
 
-/* Closes the file; `status` is the caller's so far, and returned unless closing fails. */
+/* Closes the file. `status` is the caller's status so far; it is returned unless closing fails. */
 enum mm_status mm_h5_memory_close(hid_t file, enum mm_status status, struct mm_error *err);
 
-/* Overwrites bytes of the closed file: for a user block. */
+/* Overwrites bytes of the closed file, for instance of its user block. */
 void mm_h5_memory_patch(struct mm_h5_memory *memory, uint64_t offset, const void *data,
                         size_t bytes);
 
-/* Writes the closed file to `path`, as an mm_output, and says the hash of its bytes from
- * `offset` on (mm_file_hash would say the same of a file without fault). */
+/* Writes the closed file to `path`, as an mm_output, and returns in `hex` the hash of its bytes
+ * from `offset` on, which mm_file_hash would give of a file without fault. */
 enum mm_status mm_h5_memory_write(struct mm_h5_memory *memory, const char *path, size_t offset,
                                   char hex[33], struct mm_error *err);
-/* That hash, and nothing is written. */
+/* Returns the same hash and writes nothing. */
 void mm_h5_memory_hash(struct mm_h5_memory *memory, size_t offset, char hex[33]);
 
 #endif

@@ -1,4 +1,6 @@
-/* h5_storage.c - the mm_h5_check_stored of h5.h. */
+/* h5_storage.c - the mm_h5_check_stored of h5.h. A hostile file may state any shape, and memory
+ * would be taken for it. So the shape is compared with the bytes that the file has before anything
+ * is allocated. */
 #include <sys/stat.h>
 
 #include "io/h5.h"
@@ -31,8 +33,8 @@ static bool chunks_fit(const struct stored *in, hid_t dcpl, size_t size, bool *c
     return bytes / 1100 <= in->bytes;
 }
 
-/* Of HDF5's filters those that read hostile data well; scale-offset and n-bit of 1.10 do not, and
- * others would be loaded from plugins. */
+/* Whether all filters are among those that read hostile data safely. HDF5 1.10's scale-offset and
+ * n-bit do not, and others would be loaded from plugins. */
 static bool filters_known(hid_t dcpl) {
     int n = H5Pget_nfilters(dcpl);
     for (int i = 0; i < n; i++) {

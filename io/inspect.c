@@ -124,7 +124,8 @@ static enum mm_status print_tensor(hid_t at, const char *path, const char *name,
         printf("  NaN %zu", range.nan);
     putchar('\n');
     return readable && range.nan
-               ? mm_fail(err, MM_BAD_INPUT, "%s: '%s' holds %zu NaN", path, name, range.nan)
+               ? mm_fail(err, MM_BAD_INPUT, "%s: '%s' holds %zu values that are NaN", path, name,
+                         range.nan)
                : MM_OK;
 }
 
@@ -234,7 +235,7 @@ static enum mm_status check_alone(const char *path, struct mm_error *err) {
     } else {
         status = mm_checkpoint_head_read(&head, folder, err);
         if (status == MM_OK && (rank < 0 || rank >= head.ranks))
-            status = mm_fail(err, MM_BAD_INPUT, "%s: not one of the %d parts of '%s'", path,
+            status = mm_fail(err, MM_BAD_INPUT, "%s: is none of the %d parts of '%s'", path,
                              head.ranks, whole);
         if (status == MM_OK) {
             print_line("hash", head.hashes[rank]);

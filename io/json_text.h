@@ -1,7 +1,7 @@
-/* json_text.h - JSON files that are read with care and edited as text. All local.
+/* json_text.h - JSON files that are read with care and edited as text. All functions are local.
  *
- * An edit replaces the bytes of one value; everything else, digits of numbers included, stays as it
- * is, which printing a parsed tree would not promise. */
+ * Reason: printing a parsed tree may change the digits of numbers. So an edit replaces the bytes of
+ * one value, and everything else stays as it is. */
 #ifndef MM_JSON_TEXT_H
 #define MM_JSON_TEXT_H
 

@@ -1,4 +1,5 @@
-/* lines.c - see lines.h. */
+/* lines.c - see lines.h. Lines come from another program, which may send anything: a line without
+ * an end is dropped at MM_LINE_MAX, and bytes that were searched are not searched again. */
 #include "io/lines.h"
 
 #include <errno.h>
@@ -8,8 +9,8 @@
 
 #define READ_BYTES 4096
 
-/* Where the first line ends: at its newline or a NUL, which no text has; at the end of input; or
- * NULL. */
+/* Where the first line ends: at its newline, at a NUL (no text has one), or at the end of input.
+ * NULL if its end has not come yet. */
 static char *end_of_line(struct mm_lines *l) {
     for (; l->searched < l->bytes; l->searched++)
         if (l->text[l->searched] == '\n' || l->text[l->searched] == '\0')
@@ -17,7 +18,7 @@ static char *end_of_line(struct mm_lines *l) {
     return l->ended && (l->bytes || l->dropped) ? l->text + l->bytes : NULL;
 }
 
-/* Of a line that is too long nothing is kept. */
+/* Keeps nothing of a line that is too long. */
 static void drop_excess(struct mm_lines *l) {
     if (l->searched > MM_LINE_MAX) {
         l->dropped = true;

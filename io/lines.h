@@ -1,25 +1,26 @@
-/* lines.h - lines from a pipe or terminal, with a look whether one has come. Local, all of it. */
+/* lines.h - reads lines from a pipe or terminal, and can look whether one has come without waiting.
+ * All functions are local. */
 #ifndef MM_LINES_H
 #define MM_LINES_H
 
 #include "src/base/base.h"
 
-/* Bytes of a line; what sends more sends no line of ours. */
+/* The most bytes of a line. Whoever sends more does not send a line of ours. */
 enum { MM_LINE_MAX = 1 << 20 };
 
 struct mm_lines {
     int fd;
-    char *text; /* what was read and not taken; owned */
+    char *text; /* what was read and not taken yet; owned */
     size_t bytes;
-    size_t searched; /* of these, that hold no end of a line */
+    size_t searched; /* so many of these bytes hold no end of a line */
     size_t found;    /* the bytes of the line that mm_lines_look gave, its end included */
     bool ended, dropped;
 };
 
-/* The next line without its end, or NULL: with `wait`, after the end of input, or when a signal
- * came before a line did; without, also where none has come. A last line may lack its end. A line
- * longer than MM_LINE_MAX reads as "". It stays the next one until mm_lines_take; valid until the
- * next call. */
+/* The next line without its end. NULL after the end of input, if a signal came before a line did,
+ * or, without `wait`, if no line has come yet. A last line may lack its end. A line longer than
+ * MM_LINE_MAX reads as "". The line stays the next one until mm_lines_take; the text is valid until
+ * the next call. */
 const char *mm_lines_look(struct mm_lines *lines, bool wait);
 /* Drops the line that mm_lines_look gave. */
 void mm_lines_take(struct mm_lines *lines);

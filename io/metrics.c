@@ -147,7 +147,7 @@ void mm_metrics_number(struct mm_metrics *metrics, const char *key, double value
     add(metrics, key, cJSON_CreateRaw(digits));
 }
 
-/* All lines that wait, or none. */
+/* Writes all lines that wait, or none of them. */
 static enum mm_status write_waiting(struct mm_metrics *metrics, struct mm_error *err) {
     size_t bytes = metrics->waiting ? strlen(metrics->waiting) : 0;
     ssize_t written = 0;
@@ -162,12 +162,13 @@ static enum mm_status write_waiting(struct mm_metrics *metrics, struct mm_error 
     }
     int fault = written < 0 ? errno : ENOSPC;
     if (written > 0 && ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
-        mm_log(MM_LOG_WARN, "'%s' ends in a part of a line: %s", metrics->path, strerror(errno));
+        mm_log(MM_LOG_WARN, "'%s' ends in half a line, which cannot be removed: %s", metrics->path,
+               strerror(errno));
     return mm_fail(err, MM_FAILED, "cannot write '%s': %s", metrics->path, strerror(fault));
 }
 
 enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) {
-    MM_CHECK(metrics->line, "the end of no line of metrics");
+    MM_CHECK(metrics->line, "a line of metrics ends that was not begun");
     bool waited = metrics->waiting;
     char *json = cJSON_PrintUnformatted(metrics->line);
     MM_CHECK(json, "out of memory");
@@ -187,7 +188,8 @@ enum mm_status mm_metrics_end(struct mm_metrics *metrics, struct mm_error *err) 
         return status;
     }
     if (!waited)
-        mm_log(MM_LOG_WARN, "going on, lines wait in memory: %s", err->text);
+        mm_log(MM_LOG_WARN, "the run goes on while lines of the metrics wait in memory: %s",
+               err->text);
     return MM_OK;
 }
 

@@ -1,4 +1,4 @@
-/* safetensors.h - one safetensors file, in and out; what weights.c and weights_export.c share.
+/* safetensors.h - reads and writes one safetensors file; weights.c and weights_export.c share it.
  *
  * The format: 8 bytes of header length (little-endian), the header (JSON: name to dtype, shape and
  * data_offsets counted from the header's end; "__metadata__"), then the data, which the tensors
@@ -34,8 +34,8 @@ enum mm_status mm_safetensors_open(struct mm_safetensors *file, const char *fold
 void mm_safetensors_close(struct mm_safetensors *file);
 
 /* The same from memory: reads the header of file->map (file->bytes, named file->path) into the
- * other fields. The map stays the caller's; what else there is, he frees with mm_safetensors_clear,
- * also after a failure. */
+ * other fields. The map stays the caller's. The caller frees the other fields with
+ * mm_safetensors_clear, also after a failure. */
 enum mm_status mm_safetensors_parse(struct mm_safetensors *file, struct mm_error *err);
 void mm_safetensors_clear(struct mm_safetensors *file);
 

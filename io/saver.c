@@ -76,7 +76,7 @@ static void write_whole(struct mm_saver *s) {
         s->status = mm_checkpoint_publish(&s->paths, s->job.size, &s->err);
     if (s->status == MM_OK &&
         mm_checkpoint_prune(&s->paths, s->run_dir, s->info.loops, s->keep, &later) != MM_OK)
-        mm_log0(MM_LOG_WARN, "old checkpoints stay: %s", later.text);
+        mm_log0(MM_LOG_WARN, "old checkpoints cannot be removed: %s", later.text);
 }
 
 static void *run_step(void *argument) {
@@ -165,7 +165,7 @@ enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
     return MM_OK;
 }
 
-/* From the parts to the whole. */
+/* All parts are on disk: goes on to checkpoint.h5. */
 static void go_on(struct mm_saver *s) {
     s->job.hashes = mm_calloc((size_t)s->job.size, sizeof *s->job.hashes);
     mm_comm_gather_all(s->comm, s->hash, sizeof s->hash, s->job.hashes);

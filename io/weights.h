@@ -1,4 +1,5 @@
-/* weights.h - Hugging Face weights in and out: safetensors, one file or sharded by an index.
+/* weights.h - reads and writes Hugging Face weights: safetensors, one file or several with an
+ * index.
  *
  * This layer moves named tensors and knows nothing of models. Files are memory-mapped, so that only
  * what is read is loaded. Every length and offset of a header is checked before use. */
@@ -55,9 +56,9 @@ struct mm_replacement {
 
 /* What rounding to the written dtype did. Values are compared bit by bit. */
 struct mm_export_report {
-    size_t replaced;   /* elements of the replaced tensors */
-    size_t changed;    /* of those, whose float32 value differs from the original's */
-    size_t lost;       /* of the changed, written as the original would have been: rounded away */
+    size_t replaced; /* elements of the replaced tensors */
+    size_t changed;  /* those whose float32 value differs from the original's */
+    size_t lost;     /* changed ones that are written as the original: rounding undid the change */
     size_t overflowed; /* of all tensors: finite before, infinite in the written dtype */
 };
 

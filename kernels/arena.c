@@ -17,7 +17,7 @@ const char *const mm_purpose_names[MM_PURPOSES] = {
     "scratch",
 };
 
-/* What makes each of them smaller. */
+/* For each purpose, what makes its memory smaller. */
 static const char *const remedies[MM_PURPOSES] = {
     [MM_FOR_WEIGHTS] = "model.dtype: bfloat16",
     [MM_FOR_BASE] = "more ranks or model.state_dtype: bfloat16",
@@ -72,7 +72,7 @@ void mm_arena_free(struct mm_arena *arena) {
     mm_free(arena);
 }
 
-/* Of all live arenas, by purpose; returns the sum. */
+/* Fills the bytes of all live arenas by purpose, and returns their sum. */
 static size_t live_bytes(const struct mm_device *dev, size_t bytes[MM_PURPOSES]) {
     size_t sum = 0;
     memset(bytes, 0, MM_PURPOSES * sizeof *bytes);

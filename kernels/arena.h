@@ -1,7 +1,9 @@
-/* arena.h - device memory by purpose and lifetime: taken at start, counted, freed together.
+/* arena.h - device memory by purpose and lifetime. It is taken at start, counted, and freed
+ * together.
  *
- * A dry arena takes nothing and returns addresses that must not be used: the same code that sets up
- * a run then counts its bytes, so that `plan` and the run cannot disagree. All functions local. */
+ * Reason: `plan` must say what a run will take, and the two must not disagree. So the same code
+ * sets up both. A dry arena takes no memory; it counts, and returns addresses that must not be
+ * used. All functions are local. */
 #ifndef MM_ARENA_H
 #define MM_ARENA_H
 
@@ -28,9 +30,9 @@ struct mm_arena;
 struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
 void mm_arena_free(struct mm_arena *arena);
 
-/* `count` elements of `size` bytes, zeroed. Where the device has not that much, the job ends with a
- * message that lists what its arenas hold, largest first, and what makes the two largest smaller.
- */
+/* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, the job
+ * ends with a message that lists what its arenas hold, largest first, and says what makes the two
+ * largest smaller. */
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size);
 /* A matrix in memory of its own. */
 struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum mm_dtype dtype,
@@ -39,7 +41,7 @@ struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum
 bool mm_arena_dry(const struct mm_arena *arena);
 struct mm_device *mm_arena_device(const struct mm_arena *arena);
 size_t mm_arena_bytes(const struct mm_arena *arena, enum mm_purpose purpose);
-/* The most bytes that the device's arenas, but for dry ones, have held at one time. */
+/* The most bytes that the device's arenas have held at one time. Dry ones do not count. */
 size_t mm_arena_peak_bytes(const struct mm_device *dev);
 
 #endif

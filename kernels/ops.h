@@ -19,7 +19,7 @@
 #include "kernels/tensor.h"
 #include "src/base/base.h"
 
-/* Losses, METHOD.md 1.5; z logits, p softmax, y next token, N the positions of the global batch. */
+/* Losses, docs/method.md 4; z logits, p softmax, y next token, N positions of the global batch. */
 enum mm_loss_fn {
     MM_LOSS_CROSS_ENTROPY,           /* -mean log p_y */
     MM_LOSS_NEG_CROSS_ENTROPY,       /* its negative */
@@ -39,7 +39,7 @@ enum mm_state_loss {
     MM_STATE_COSINE,          /* max(0, cos(h, r)) */
     MM_STATE_LENGTH,          /* ‖h‖ */
 };
-enum mm_normalization { /* METHOD.md 1.1 steps 7-11 and Table 1 */
+enum mm_normalization { /* docs/method.md 5 */
                         MM_NORM_GLOBAL_PRE_MASK,
                         MM_NORM_GLOBAL_POST_MASK,
                         MM_NORM_PER_PARAMETER,
@@ -85,14 +85,14 @@ struct mm_mask_sums {
 
 /* A run's vectors b, a, m, f, g over this rank's shard of W: n elements of `dtype` (g: float32
  * always). With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch
- * does it (METHOD.md 1.3). stop: nothing is written once *stop != 0. */
+ * does it (docs/method.md 6). stop: nothing is written once *stop != 0. */
 struct mm_vector {
     void *data;
     size_t n;
     enum mm_dtype dtype;
 };
 
-/* What the paper's ablations add to lines 13 to 15 (METHOD.md 1.1, steps 8, 10 and 12). */
+/* What the paper's ablations add to lines 13 to 15 (docs/method.md 2). */
 struct mm_unlearn_options {
     struct mm_vector f; /* forget accumulator, of b's dtype; data NULL: none */
     double momentum;    /* β: f = β·f + (1-β)·g, then g = f */
@@ -254,7 +254,7 @@ struct mm_ops {
     /* m = μ·m + (1-μ)·g; b = b - α·m (lines 8-9) */
     void (*retain_step)(struct mm_device *dev, struct mm_vector m, struct mm_vector b,
                         struct mm_vector g, double momentum, double rate, const uint32_t *stop);
-    /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (line 11, METHOD.md 1.1 step 6); b.data
+    /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (lines 11, 11a); b.data
      * NULL: zeros */
     void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                            struct mm_vector g, double rate, double decay, const uint32_t *stop);

@@ -1,4 +1,4 @@
-/* tensor.h - dtype, shape and place of a matrix; conversions of single values. */
+/* tensor.h - the dtype, shape and place of a matrix, and conversions of single values. */
 #ifndef MM_TENSOR_H
 #define MM_TENSOR_H
 
@@ -8,8 +8,8 @@
 
 enum mm_dtype { MM_F32, MM_BF16, MM_F16 };
 
-/* A row-major matrix of `rows` x `cols`; row r starts at element r·ld (ld >= cols). Borrowed: a
- * matrix never owns its memory. data == NULL means "absent". */
+/* A row-major matrix of `rows` x `cols`. Row r starts at element r·ld, where ld >= cols. A matrix
+ * never owns its memory. data == NULL means that it is absent. */
 struct mm_mat {
     void *data;
     size_t rows, cols, ld;
@@ -41,7 +41,7 @@ static inline struct mm_mat mm_mat_cols(struct mm_mat m, size_t first, size_t co
     return m;
 }
 
-/* Round to nearest even; a NaN stays a NaN. */
+/* Rounds to nearest even; a NaN stays a NaN. */
 static inline uint16_t mm_bf16_from_f32(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
@@ -63,7 +63,7 @@ static inline float mm_bf16_round(float value) {
 }
 
 float mm_f32_from_f16(uint16_t value);
-uint16_t mm_f16_from_f32(float value); /* round to nearest even, overflow to infinity */
+uint16_t mm_f16_from_f32(float value); /* rounds to nearest even; overflow becomes infinity */
 
 /* dst[i] = src[i] converted, i < n, in host memory; dst and src don't overlap. */
 void mm_convert(void *dst, enum mm_dtype dst_dtype, const void *src, enum mm_dtype src_dtype,

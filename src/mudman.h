@@ -4,7 +4,7 @@
  * over this rank's rows of W, the intervened weights. Only W is ever trained here; everything else
  * is frozen.
  *
- * Where paper and published code differ (METHOD.md 1.2), `graph` and `rate_scale` choose:
+ * Where paper and published code differ (docs/method.md), `graph` and `rate_scale` choose:
  *   loops        count from 0 and fork at t mod N = 0, before the retain step (code), in all modes
  *   listing      one forward on the forget batch; the adversary steps between the two backwards, so
  *                the second runs through new weights with old activations (code; 5 passes a loop)

@@ -2,7 +2,7 @@
 
 A study is one variant of a search; its name is "<search>-<variant>". The reported score is the
 mean of the last N completed trials with its standard error std / sqrt(n), std with divisor n
-(METHOD.md 1.7). Storages are only read.
+(docs/method.md 9). Storages are only read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* layer.c - what lies between the matrix products: embedding, norms, rotation, activations. */
+/* layer.c - the operations between the matrix products: embedding, norms, rotation, activations. */
 #include "kernels/cpu/cpu.h"
 
 void CPU_NAME(cpu_embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,

@@ -1,4 +1,4 @@
-/* loss.c - the losses of METHOD.md 1.5, fused with their gradients, one row of logits at a time. */
+/* loss.c - the losses of docs/method.md 4 with their gradients, one row of logits at a time. */
 #include "kernels/cpu/cpu.h"
 
 #define NO_TARGET UINT32_MAX

@@ -1,4 +1,4 @@
-/* state.c - losses on hidden states (METHOD.md 1.5), a token at a time. */
+/* state.c - losses on hidden states (docs/method.md 4), a token at a time. */
 #include "kernels/cpu/cpu.h"
 
 static float square_distance(const float *h, const float *r, size_t C) {

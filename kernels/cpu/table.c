@@ -20,7 +20,7 @@ static void *cpu_alloc(struct mm_device *dev, size_t bytes) {
     return block ? memset(block, 0, rounded) : NULL;
 }
 
-/* For what no arena counts. */
+/* Memory that no arena counts. */
 static void *must_alloc(struct mm_device *dev, size_t bytes) {
     void *block = cpu_alloc(dev, bytes);
     MM_CHECK(block, "out of memory: %zu bytes", bytes);
@@ -64,7 +64,7 @@ static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtyp
     }
 }
 
-/* Nothing runs ahead here: what is asked for is done. */
+/* The CPU does everything at once, so there is nothing to mark or to wait for. */
 static void nothing_to_do(struct mm_device *dev, int slot) {
     (void)dev;
     (void)slot;

@@ -1,8 +1,8 @@
 /* vector.c - Algorithm 1 on a shard of W, and the steps of relearning and pretraining.
  *
  * Every function has one body for both state types: `half` is a constant at each call site, and
- * round_to(half, x) stands wherever PyTorch's bfloat16 operation would store a result (METHOD.md
- * 1.3). In float32 it does nothing. */
+ * round_to(half, x) stands wherever PyTorch's bfloat16 operation would store a result
+ * (docs/method.md 6). In float32 it does nothing. */
 #include "kernels/cpu/cpu.h"
 
 static inline float round_to(bool half, float x) {

@@ -1,4 +1,5 @@
-/* block.h - what kernels share: neighbouring elements at once, approximations, sums over a block.
+/* block.h - what the kernels share: access to groups of elements, approximations, sums over a
+ * block.
  *
  * A thread takes groups of neighbouring elements. A kernel is compiled twice: WIDE, where every
  * group is whole and begins on an address that allows accesses of 16 bytes, so that all loads can

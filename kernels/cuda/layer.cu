@@ -1,5 +1,5 @@
-/* layer.cu - what lies between the matrix products: embedding, rotation, activations. Norms are in
- * norm.cu. */
+/* layer.cu - the operations between the matrix products: embedding, rotation, activations. The
+ * norms are in norm.cu. */
 #include "kernels/cuda/block.h"
 
 /* Columns of a row that one block takes, a group a thread. */

@@ -1,4 +1,4 @@
-/* loss.cu - the losses of METHOD.md 1.5, fused with their gradients: a block a row of logits, which
+/* loss.cu - the losses of docs/method.md 4 with their gradients: a block a row of logits, which
  * it reads twice: for the sums, and for the gradient that may take the row's place. */
 #include "kernels/cuda/block.h"
 

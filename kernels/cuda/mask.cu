@@ -1,8 +1,8 @@
 /* mask.cu - lines 13 to 15 of Algorithm 1: sums by tensor, scales, and the unlearning step.
  *
  * The tensors' bounds are on the device, so blocks take chunks of the whole vector and find the
- * tensors in them. The part of tensor t in chunk c is number c + t: that grows from each part to
- * the next, and so names it. */
+ * tensors in them. The part of tensor t in chunk c has the number c + t. This number
+ * grows from each part to the next, so no two parts share one. */
 #include "kernels/cuda/vector.h"
 
 struct parts {

@@ -1,10 +1,10 @@
 /* matrix.cu - matrix products: cuBLASLt on row-major matrices.
  *
- * cuBLASLt's matrices are column-major, ours row-major: what is c = a·b here is cᵀ = bᵀ·aᵀ there,
- * and each of ours is already its own transpose. Sums are float32 and never TF32. The algorithm of
- * a product is the first that the library's heuristic names; it depends on nothing but what is in
- * its key, is asked for once and kept, and reduces split sums in float32 and in a fixed order: a
- * run repeats bit by bit, and a captured graph never meets the search. */
+ * cuBLASLt's matrices are column-major and ours are row-major. So c = a·b here is cᵀ = bᵀ·aᵀ there,
+ * and a row-major matrix, read as column-major, is its own transpose. Sums are float32 and never
+ * TF32. The algorithm of a product is the first that the library's heuristic names. It depends only
+ * on what is in its key, is asked for once and kept, and reduces split sums in float32 and in a
+ * fixed order. So a run repeats bit by bit, and a captured graph never contains the search. */
 #include "kernels/cuda/cuda.h"
 
 #define CUBLAS(call, p)                                                                            \

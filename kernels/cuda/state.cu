@@ -1,5 +1,5 @@
-/* state.cu - losses on hidden states (METHOD.md 1.5): a block a token, whose states it reads twice,
- * for the sums and for the gradient. */
+/* state.cu - losses on hidden states (docs/method.md 4): a block a token, whose states it reads
+ * twice, for the sums and for the gradient. */
 #include "kernels/cuda/block.h"
 
 struct state_args {

@@ -1,5 +1,5 @@
-/* vector.cu - elementwise passes over vectors, their sums, and the scalars between them. The mask's
- * own are in mask.cu. */
+/* vector.cu - elementwise passes over vectors, their sums, and the scalars between them. Those of
+ * the mask are in mask.cu. */
 #include "kernels/cuda/vector.h"
 
 /* -- passes ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
 /* Elements a block sums up; the blocks' sums are added in an order of their own. */
 #define CHUNK ((size_t)16384)
 
-/* x as a state of type S stores it: PyTorch's bfloat16 operations round so (METHOD.md 1.3). */
+/* x as a state of type S stores it: PyTorch's bfloat16 operations round so (docs/method.md 6). */
 template <typename S> __device__ static inline float round_to(float x) {
     return to_float(from_float<S>(x));
 }

@@ -1,8 +1,9 @@
 /* base.h - what every layer stands on: status and error text, checks, log, clock.
  *
- * Two kinds of fault. Outside faults (arguments, config, files) return an enum mm_status and fill a
- * struct mm_error; ranks then agree through mm_comm_agree() before the next collective. Faults of
- * logic, MPI or the device end the job through MM_CHECK. All functions are local. */
+ * There are two kinds of fault. A function that meets an outside fault (arguments, config, files)
+ * returns an enum mm_status and fills a struct mm_error; the ranks then agree through
+ * mm_comm_agree() before the next collective. Faults of logic, MPI or the device end the job
+ * through MM_CHECK. All functions are local. */
 #ifndef MM_BASE_H
 #define MM_BASE_H
 
@@ -21,13 +22,14 @@ enum mm_status {
     MM_REJECTED = 4,  /* retain-loss budget exceeded, or a quantity not finite */
 };
 
-/* The first fault's text, for the user: what is wrong, where, what to do. One line, no newline. */
+/* The text of the first fault, for the user. It says what is wrong, where, and what to do, in one
+ * line without a newline. */
 struct mm_error {
     char text[1024];
 };
 
-/* Writes the text, control characters as '?', and returns `status`, so that callers say `return
- * mm_fail(...)`. */
+/* Writes the text, with '?' for control characters, and returns `status`, so that callers can write
+ * `return mm_fail(...)`. */
 enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
@@ -40,7 +42,8 @@ enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *
 void mm_abort(const char *file, int line, const char *expression, const char *format, ...)
     __attribute__((noreturn, format(printf, 4, 5)));
 
-/* `comm` installs MPI_Abort here; without a hook mm_abort ends this process only. */
+/* Sets what mm_abort calls. `comm` installs MPI_Abort here; without a hook mm_abort ends this
+ * process only. */
 void mm_set_abort_hook(void (*hook)(int exit_status));
 
 /* Log: who speaks (set once at start-up) and how much. */
@@ -54,8 +57,9 @@ void mm_log0(enum mm_log_level level, const char *format, ...)
 /* Seconds on a monotonic clock. */
 double mm_now(void);
 
-/* Memory of this process; MM_CHECK on exhaustion, so never NULL. `mm_calloc` zeroes. Freed by
- * mm_free. mm_live_blocks() counts what is not yet freed: zero at exit. */
+/* Memory of this process. If there is no more, MM_CHECK ends the job, so these never return NULL.
+ * `mm_calloc` zeroes. The caller frees with mm_free. mm_live_blocks() counts the blocks that are
+ * not yet freed; it is zero at exit. */
 void *mm_calloc(size_t count, size_t size) __attribute__((returns_nonnull));
 void *mm_realloc(void *block, size_t bytes) __attribute__((returns_nonnull));
 char *mm_strdup(const char *text);
@@ -63,7 +67,7 @@ char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2), no
 void mm_free(void *block);
 long mm_live_blocks(void);
 
-/* True, and *out = a·b, where the product fits in size_t. */
+/* Returns true and sets *out = a·b if the product fits in size_t. */
 static inline bool mm_mul(size_t a, size_t b, size_t *out) {
     return !__builtin_mul_overflow(a, b, out);
 }

@@ -106,7 +106,7 @@ static enum mm_status check_needed(const struct check *c) {
     bool unlearns = c->command != MM_EVAL && c->command != MM_PRETRAIN;
     bool loops = config->unlearn.loops != MM_ABSENT, passes = config->unlearn.passes != MM_ABSENT;
     if (loops && passes)
-        return wrong(c, "unlearn.passes", "is given beside unlearn.loops: only one of them");
+        return wrong(c, "unlearn.passes", "is given beside unlearn.loops: give only one of them");
     if (unlearns && !loops && !passes)
         return wrong(c, "unlearn.loops", "is missing, and so is unlearn.passes: one is needed");
     if (!config->data.retain_evaluation != !config->data.forget_evaluation)
@@ -123,7 +123,8 @@ static enum mm_status check_needed(const struct check *c) {
     return MM_OK;
 }
 
-/* What an adversary made of adapters goes without; METHOD.md 1.6 has mask and norm with it. */
+/* What an adversary made of adapters cannot be combined with; docs/method.md 7 says that it needs
+ * the mask and a norm. */
 static enum mm_status check_adversary_lora(const struct check *c) {
     const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
     if (u->adv_lora_count > 1 && !u->adv_lora_rank)
@@ -138,18 +139,20 @@ static enum mm_status check_adversary_lora(const struct check *c) {
     if (u->normalization == MM_NORM_NONE)
         return wrong(c, "unlearn.adv_lora_rank", "needs a normalization other than none");
     if (u->adv_update > 0)
-        return wrong(c, "unlearn.adv_lora_rank",
-                     "is given with adv_update: adapters lie on the base and go with it anyway");
+        return wrong(
+            c, "unlearn.adv_lora_rank",
+            "is given with adv_update, but adapters lie on the base and move with it anyway");
     if (c->config->model.state_dtype != MM_F32)
         return wrong(c, "unlearn.adv_lora_rank", "needs model.state_dtype float32");
     if (u->fork_every_n_loops / 6 * 6 < u->adv_lora_count)
-        return wrong(c, "unlearn.fork_every_n_loops",
-                     "is too small for adv_lora_rank, which rounds it down to a multiple of 6 and "
-                     "shares that among adv_lora_count");
+        return wrong(
+            c, "unlearn.fork_every_n_loops",
+            "is too small for adv_lora_rank: rounded down to a multiple of 6 it must be at "
+            "least adv_lora_count");
     return MM_OK;
 }
 
-/* What adapters as the base go without. */
+/* What adapters as the base cannot be combined with. */
 static enum mm_status check_base_lora(const struct check *c) {
     const __typeof__(c->config->unlearn) *u = &c->config->unlearn;
     if (!u->lora_rank)
@@ -161,8 +164,9 @@ static enum mm_status check_base_lora(const struct check *c) {
                      "is given with normalization per_parameter: half of the adapters have no "
                      "gradient where they begin, and no norm to divide by");
     if (u->discard_growing_weights < 1)
-        return wrong(c, "unlearn.lora_rank",
-                     "is given with discard_growing_weights: an adapter's numbers are no weights");
+        return wrong(
+            c, "unlearn.lora_rank",
+            "is given with discard_growing_weights, but the numbers of an adapter are no weights");
     if (c->config->model.state_dtype != MM_F32)
         return wrong(c, "unlearn.lora_rank", "needs model.state_dtype float32");
     if (c->config->reduce_dtype != MM_F32)
@@ -182,8 +186,8 @@ static enum mm_status check_together(const struct check *c) {
     if (config->unlearn.graph == MM_GRAPH_REUSE &&
         config->unlearn.loss_fn != MM_LOSS_NEG_CROSS_ENTROPY)
         return wrong(c, "unlearn.graph",
-                     "is reuse, one backward for both losses, which only unlearning_loss_fn "
-                     "neg_cross_entropy allows");
+                     "is reuse, which takes one backward for both losses: only "
+                     "unlearning_loss_fn neg_cross_entropy allows that");
     if (!config->unlearn.retain_cross_entropy && config->unlearn.rep_eng_retain_lr == 0)
         return wrong(c, "unlearn.retain_cross_entropy",
                      "is false while rep_eng_retain_lr is 0: nothing would be retained");

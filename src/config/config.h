@@ -1,8 +1,8 @@
-/* config.h - everything a user can set, read from YAML plus key=value overrides (DESIGN.md,
- * Config).
+/* config.h - everything a user can set, read from YAML plus key=value overrides (docs/method.md
+ * says what they mean).
  *
- * One table in config_table.c holds a row per key: name, type, default, bounds, help. It parses,
- * checks, prints help and writes the resolved file. Only config_yaml.c sees yaml.h. Every function
+ * One table in table.c holds a row per key: name, type, default, bounds, help. It parses,
+ * checks, prints help and writes the resolved file. Only yaml.c sees yaml.h. Every function
  * is local: ranks read the same file and agree on the status afterwards. */
 #ifndef MM_CONFIG_H
 #define MM_CONFIG_H
@@ -26,7 +26,7 @@ struct mm_multiple_choice {
 
 enum mm_optimizer { MM_SGD, MM_ADAMW };
 
-/* An attack of relearn.attacks; what it leaves out is as relearn has it, and absent here. */
+/* An attack of relearn.attacks. What it leaves out is absent here, and as relearn has it. */
 struct mm_attack {
     char *name; /* NULL: relearn itself, without a list */
     enum mm_optimizer optimizer;
@@ -39,9 +39,9 @@ struct mm_attack {
 /* Which keys a command needs: missing ones are errors. */
 enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
 
-/* A whole number without a default that is not given. */
+/* Stands for a whole number without a default that is not given. */
 #define MM_ABSENT SIZE_MAX
-/* A choice of words that is not given. */
+/* Stands for a choice of words that is not given. */
 #define MM_ABSENT_CHOICE UINT_MAX
 
 struct mm_config {
@@ -135,40 +135,39 @@ enum mm_status mm_config_parse(struct mm_config *config, const char *text, const
                                char *const *overrides, size_t overrides_n, enum mm_command command,
                                struct mm_error *err);
 
-/* Clears to "nothing owned"; safe on a zeroed struct. */
+/* Frees what the config owns and zeroes it. It is safe on a zeroed struct. */
 void mm_config_free(struct mm_config *config);
 
-/* The arithmetic of a config whose model.dtype is not auto any more. */
+/* The type of arithmetic, for a config whose model.dtype is not auto any more. */
 static inline enum mm_dtype mm_config_dtype(const struct mm_config *config) {
     return config->model.dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
 }
 
-/* Attacks to make: those of the list, or one. */
+/* The number of attacks to make: those of the list, or one. */
 static inline size_t mm_config_attacks_n(const struct mm_config *config) {
     return config->relearn.attacks_n ? config->relearn.attacks_n : 1;
 }
-/* Attack i, nothing absent; name borrowed. */
+/* Attack i, with nothing absent. The name is borrowed. */
 struct mm_attack mm_config_attack(const struct mm_config *config, size_t i);
-/* Passes of all attacks; 0: no relearning. */
+/* The passes of all attacks together. 0: there is no relearning. */
 size_t mm_config_relearn_passes(const struct mm_config *config);
 
-/* Every key with its resolved value as YAML that mm_config_parse reads back to the same values
- * (doubles with 17 digits where 15 don't do). The caller frees the text with mm_free. */
+/* Every key with its resolved value, as YAML that mm_config_parse reads back to the same values. A
+ * double has 17 digits if 15 are not enough. The caller frees the text with mm_free. */
 char *mm_config_yaml(const struct mm_config *config);
 
-/* MM_BAD_INPUT if an override of `resume` would change the finished loops: only device, transport,
- * timeout, checkpoint.*, evaluate.*, relearn.*, data.*_validation, data.*_evaluation, output.save_*
- * and more unlearn.loops (or passes) are allowed. That they are more is for the caller to check,
- * who knows the finished loops. */
+/* Returns MM_BAD_INPUT if an override of `resume` would change the finished loops. Allowed are
+ * those keys whose rows have MM_KEY_RESUMABLE. The caller, who knows the finished loops, checks
+ * that unlearn.loops (or passes) are not fewer. */
 enum mm_status mm_config_check_resume(char *const *overrides, size_t overrides_n,
                                       struct mm_error *err);
 
-/* `timeout` while no config has been read: the last override's, if it is one, or the default.
- * Local. */
+/* The `timeout` to use while no config has been read: that of the last override of it that is
+ * valid, or the default. Local. */
 double mm_config_early_timeout(char *const *overrides, size_t overrides_n);
 
-/* Where a wait is for another rank's files (start-up, checkpoint, export, exit), ranks are this
- * many times as patient as `timeout` says. */
+/* Ranks wait this many times as long as `timeout` says if they wait for another rank's files: at
+ * start-up, checkpoint, export and exit. */
 #define MM_PATIENCE_FOR_FILES 6
 
 /* Every key, its default, bounds and meaning, for --help. The caller frees with mm_free. */

@@ -1,4 +1,4 @@
-/* config_table.h - the table of keys: a row says everything about a key of the config.
+/* table.h - the table of keys: a row says everything about a key of the config.
  *
  * Reading, checking, writing, help and the tests walk the rows; nothing else lists the keys. Rows
  * of a section follow each other. Everything is local and constant. */
@@ -29,7 +29,7 @@ struct mm_config_row {
     const char *name; /* dotted */
     enum mm_config_type type;
     size_t offset, count_offset; /* into struct mm_config; the count of a list */
-    /* The default as YAML. NULL: none, the key may be null, and where it is the field holds NULL,
+    /* The default as YAML. NULL: there is none, and the key may be null; the field then holds NULL,
      * MM_ABSENT, NaN or MM_ABSENT_CHOICE. */
     const char *initial;
     const char *bounds; /* of numbers: an interval, "[0, 1)" leaves 1 out */
@@ -44,15 +44,16 @@ struct mm_config_row {
 extern const struct mm_config_row mm_config_rows[];
 extern const size_t mm_config_rows_n;
 
-/* A list of mappings, by the rows of one: offsets into its struct. Texts and paths are needed, and
- * no two have the same name, which comes first. */
+/* A key whose value is a list of mappings. The rows describe one mapping; their offsets count from
+ * its struct. Texts and paths must be given. The name comes first, and no two mappings have the
+ * same. */
 struct mm_config_list {
     const struct mm_config_row *rows;
     size_t rows_n, bytes; /* of the struct */
     const char *plural;   /* what they are, for messages */
 };
 
-/* That of a row's type; NULL where it is no such list. */
+/* The description of the list that a row of this type holds; NULL if the type is no such list. */
 const struct mm_config_list *mm_config_list(enum mm_config_type type);
 
 /* The command's word on the command line. */
@@ -68,7 +69,7 @@ const struct mm_config_row *mm_config_nearest(const char *name);
 /* True if `name` is a section ("model"), with the keys in it as text: "path, dtype, ...". */
 bool mm_config_section(const char *name, char *keys, size_t keys_bytes);
 
-/* What the row takes, for messages and help: "a number in [0, 1)". `out` is returned. */
+/* Says what the row takes, for messages and help: "a number in [0, 1)". Returns `out`. */
 enum { MM_CONFIG_ACCEPTS = 256 };
 const char *mm_config_accepts(const struct mm_config_row *row, char out[MM_CONFIG_ACCEPTS]);
 

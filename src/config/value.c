@@ -1,4 +1,4 @@
-/* config_value.c - see config_value.h. */
+/* value.c - see value.h. */
 #include "src/config/value.h"
 
 #include <errno.h>
@@ -85,9 +85,10 @@ static enum mm_status read_path(const struct mm_value_place *at, const struct mm
         return status;
     char *here = getcwd(NULL, 0);
     if (!here)
-        return mm_yaml_fail(at->err, at->origin, node->line,
-                            "%s: the working directory, where a relative path starts: %s", at->key,
-                            strerror(errno));
+        return mm_yaml_fail(
+            at->err, at->origin, node->line,
+            "%s: a relative path starts at the working directory, which is not known: %s", at->key,
+            strerror(errno));
     char *absolute = mm_format("%s/%s", strcmp(here, "/") == 0 ? "" : here, *value);
     free(here); /* the C library's, not ours to count */
     mm_free(*value);
@@ -122,8 +123,9 @@ static enum mm_status read_words(const struct mm_value_place *at, const struct m
         char shown[MM_YAML_SHOWN];
         for (size_t j = 0; j < i; j++)
             if (strcmp((*words)[i], (*words)[j]) == 0)
-                return mm_yaml_fail(at->err, at->origin, node->items[i].line, "%s: %s twice",
-                                    at->key, mm_yaml_shown(shown, (*words)[i]));
+                return mm_yaml_fail(at->err, at->origin, node->items[i].line,
+                                    "%s: %s is given twice", at->key,
+                                    mm_yaml_shown(shown, (*words)[i]));
     }
     return MM_OK;
 }

@@ -1,8 +1,8 @@
-/* config_yaml.c - see config_yaml.h.
+/* yaml.c - see yaml.h.
  *
- * libyaml's events become a tree of nodes (every place in the text kept), and a tree becomes
- * settings by joining the keys on the way down with dots. An argument's value is read as the only
- * item of a flow list, so that files and arguments go through the same code. */
+ * libyaml's events become a tree of nodes, each of which keeps its place in the text. A tree
+ * becomes settings by joining the keys on the way down with dots. An argument's value is read as
+ * the only item of a flow list, so that files and arguments go through the same code. */
 #include "src/config/yaml.h"
 
 #include <stdarg.h>
@@ -218,7 +218,8 @@ static enum mm_status build_document(struct builder *b, struct mm_yaml_node *roo
         if (frame[i] == YAML_NO_EVENT)
             status = build_node(b, &event, root, 0);
         else if (event.type == YAML_STREAM_END_EVENT && frame[i] == YAML_DOCUMENT_START_EVENT)
-            status = mm_yaml_fail(b->err, b->origin, 0, "nothing in it: it holds no key");
+            status =
+                mm_yaml_fail(b->err, b->origin, 0, "there is nothing in it: it must hold keys");
         else if (event.type != frame[i])
             status = mm_yaml_fail(b->err, b->origin, event.start_mark.line + 1,
                                   "a second document: only one is read");

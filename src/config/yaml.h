@@ -1,9 +1,9 @@
-/* config_yaml.h - YAML text and key=value arguments as one flat list of settings.
+/* yaml.h - YAML text and key=value arguments as one flat list of settings.
  *
- * The only user of libyaml. It knows YAML but no key: nested mappings become dotted keys, a key
- * that is set twice in the file or twice by arguments is an error, and an argument replaces the
- * file's setting. Everything is local. Anchors, aliases, tags and further documents are refused: a
- * config then means what its text says, line by line. */
+ * This is the only user of libyaml. It knows YAML but no key. Nested mappings become dotted keys. A
+ * key that is set twice in the file, or twice by arguments, is an error; an argument replaces the
+ * file's setting. Anchors, aliases, tags and further documents are refused, so that a config means
+ * what its text says, line by line. All functions are local. */
 #ifndef MM_CONFIG_YAML_H
 #define MM_CONFIG_YAML_H
 
@@ -43,37 +43,37 @@ struct mm_settings {
 };
 
 /* Appends the settings of `text` (n bytes). `file` names it in messages and is borrowed for the
- * life of the list. MM_BAD_INPUT: "FILE:LINE:COLUMN: problem" or "FILE:LINE: problem". On an error,
- * too, the list is freed by mm_settings_free. */
+ * life of the list. On MM_BAD_INPUT the text is "FILE:LINE:COLUMN: problem" or "FILE:LINE:
+ * problem". The caller frees the list with mm_settings_free, also after an error. */
 enum mm_status mm_settings_add_text(struct mm_settings *settings, const char *text, size_t n,
                                     const char *file, struct mm_error *err);
 
-/* Appends or replaces what "key=value" sets; value is one YAML value in flow syntax. MM_BAD_INPUT:
- * "argument 'key=value': problem". */
+/* Appends or replaces what "key=value" sets; the value is one YAML value in flow syntax. On
+ * MM_BAD_INPUT the text is "argument 'key=value': problem". */
 enum mm_status mm_settings_add_argument(struct mm_settings *settings, const char *argument,
                                         struct mm_error *err);
 
 /* The setting of `key`, or NULL. Borrowed, valid until the list changes. */
 const struct mm_setting *mm_settings_find(const struct mm_settings *settings, const char *key);
 
-/* Forgets `key` where it is set. */
+/* Forgets `key` if it is set. */
 void mm_settings_drop(struct mm_settings *settings, const char *key);
 
 void mm_settings_free(struct mm_settings *settings);
 
-/* null, ~ or nothing, not in quotes. */
+/* Whether the node is null, ~ or nothing, without quotes. */
 bool mm_yaml_is_null(const struct mm_yaml_node *node);
 
 /* True if `text` is UTF-8 that a quoted YAML scalar gives back unchanged: no control characters, no
  * line breaks (U+0085, U+2028 and U+2029 are some), no byte-order mark. */
 bool mm_yaml_text_ok(const char *text);
 
-/* MM_BAD_INPUT with the text "FILE:LINE: ..." (without ":LINE" if line is 0) or "argument '...':
- * ...". */
+/* Returns MM_BAD_INPUT with the text "FILE:LINE: ..." (without ":LINE" if line is 0) or "argument
+ * '...': ...". */
 enum mm_status mm_yaml_fail(struct mm_error *err, struct mm_yaml_origin origin, size_t line,
                             const char *format, ...) __attribute__((format(printf, 4, 5)));
 
-/* `text` for a message: cut, without control characters; `out` is returned. */
+/* Makes `text` fit for a message: shortened, and without control characters. Returns `out`. */
 enum { MM_YAML_SHOWN = 100 };
 const char *mm_yaml_shown(char out[MM_YAML_SHOWN], const char *text);
 

@@ -1,4 +1,9 @@
-/* loss.c - see loss.h. */
+/* loss.c - see loss.h.
+ *
+ * Reason: with a large vocabulary the logits of all tokens would take more memory than all else. So
+ * the head works on a chunk of rows at a time: logits, losses, their gradient in the logits' place,
+ * and its product with the head's weights. Cost: a loss of whole sequences (NPO, SimNPO) needs all
+ * its terms before any gradient, and so it forms the logits twice. */
 #include "src/model/loss.h"
 
 #define LEAST_ROWS ((size_t)64) /* of a chunk of logits: enough for a product */
@@ -74,8 +79,8 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
     }
 }
 
-/* From the cross-entropy terms in head->losses. Its gradient is cross-entropy's by position, times
- * what the sequence's own loss makes of it: that needs the logits again. */
+/* A loss of whole sequences, from the cross-entropy terms in head->losses. Its gradient is that of
+ * cross-entropy at each position, times a weight of the sequence. This needs the logits again. */
 static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *term) {
     const struct mm_ops *ops = p->model->dev->ops;
     struct mm_head *head = p->head;

@@ -1,8 +1,8 @@
 /* loss.h - the head and the losses on it, a chunk of rows at a time.
  *
- * The logits of all tokens never exist at once. Several losses can be taken from one set of logits
- * (the CE and the unlearning loss of a `listing` loop read the same forward). All functions local.
- */
+ * The logits of all tokens never exist at once. Several losses can be taken from one set of logits:
+ * cross-entropy and the unlearning loss of a `listing` loop read the same forward. All functions
+ * are local. */
 #ifndef MM_LOSS_H
 #define MM_LOSS_H
 
@@ -35,8 +35,8 @@ void mm_head_losses(const struct mm_model *model, struct mm_head *head, const st
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
                     float *dhead, bool first);
 
-/* terms [n], device = cross-entropy's of acts' last forward by position, 0 where there is no
- * target. */
+/* terms [n], device (=) the cross-entropy of each position of acts' last forward, 0 where there is
+ * no target. */
 void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms);
 

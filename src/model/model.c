@@ -1,4 +1,5 @@
-/* model.c - builds the table of tensors, see model.h. */
+/* model.c - builds the table of tensors; see model.h. A family has its own names and order of
+ * tensors; arch.c has read its other differences as data. */
 #include "src/model/model.h"
 
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* model.h - the working weights of one transformer: a table of named tensors in one block.
  *
- * The table drives loading, choice of W, sharding, checkpoints and export. Tensors that one matrix
- * product can serve lie side by side: q, k, v; gate, up. All functions local. */
+ * Loading, the choice of W, sharding, checkpoints and export go by this table. Tensors that one
+ * matrix product can serve lie side by side: q, k and v; gate and up. All functions are local. */
 #ifndef MM_MODEL_H
 #define MM_MODEL_H
 

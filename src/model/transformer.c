@@ -1,4 +1,8 @@
-/* transformer.c - see transformer.h. */
+/* transformer.c - see transformer.h.
+ *
+ * Both passes are lists of calls of kernels/ops.h. Layers below the lowest one whose weights are
+ * wanted share one set of buffers, since no backward reads it. The output of a norm is kept only
+ * if the gradient of a weight reads it. */
 #include "src/model/transformer.h"
 
 static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {

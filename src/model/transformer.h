@@ -1,9 +1,9 @@
 /* transformer.h - one forward and one backward pass, as lists of operations.
  *
- * The forward keeps what the backward reads, and only for layers at or above the lowest one whose
- * weights are wanted; the backward stops there. Nothing kept depends on a recomputation through an
- * intervened weight: after the forward W may change, and a second backward then propagates through
- * the new W with the old activations (METHOD.md 1.1, graph-reuse trap). All functions local.
+ * The forward keeps what the backward reads, but only for layers at or above the lowest one whose
+ * weights are wanted; the backward stops there. The backward recomputes nothing through a weight of
+ * W. So W may change after the forward, and a second backward then goes through the new W with the
+ * old activations (docs/method.md 3). All functions are local.
  * Letters: n = B·T tokens, C width, M MLP width, H heads, d head dimension. */
 #ifndef MM_TRANSFORMER_H
 #define MM_TRANSFORMER_H
@@ -35,7 +35,7 @@ struct mm_acts {
     size_t B, T;
 };
 
-/* Buffers that no pass keeps, shared by all micro-batches of a model. */
+/* Buffers whose content no pass keeps. All micro-batches of a model share them. */
 struct mm_scratch {
     size_t capacity;
     struct mm_mat delta, y;   /* [n, C] */
@@ -45,16 +45,17 @@ struct mm_scratch {
     struct mm_mat datt, dqkv; /* [n, H·d], [n, (H + 2·kv)·d] */
 };
 
-/* wanted[params_n]: tensors whose gradients a backward will form; NULL: forward only. */
+/* wanted[params_n] says which tensors' gradients a backward will form. NULL: there is no backward.
+ */
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model,
                     size_t capacity, const bool *wanted);
-void mm_acts_free(struct mm_acts *acts); /* the struct's own tables; memory is the arena's */
+void mm_acts_free(struct mm_acts *acts); /* frees the struct's tables; the rest is the arena's */
 void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
                        const struct mm_model *model, size_t capacity, bool backward);
 
-/* What the caller does between the layers of a pass, so that communication runs beside it: called
- * before the forward reads the weights of layer l, or after the backward has formed its gradients.
- * Before the embedding it is called with MM_NO_LAYER. call NULL: nothing. */
+/* What the caller does between the layers of a pass, so that communication runs beside it. It is
+ * called before the forward reads the weights of layer l, or after the backward has formed the
+ * gradients of layer l. Before the embedding it is called with MM_NO_LAYER. call NULL: nothing. */
 #define MM_NO_LAYER (-1)
 struct mm_layer_hook {
     void (*call)(void *self, int layer);
@@ -66,14 +67,14 @@ struct mm_layer_hook {
 void mm_forward(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
                 const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer);
 
-/* As mm_forward, but only so far that hidden state `last`, what layer `last` reads, is there. */
+/* As mm_forward, but it stops when hidden state `last`, which layer `last` reads, is there. */
 void mm_forward_to(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
                    const uint32_t *tokens, size_t B, size_t T, size_t last,
                    struct mm_layer_hook before_layer);
 
-/* Hidden state i [n, C] of the last forward, what layer i reads. Of layers below the lowest: there
- * only from the call of before_layer for layer i + 1 to its return, or after a forward that ended
- * with it. */
+/* Hidden state i [n, C] of the last forward, which layer i reads. That of a layer below the lowest
+ * is there only while before_layer is called for layer i + 1, or after a forward that ended with
+ * it. */
 struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i);
 
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have

@@ -1,4 +1,4 @@
-/* collect.c - see collect.h. */
+/* collect.c - see collect.h. A tensor at a time, so that no rank holds all of them whole. */
 #include "src/parallel/collect.h"
 
 float *mm_collect(const struct mm_shard *s, struct mm_vector v, size_t t) {

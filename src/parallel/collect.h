@@ -1,11 +1,13 @@
-/* collect.h - tensors that are spread over the ranks, whole again in host memory: for export. */
+/* collect.h - makes a tensor that is spread over the ranks whole again in host memory, for export.
+ */
 #ifndef MM_COLLECT_H
 #define MM_COLLECT_H
 
 #include "src/parallel/shard.h"
 
-/* Tensor t of the shard's set as the ranks' v hold it, [rows, cols] float32 in host memory, which
- * the caller frees with mm_free. Values of a bfloat16 v are exact. Collective. */
+/* Returns tensor t of the shard's set, as the v of all ranks hold it: [rows, cols] in float32, in
+ * host memory, which the caller frees with mm_free. Values of a bfloat16 v are exact. Collective.
+ */
 float *mm_collect(const struct mm_shard *shard, struct mm_vector v, size_t t);
 
 #endif

@@ -1,4 +1,4 @@
-/* representation.h - losses on hidden states (METHOD.md 1.5).
+/* hidden_loss.h - losses on hidden states (docs/method.md 4).
  *
  * Hidden state i of a model of L layers is what layer i reads, 0 to L-1: 0 are the embeddings; what
  * leaves the last layer, or the final norm, is none of them. h is a token's state, h0 the one that

@@ -1,4 +1,5 @@
-/* layout.h - where a vector has what: this rank's rows of some tensors, one behind the other.
+/* layout.h - says where a vector holds what: this rank's rows of some tensors, one behind the
+ * other.
  *
  * Of every tensor a rank owns the rows mm_rows_of(rows, ranks, rank). The tensors are those of a
  * shard, or the A and B of adapters beside them. */
@@ -17,17 +18,18 @@ struct mm_layout {
     double total;        /* elements over all ranks */
 };
 
-/* Nothing yet; room for so many tensors. Local, all of these. The caller frees. */
+/* An empty layout with room for `most` tensors. The caller frees it. All functions up to
+ * mm_layout_gather are local. */
 struct mm_layout mm_layout_create(struct mm_comm *comm, struct mm_device *dev, size_t most);
 void mm_layout_free(struct mm_layout *layout);
-/* One more tensor. */
+/* Adds a tensor. */
 void mm_layout_add(struct mm_layout *layout, size_t rows, size_t cols);
 
-/* Elements of a vector. */
+/* The number of elements of a vector on this rank. */
 size_t mm_layout_elements(const struct mm_layout *layout);
-/* This rank's rows of tensor t. */
+/* The rows of tensor t that this rank owns. */
 struct mm_rows mm_layout_own(const struct mm_layout *layout, size_t t);
-/* Rows of all tensors: this rank's, and all. */
+/* The number of rows of all tensors together: this rank's, and those of all ranks. */
 size_t mm_layout_own_rows(const struct mm_layout *layout);
 size_t mm_layout_all_rows(const struct mm_layout *layout);
 
@@ -35,8 +37,9 @@ size_t mm_layout_all_rows(const struct mm_layout *layout);
 struct mm_vector mm_layout_vector(const struct mm_layout *layout, struct mm_arena *arena,
                                   enum mm_purpose purpose, enum mm_dtype dtype);
 
-/* all (=) something of every row of every tensor, `bytes` of each, tensor after tensor, in the
- * order of the rows; mine: the same of this rank's rows. Host memory. Collective. */
+/* Gathers something of every row, `bytes` of each: all (=) that of every row of every tensor,
+ * tensor after tensor, in the order of the rows. `mine` has that of this rank's rows. Host memory.
+ * Collective. */
 void mm_layout_gather(const struct mm_layout *layout, const void *mine, size_t bytes, void *all);
 
 #endif

@@ -1,7 +1,7 @@
 /* passes.h - gradients of a loss over a global batch: micro-batches, all ranks, reduced to owners.
  *
  * The functions return the *globally reduced* gradient of this rank's shard: sign, accumulator and
- * norm are taken of it, never of a rank's own (METHOD.md, "Distributed consequences"). Losses are
+ * norm are taken of it, never of a rank's own (docs/method.md 8). Losses are
  * means over the global batch, on every rank. Collective, all of them, unless marked Local.
  *
  * On an `exact` device (reduction: exact) results are the same to the bit on any number of ranks. A
@@ -110,7 +110,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss);
 /* The second backward through the held graph: old activations and logits, the working weights of
- * now (METHOD.md 1.1, graph-reuse trap). */
+ * now (docs/method.md 3). */
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g);
 
 #endif

@@ -1,4 +1,10 @@
-/* shard.c - see shard.h. */
+/* shard.c - see shard.h.
+ *
+ * Reason: sending one tensor at a time costs the latency of a collective each, and sending all at
+ * once leaves nothing to compute meanwhile. So tensors are sent in a few buckets, cut
+ * between layers. A bucket of gradients leaves when the backward has formed its lowest layer; a
+ * bucket of weights is waited for when the forward reaches its lowest layer. Cost: whole gradients
+ * of the set, padded to equal blocks of rows, on every rank. */
 #include "src/parallel/shard.h"
 
 #include <string.h>

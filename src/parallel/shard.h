@@ -1,20 +1,24 @@
-/* shard.h - a set of tensors spread over the ranks by blocks of rows.
+/* shard.h - a set of tensors that is spread over the ranks by blocks of rows.
  *
- * Of every tensor in the set, rank r owns the rows mm_rows_of(rows, R, r). A "vector" holds a
- * rank's own rows of all tensors, one behind the other: Algorithm 1 is algebra on vectors. For
- * unlearning the set is W; for relearning and pretraining it is every tensor. */
+ * Reason: b, a and m would take three times W's memory on every rank. So of every tensor in the set
+ * rank r owns the rows mm_rows_of(rows, R, r), and only it keeps their state. A "vector" holds a
+ * rank's own rows of all tensors, one behind the other; Algorithm 1 is algebra on vectors. For
+ * unlearning the set is W; for relearning and pretraining it is every tensor.
+ *
+ * Cost: every rank still holds the working weights and its own gradients whole, and each pass
+ * begins with a gather of the weights and ends with a reduction of the gradients. */
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
 #include "src/parallel/layout.h"
 #include "src/model/transformer.h"
 
-/* Tensors order[first] ... order[first + n - 1]: what crosses the network at once. */
+/* Tensors order[first] ... order[first + n - 1], which cross the network at once. */
 struct mm_bucket {
     size_t first, n;
     int layer; /* the lowest; MM_NO_LAYER: the tensors of no layer */
     mm_ticket ticket;
-    bool started; /* and not waited for */
+    bool started; /* and not yet waited for */
 };
 
 struct mm_shard {
@@ -26,7 +30,7 @@ struct mm_shard {
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
-    bool *overwritten; /* [tensors_n] by a backward's first micro-batch: needs no zeroing */
+    bool *overwritten; /* [tensors_n] a backward's first micro-batch overwrites it: no zeroing */
     size_t *order;     /* [tensors_n] tensors as a forward meets them, those of no layer first */
     struct mm_reduction *reductions; /* [tensors_n] in that order; and the working weights: */
     struct mm_mat *gathers;
@@ -48,31 +52,32 @@ void mm_shard_free(struct mm_shard *shard);
 struct mm_vector mm_shard_vector(const struct mm_shard *shard, struct mm_arena *arena,
                                  enum mm_purpose purpose, enum mm_dtype dtype);
 
-/* A vector to reduce into. One rank's own rows are the whole gradients: it is those then, unless
- * the device is `exact`. */
+/* A vector to reduce into. With one rank its own rows are the whole gradients, and the vector is
+ * their memory, unless the device is `exact`. */
 struct mm_vector mm_shard_gradient(const struct mm_shard *shard, struct mm_arena *arena);
 
 /* v (=) own rows of the working weights. Local. */
 void mm_shard_load(const struct mm_shard *shard, struct mm_vector v);
 /* Working weights of the set (=) v of all ranks, rounded to the model's dtype. Collective. */
 void mm_shard_store(struct mm_shard *shard, struct mm_vector v);
-/* The same in two steps: between them nothing but a forward with mm_shard_arrivals as its hook,
- * which waits for each layer's weights where it needs them, may read the weights. Collective. */
+/* The same in two steps. Between them nothing may read the weights but a forward with
+ * mm_shard_arrivals as its hook, which waits for the weights of each layer where they are needed.
+ * Collective. */
 void mm_shard_store_begin(struct mm_shard *shard, struct mm_vector v);
 void mm_shard_store_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_arrivals(struct mm_shard *shard); /* Local. */
 
-/* g (=) own rows of the whole gradients, summed over the ranks: begin zeroes the whole gradients
- * that a backward adds to; then the backwards, the last of them with mm_shard_departures as its
- * hook, which sends off each bucket when it is formed; end sends the rest and waits for all.
+/* g (=) own rows of the whole gradients, summed over the ranks. Begin zeroes the whole gradients
+ * that a backward adds to. Then come the backwards; the last of them has mm_shard_departures as its
+ * hook, which sends each bucket when it is complete. End sends the rest and waits for all.
  * Collective. */
 void mm_shard_reduce_begin(struct mm_shard *shard, struct mm_vector g);
 void mm_shard_reduce_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
 
-/* The same of one leaf a rank, ranks 0 ... ranks-1, for `reduction: exact` (src/parallel/passes.h):
- * their gradients are added to g one after the other; those of `first` are what g then is. Every
- * backward overwrites, none has a hook. Collective, of all ranks. */
+/* The same for one leaf a rank, of ranks 0 ... ranks-1, for `reduction: exact`
+ * (src/parallel/passes.h). Their gradients are added to g one after the other; with `first` g holds
+ * nothing before. Every backward overwrites, and none has a hook. All ranks call. Collective. */
 void mm_shard_reduce_leaves_begin(struct mm_shard *shard, struct mm_vector g, int ranks,
                                   bool first);
 

@@ -1,8 +1,9 @@
 /* sums.h - sums over the rows of the tensors of a vector on all ranks.
  *
- * Each rank sums its own rows and the ranks' sums are added in rank order, which cuts the sum where
- * the rows are cut. On an `exact` device each row is summed by itself, and the rows' sums are added
- * in their order: the same bits on any number of ranks. */
+ * Each rank sums its own rows, and the sums of the ranks are added in rank order. So the sum is cut
+ * where the rows are cut, and its last bits depend on the number of ranks. On an `exact` device
+ * each row is summed by itself, and the sums of the rows are added in their order, which gives the
+ * same bits on any number of ranks. The cost is a gather of the sums of all rows. */
 #ifndef MM_SUMS_H
 #define MM_SUMS_H
 
@@ -19,7 +20,7 @@ struct mm_sums {
 /* Memory is the arena's. Local. */
 struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *layout);
 
-/* *sum (device) = squares of g, as ops->sum_squares. Collective. */
+/* *sum (device) = sum of the squares of g over all ranks, as ops->sum_squares. Collective. */
 void mm_sums_squares(const struct mm_sums *sums, double *sum, struct mm_vector g,
                      enum mm_dtype state_dtype);
 

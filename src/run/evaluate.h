@@ -1,4 +1,4 @@
-/* evaluate.h - losses on held-out batches and multiple-choice accuracy (METHOD.md 1.7). */
+/* evaluate.h - losses on held-out batches and multiple-choice accuracy (docs/method.md 9). */
 #ifndef MM_EVALUATE_H
 #define MM_EVALUATE_H
 

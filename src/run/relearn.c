@@ -1,4 +1,4 @@
-/* relearn.c - the attacks: training on held-out forget data (METHOD.md 1.7), each from the
+/* relearn.c - the attacks: training on held-out forget data (docs/method.md 9), each from the
  * unlearned weights. */
 #include "src/run/job.h"
 #include "src/run/progress.h"

@@ -1,4 +1,4 @@
-"""MUDMAN in PyTorch, one loop after the other, the way METHOD.md 1.1 orders the operations.
+"""MUDMAN in PyTorch, one loop after the other, the way docs/method.md 2 orders the operations.
 
 The base b, the adversary a and the accumulator m are plain tensors of the state's dtype: float64, or bfloat16
 for `model.state_dtype=bfloat16`. The model itself always computes in float64. In a bfloat16 state every line

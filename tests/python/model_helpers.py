@@ -41,7 +41,7 @@ def write_config(path: Path, settings: Mapping[str, object]) -> Path:
 
 
 def write_tokens(path: Path, tokens: np.ndarray, vocab: int | None = None) -> Path:
-    """Write a token file as DESIGN describes it."""
+    """Write a token file as io/dataset.h describes it."""
     with h5py.File(path, "w") as file:
         file["tokens"] = np.asarray(tokens, dtype="<u4")
         file.attrs["vocab_size"] = np.uint32(vocab if vocab else int(np.max(tokens)) + 1)

@@ -185,7 +185,7 @@ def ranges(search: Search, variant: str) -> dict[str, tuple[float, float, bool]]
 
 
 SPOT_CHECKS = {
-    # METHOD's ranges: file, variant, parameter, low, high, log
+    # The study's ranges: file, variant, parameter, low, high, log
     "llama-3.2-1b/figure-2-python": ("no_normalization", "unlearning_rate", 1e-5, 300, True),
     "llama-3.2-1b/figure-3": ("tar2", "unlearning_rate", 1e-4, 0.1, True),
     "llama-3.2-1b/wmdp-6": ("mudman", "unlearning_rate", 3e-9, 1e-4, True),

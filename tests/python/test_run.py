@@ -184,7 +184,7 @@ def test_lines_and_their_order(
     tiny: Case, tmp_path: Path, overrides: list[str], loops: int, each: int, every: int, steps: int,
     step: int,
 ) -> None:  # fmt: skip
-    """Exactly the lines that DESIGN names: evaluation where a multiple of every_passes is passed."""
+    """Exactly the lines that a run writes: evaluation where a multiple of every_passes is passed."""
     tiny.run(tmp_path / "run", *overrides)
     expected: list[tuple] = [("eval", "start", 0)]
     for loop in range(loops):

@@ -1,6 +1,6 @@
 """The real run in small: a pre-trained model unlearns a theme and keeps the rest.
 
-Needs stories260K and the stories (MUDMAN_TEST_DATA); README has the whole run's figures.
+Needs stories260K and the stories (MUDMAN_TEST_DATA); docs/experiments.md has the whole run's figures.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ static inline double ref_log_sum(const double *z, size_t V) {
     return top + log(sum);
 }
 
-/* One position's term of the loss (METHOD.md 1.5), not divided by N. */
+/* One position's term of the loss (docs/method.md 4), not divided by N. */
 static inline double ref_loss(enum mm_loss_fn fn, double clip_at, const double *z, uint32_t y,
                               size_t V) {
     double lse = ref_log_sum(z, V), sum = 0;

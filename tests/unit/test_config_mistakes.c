@@ -10,8 +10,8 @@
 static void test_yaml_mistakes(void **state) {
     (void)state;
     static const char *const cases[][2] = {
-        {"", "t.yaml: nothing in it"},
-        {"# only a comment\n", "t.yaml: nothing in it"},
+        {"", "t.yaml: there is nothing in it"},
+        {"# only a comment\n", "t.yaml: there is nothing in it"},
         {"---\n", "t.yaml:2: the file must be a mapping"},
         {"- a\n", "t.yaml:1: the file must be a mapping"},
         {"\nrun\n", "t.yaml:2: the file must be a mapping"},
@@ -197,7 +197,7 @@ static void test_list_mistakes(void **state) {
         {"unlearn.target_modules:\n- a\n- [b]", "t.yaml:16: unlearn.target_modules: expected"},
         {"unlearn.target_modules:\n- a\n-\n", "t.yaml:16: unlearn.target_modules: expected"},
         {"unlearn.target_modules: [a, '']", "got \"\""},
-        {"unlearn.target_modules:\n- a\n- b\n- a\n", "t.yaml:17: unlearn.target_modules: a twice"},
+        {"unlearn.target_modules:\n- a\n- b\n- a\n", "t.yaml:17: unlearn.target_modules: a is given twice"},
         {"pretrain.betas: [0.9]", "expected a list of two numbers in [0, 1), got a list"},
         {"pretrain.betas: [0.9, 0.9, 0.9]", "expected a list of two numbers in [0, 1)"},
         {"pretrain.betas: [0.9, 1]", "expected a list of two numbers in [0, 1), got 1"},
@@ -396,7 +396,7 @@ static void test_files(void **state) {
     write_file(path, base, sizeof base); /* with its NUL */
     bad_file(path, ":14:1: control characters are not allowed");
     write_file(path, "", 0);
-    bad_file(path, ": nothing in it");
+    bad_file(path, ": there is nothing in it");
     write_file(path, "\xff\xfes\0e\0", 6); /* UTF-16 */
     bad_file(path, ":1:1: ");
     static char large[(1 << 20) + 1];

@@ -1,4 +1,4 @@
-/* test_ops_ablations.c - what METHOD.md 1.1, steps 8, 10 and 12, adds to the mask and to the
+/* test_ops_ablations.c - what docs/method.md, lines 13a, 14a and 15a, adds to the mask and to the
  * unlearning step, on every backend: bit by bit on a bfloat16 state, which rounds after each
  * operation, and within rounding on a float32 one. */
 #include "tests/unit/ops_half.h"

@@ -1,6 +1,6 @@
 /* test_ops_half.c - the steps of Algorithm 1 on a bfloat16 state, of every backend, bit by bit
- * against a scalar re-statement that rounds after each operation as METHOD.md 1.3 lists them; and
- * the norms and scales of lines 13 to 15 for both state types. */
+ * against a scalar re-statement that rounds after each operation as docs/method.md 6 lists them;
+ * and the norms and scales of lines 13 to 15 for both state types. */
 #include "tests/unit/ops_half.h"
 
 static const size_t lengths[] = {1, 7, 33, 100, 16385, 40000};

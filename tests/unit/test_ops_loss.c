@@ -1,5 +1,5 @@
 /* test_ops_loss.c - the losses of every backend: values against double, gradients against central
- * differences of the double form, and tightly against METHOD.md's own formulas. */
+ * differences of the double form, and tightly against the formulas of docs/method.md 4. */
 #include "tests/unit/ops_subject.h"
 
 #include "tests/unit/ops_reference.h"
@@ -22,7 +22,7 @@ static double loss_objective(const void *of) {
     return c->scale * ref_loss(c->fn, c->clip_at, c->z + c->row * c->V, c->targets[c->row], c->V);
 }
 
-/* METHOD.md 1.5's gradient by the logits of the case's row. */
+/* The gradient of docs/method.md 4 by the logits of the case's row. */
 static void loss_slopes(const struct loss_case *c, double *d) {
     const double *z = c->z + c->row * c->V;
     uint32_t y = c->targets[c->row];
@@ -148,7 +148,8 @@ static void large_vocabulary(void **state) {
         }
 }
 
-/* Values above, below and exactly at the clip; there the gradient still flows (METHOD.md 1.5). */
+/* Values above, below and exactly at the clip; there the gradient still flows (docs/method.md 4).
+ */
 static void clip(void **state) {
     (void)state;
     const size_t V = 16;

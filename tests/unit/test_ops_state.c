@@ -36,7 +36,8 @@ static double length_of(const double *x, size_t C) {
     return sqrt(squares);
 }
 
-/* METHOD.md 1.5's gradient by the row's h, which is scale·factor of it, and what it is made of. */
+/* The gradient of docs/method.md 4 by the row's h, which is scale·factor of it, and what it is made
+ * of. */
 static void slopes(const struct state_case *c, double *g, double *size) {
     const double *h = h_of(c), *r = r_of(c);
     double a = length_of(h, c->C), b = length_of(r, c->C), value, s = c->scale * c->factor;

@@ -1,5 +1,5 @@
 /* test_passes.c - pieces of a batch add up, and a second backward through a held graph reads the
- * new weights and nothing else that is new (METHOD.md 1.1, the graph-reuse trap). The numbers
+ * new weights and nothing else that is new (docs/method.md 3). The numbers
  * themselves: test_golden.c. */
 #include "tests/golden/golden_model.h"
 
