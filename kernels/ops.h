@@ -62,17 +62,17 @@ struct mm_loop_scalars {
     double retain_loss, adversary_loss, unlearning_loss; /* means over the global batch */
     double sum_squares;                                  /* of the last reduced gradient */
     double grad_norm, mask_fraction;
-    uint32_t stop; /* the guard: 0, or enum mm_stop of what was first not finite; sticky */
+    uint32_t stop; /* the guard: 0, or enum mm_guard of what was first not finite; sticky */
 };
-enum mm_stop {
-    MM_STOP_NONE,
-    MM_STOP_RETAIN_LOSS,
-    MM_STOP_RETAIN_GRADIENT,
-    MM_STOP_ADVERSARY_LOSS,
-    MM_STOP_ADVERSARY_GRADIENT,
-    MM_STOP_UNLEARNING_LOSS,
-    MM_STOP_UNLEARNING_GRADIENT,
-    MM_STOP_ZERO_NORM,
+enum mm_guard {
+    MM_GUARD_NONE,
+    MM_GUARD_RETAIN_LOSS,
+    MM_GUARD_RETAIN_GRADIENT,
+    MM_GUARD_ADVERSARY_LOSS,
+    MM_GUARD_ADVERSARY_GRADIENT,
+    MM_GUARD_UNLEARNING_LOSS,
+    MM_GUARD_UNLEARNING_GRADIENT,
+    MM_GUARD_ZERO_NORM,
 };
 
 /* Sums over one tensor of W of the unlearning gradient, before and after the mask. */
@@ -234,7 +234,7 @@ struct mm_ops {
     void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
                         enum mm_dtype state_dtype);
     /* if *value is not finite (or is zero, and `zero_too`) and *stop == 0: *stop = code */
-    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_stop code,
+    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_guard code,
                   uint32_t *stop);
     /* a = b (line 4) */
     void (*fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,

@@ -63,8 +63,8 @@ static void base_gradient(struct mm_mudman *u, const struct mm_batch *batch,
 }
 
 /* The guard: a loss or a reduced gradient that is not finite stops every later update. */
-static void check(struct mm_mudman *u, const double *loss, enum mm_stop loss_code,
-                  enum mm_stop gradient_code) {
+static void check(struct mm_mudman *u, const double *loss, enum mm_guard loss_code,
+                  enum mm_guard gradient_code) {
     struct mm_loop_scalars *s = u->scalars;
     mm_sums_squares(&u->over_w, &s->sum_squares, gradient(u), u->b.dtype);
     OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
@@ -81,7 +81,7 @@ static void use_adversary(struct mm_mudman *u) {
 static void adversary_step(struct mm_mudman *u) {
     const __typeof__(u->config->unlearn) *c = &u->config->unlearn;
     struct mm_vector a = u->a, b = u->b, g = u->g, zero = {0};
-    check(u, &u->scalars->adversary_loss, MM_STOP_ADVERSARY_LOSS, MM_STOP_ADVERSARY_GRADIENT);
+    check(u, &u->scalars->adversary_loss, MM_GUARD_ADVERSARY_LOSS, MM_GUARD_ADVERSARY_GRADIENT);
     if (u->adversary) {
         mm_lora_gradients(u->adversary, u->g);
         a = u->adversary->p;
@@ -136,7 +136,7 @@ static void unlearning_gradient(struct mm_mudman *u) {
         fresh_gradient(u);
     else
         reused_gradient(u);
-    OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_STOP_UNLEARNING_LOSS, &s->stop);
+    OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_GUARD_UNLEARNING_LOSS, &s->stop);
 }
 
 /* -- what bfloat16 reductions change ----------------------------------------------------------- */
@@ -154,10 +154,10 @@ static void download_floats(struct mm_mudman *u, float *host, struct mm_vector v
     mm_free(raw);
 }
 
-/* Elements whose sign agrees with m's in one of g and `exact` alone. */
+/* Elements whose sign agrees with m's in one of g and `unrounded` alone. */
 static double count_flips(struct mm_mudman *u) {
     enum { CHUNK = 1 << 20 };
-    const struct mm_vector vectors[3] = {u->g, u->exact, u->m};
+    const struct mm_vector vectors[3] = {u->g, u->unrounded, u->m};
     float *host[3];
     double flips = 0;
     for (int i = 0; i < 3; i++)
@@ -180,13 +180,13 @@ static double count_flips(struct mm_mudman *u) {
 static void measure_flips(struct mm_mudman *u) {
     bool adversary = u->config->unlearn.train_adversary;
     bool reuse = adversary && u->config->unlearn.graph == MM_GRAPH_REUSE;
-    struct mm_mat exact = mm_mat(u->exact.data, MM_F32, 1, u->exact.n);
+    struct mm_mat exact = mm_mat(u->unrounded.data, MM_F32, 1, u->unrounded.n);
     mm_comm_reduce_as(u->comm, MM_F32);
     if (adversary && u->config->unlearn.graph == MM_GRAPH_LISTING)
-        mm_passes_second_gradient(u->passes, u->exact);
+        mm_passes_second_gradient(u->passes, u->unrounded);
     else
-        mm_passes_gradient(u->passes, &u->forget, reuse ? cross_entropy : unlearning(u), u->exact,
-                           u->scale, NULL); /* which has room for a loss */
+        mm_passes_gradient(u->passes, &u->forget, reuse ? cross_entropy : unlearning(u),
+                           u->unrounded, u->scale, NULL); /* which has room for a loss */
     mm_comm_reduce_as(u->comm, u->config->reduce_dtype);
     if (reuse)
         OPS(u)->scale(u->dev, exact, exact, -1.0f);
@@ -227,12 +227,12 @@ static void one_loop(struct mm_mudman *u, bool fork) {
     if (compares(u))
         keep_frozen(u);
     base_gradient(u, &u->retain, retaining(u), &s->retain_loss, NULL); /*                 7 */
-    check(u, &s->retain_loss, MM_STOP_RETAIN_LOSS, MM_STOP_RETAIN_GRADIENT);
+    check(u, &s->retain_loss, MM_GUARD_RETAIN_LOSS, MM_GUARD_RETAIN_GRADIENT);
     OPS(u)->retain_step(u->dev, u->m, u->b, gradient(u),
                         c->retain_momentum, /*                8-9 */
                         c->retaining_rate, &s->stop);
     unlearning_gradient(u); /*                                                        11-12 */
-    if (u->exact.data && u->asked == 0)
+    if (u->unrounded.data && u->asked == 0)
         measure_flips(u);
     unlearn(u); /*                                                                    13-15 */
 }
@@ -354,7 +354,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
         u->f = mm_layout_vector(u->layout, arena, MM_FOR_FORGET_ACC, dtype);
     u->g = mm_shard_gradient(shard, arena);
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(comm) > 1)
-        u->exact = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
+        u->unrounded = mm_shard_vector(shard, arena, MM_FOR_GRADIENTS, MM_F32);
     u->over_w = mm_sums_create(arena, u->layout);
     u->recordings_n = 2 > config->unlearn.adv_lora_count ? 2 : config->unlearn.adv_lora_count;
     u->recordings = mm_calloc(u->recordings_n, sizeof *u->recordings);
@@ -415,7 +415,7 @@ double mm_mudman_flips(const struct mm_mudman *u) {
     return u->flips;
 }
 
-const char *mm_stop_text(enum mm_stop stop) {
+const char *mm_guard_text(enum mm_guard stop) {
     static const char *const texts[] = {
         "nothing",
         "the retain loss is not finite",

@@ -43,7 +43,7 @@ struct mm_mudman {
                                         momentum */
     struct mm_lora *base;            /* the adapters that b is; owned; NULL: b is W */
     struct mm_lora *adversary;       /* its adapters; owned; NULL: it has none */
-    struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
+    struct mm_vector unrounded;      /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
     struct mm_sums over_w;           /* sums over all ranks, of the layout's tensors */
     struct mm_mask_sums *sums;       /* [the layout's tensors], device */
@@ -87,6 +87,6 @@ struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);
 double mm_mudman_flips(const struct mm_mudman *mudman);
 
 /* What the guard saw first, in words. Local. */
-const char *mm_stop_text(enum mm_stop stop);
+const char *mm_guard_text(enum mm_guard stop);
 
 #endif

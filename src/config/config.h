@@ -115,8 +115,8 @@ struct mm_config {
     } pretrain;
     enum mm_reduction_order reduction;
     enum mm_dtype reduce_dtype;
-    enum mm_transport transport; /* between GPUs */
-    double timeout;              /* seconds of waiting for each other; 0: for ever */
+    enum mm_transport_choice transport; /* between GPUs */
+    double timeout;                     /* seconds of waiting for each other; 0: for ever */
 };
 
 /* Reads `path`, applies `overrides` ("key=value", dotted or top-level; they replace the file's

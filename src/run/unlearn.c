@@ -384,11 +384,11 @@ static enum mm_status end_loop(struct phase *ph, struct mm_progress *progress, c
     enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
     if (status != MM_OK)
         return status;
-    if (s.stop != MM_STOP_NONE) {
-        *reason = mm_format("loop %zu: %s", ph->done, mm_stop_text((enum mm_stop)s.stop));
+    if (s.stop != MM_GUARD_NONE) {
+        *reason = mm_format("loop %zu: %s", ph->done, mm_guard_text((enum mm_guard)s.stop));
         return MM_REJECTED;
     }
-    if (ph->mudman->exact.data && ph->done == ph->first)
+    if (ph->mudman->unrounded.data && ph->done == ph->first)
         mm_log0(MM_LOG_INFO,
                 "reduce_dtype: bfloat16 masks %.2g %% of the weights otherwise than float32 would "
                 "(measured in loop %zu)",

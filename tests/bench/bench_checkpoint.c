@@ -130,7 +130,7 @@ static void copy_state(const struct bench *b) {
 static void one_loop(struct bench *b) {
     mm_mudman_loop(b->mudman, b->loops++, b->mine, b->mine);
     struct mm_loop_scalars scalars = mm_mudman_scalars(b->mudman);
-    MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+    MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
 }
 
 static double write_plain(const struct bench *b) {

@@ -145,7 +145,7 @@ static void time_loops(const struct subject *b, const struct options *o) {
         if (ahead)
             mm_mudman_loop(u, t + 1, retain, forget);
         struct mm_loop_scalars scalars = mm_mudman_scalars(u);
-        MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+        MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
         double now = mm_now();
         if (i >= 0)
             b->times[i] = now - last;

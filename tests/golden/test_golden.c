@@ -172,7 +172,7 @@ static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_s
                     values[i].half_tolerance);
         mm_free(want);
     }
-    assert_int_equal(s.stop, MM_STOP_NONE);
+    assert_int_equal(s.stop, MM_GUARD_NONE);
 }
 
 struct unlearning {

@@ -380,9 +380,9 @@ static const char *name_wanted(const char *transport) {
 /* 0, or the exit status: 77 where there is no GPU. */
 static int attach(const char *transport) {
     struct mm_error err;
-    enum mm_transport choice = strcmp(transport, "nccl") == 0     ? MM_TRANSPORT_NCCL
-                               : strcmp(transport, "staged") == 0 ? MM_TRANSPORT_STAGED
-                                                                  : MM_TRANSPORT_AUTO;
+    enum mm_transport_choice choice = strcmp(transport, "nccl") == 0     ? MM_TRANSPORT_NCCL
+                                      : strcmp(transport, "staged") == 0 ? MM_TRANSPORT_STAGED
+                                                                         : MM_TRANSPORT_AUTO;
     char gpu[16];
     snprintf(gpu, sizeof gpu, "%d", rank);
     if (choice == MM_TRANSPORT_NCCL)
