@@ -27,7 +27,7 @@ enum mm_loss_fn {
     MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
     MM_LOSS_NPO,                     /* of whole sequences: sequence_loss */
     MM_LOSS_SIMNPO,
-    MM_LOSS_CIRCUIT_BREAKER, /* from here on not of logits: src/parallel/hidden_loss.h */
+    MM_LOSS_CIRCUIT_BREAKER, /* on hidden states, as the next two: src/parallel/hidden_loss.h */
     MM_LOSS_STREAM_ACTIVATION,
     MM_LOSS_RMU,
     MM_LOSS_NONE,

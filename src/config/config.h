@@ -1,8 +1,8 @@
 /* config.h - everything a user can set, read from YAML plus key=value overrides (DESIGN.md,
  * Config).
  *
- * One table in config_table.c holds a row per key: name, type, default, bounds, help. It parses,
- * checks, prints help and writes the resolved file. Only config_yaml.c sees yaml.h. Every function
+ * One table in table.c holds a row per key: name, type, default, bounds, help. It parses,
+ * checks, prints help and writes the resolved file. Only yaml.c sees yaml.h. Every function
  * is local: ranks read the same file and agree on the status afterwards. */
 #ifndef MM_CONFIG_H
 #define MM_CONFIG_H
@@ -62,7 +62,7 @@ struct mm_config {
     } data;
     struct {
         size_t loops;  /* exactly one of loops and passes is given; the other is MM_ABSENT */
-        size_t passes; /* run.c turns it into loops and checks that it divides */
+        size_t passes; /* src/run/job.c turns it into loops and checks that it divides */
         char **target_modules;
         size_t target_modules_n;
         size_t lora_rank; /* of the adapters beside them, the base; 0: their weights are the base */
@@ -79,7 +79,8 @@ struct mm_config {
         enum mm_normalization normalization;
         enum mm_rate_scale rate_scale;
         enum mm_graph graph;
-        double rep_eng_retain_lr, rmu_coefficient; /* losses on hidden states: representation.h */
+        double rep_eng_retain_lr,
+            rmu_coefficient; /* losses on hidden states: src/parallel/hidden_loss.h */
         bool square_norm, retain_cross_entropy;
         size_t rmu_layer;          /* MM_ABSENT: floor(layers/2) */
         double retain_loss_budget; /* NaN: none (null in the file) */

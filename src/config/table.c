@@ -1,4 +1,4 @@
-/* config_table.c - see config_table.h. The texts follow DESIGN's config block: names, defaults and
+/* table.c - see table.h. The texts follow DESIGN's config block: names, defaults and
  * order are the same. */
 #include "src/config/table.h"
 

@@ -1,4 +1,4 @@
-/* config_table.h - the table of keys: a row says everything about a key of the config.
+/* table.h - the table of keys: a row says everything about a key of the config.
  *
  * Reading, checking, writing, help and the tests walk the rows; nothing else lists the keys. Rows
  * of a section follow each other. Everything is local and constant. */

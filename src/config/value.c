@@ -1,4 +1,4 @@
-/* config_value.c - see config_value.h. */
+/* value.c - see value.h. */
 #include "src/config/value.h"
 
 #include <errno.h>

@@ -1,6 +1,6 @@
-/* config_value.h - one value of the config: from YAML into a field, out again, and freed.
+/* value.h - one value of the config: from YAML into a field, out again, and freed.
  *
- * The row (config_table.h) says where the field is and what it takes; `base` is the struct that the
+ * The row (table.h) says where the field is and what it takes; `base` is the struct that the
  * row's offsets count from. Numbers are stricter than YAML's: an integer is digits only (1e3 and
  * 16.0 are errors, so is 010, octal to some readers), a number is decimal and finite. Local. */
 #ifndef MM_CONFIG_VALUE_H

@@ -1,4 +1,4 @@
-/* config_yaml.c - see config_yaml.h.
+/* yaml.c - see yaml.h.
  *
  * libyaml's events become a tree of nodes (every place in the text kept), and a tree becomes
  * settings by joining the keys on the way down with dots. An argument's value is read as the only

@@ -1,4 +1,4 @@
-/* config_yaml.h - YAML text and key=value arguments as one flat list of settings.
+/* yaml.h - YAML text and key=value arguments as one flat list of settings.
  *
  * The only user of libyaml. It knows YAML but no key: nested mappings become dotted keys, a key
  * that is set twice in the file or twice by arguments is an error, and an argument replaces the
