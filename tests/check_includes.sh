@@ -63,9 +63,13 @@ function only(name, pattern, places) {
 }'
 
 guards='
-/^#ifndef / && !($2 in seen) { seen[$2] = FILENAME; next }
-/^#ifndef / && seen[$2] != FILENAME && !reported[$2 FILENAME]++ {
-    print FILENAME ":" FNR ": the guard " $2 " is that of " seen[$2] " too"
+FNR == 1 { first = 1 }
+first && /^#ifndef / {
+    first = 0
+    if ($2 in seen)
+        print FILENAME ":" FNR ": the guard " $2 " is that of " seen[$2] " too"
+    else
+        seen[$2] = FILENAME
 }'
 
 # `files` lists what there is. A path is looked up as it is, a bare name anywhere.
