@@ -1,7 +1,7 @@
 /* comm.c - the job, and what its ranks do together in host memory. */
 #include <stdlib.h>
 
-#include "comm/job.h"
+#include "comm/mpi_comm.h"
 
 /* Before MPI_Init and after MPI_Finalize the caller's own exit has to do: the launcher sees it. */
 static void abort_job(int exit_status) {
@@ -117,6 +117,15 @@ struct mm_watch *mm_comm_watch(struct mm_comm *comm) {
     return comm->watch;
 }
 
+void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
+    comm->patience = seconds;
+    mm_watch_begin(comm->watch, seconds, what, number);
+}
+
+void mm_comm_watch_end(struct mm_comm *comm) {
+    mm_watch_end(comm->watch);
+}
+
 /* -- collectives, each under the watchdog's eyes ------------------------------------------------
  */
 
@@ -174,7 +183,7 @@ void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, vo
     leave(comm);
 }
 
-void mm_job_sum(struct mm_comm *comm, double *values, size_t n) {
+void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n) {
     size_t size = (size_t)comm->size;
     if (n * size > comm->sums_n) {
         comm->sums = mm_realloc(comm->sums, n * size * sizeof *comm->sums);
@@ -193,7 +202,7 @@ void mm_comm_sum(struct mm_comm *comm, double *values, size_t n) {
     if (comm->size == 1)
         return;
     enter(comm, MM_WATCHED_SUM, n * sizeof *values);
-    mm_job_sum(comm, values, n);
+    mm_comm_sum_unwatched(comm, values, n);
     leave(comm);
 }
 

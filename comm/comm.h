@@ -7,6 +7,7 @@
 #ifndef MM_COMM_H
 #define MM_COMM_H
 
+#include "comm/watch.h"
 #include "kernels/ops.h"
 #include "src/base/base.h"
 
@@ -73,7 +74,7 @@ static inline struct mm_rows mm_rows_of(size_t rows, int size, int rank) {
  * holds back what is asked of it later. The others are done when the call returns. One bucket is
  * one group of messages. */
 
-enum mm_transport {
+enum mm_transport_choice {
     MM_TRANSPORT_AUTO, /* CPU: MPI. GPU: NCCL where it was built in and every rank has a GPU of its
                           own; one rank needs neither */
     MM_TRANSPORT_STAGED, /* GPU: through host memory and MPI; ranks may share a GPU */
@@ -85,7 +86,7 @@ enum mm_transport {
  * bfloat16. MM_BAD_INPUT where NCCL is wanted and two ranks share one GPU: the text names ranks and
  * machine. Collective. */
 enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
-                              enum mm_transport transport, enum mm_dtype reduce_dtype,
+                              enum mm_transport_choice transport, enum mm_dtype reduce_dtype,
                               struct mm_error *err);
 /* From now on reductions cross the network as this dtype. Every rank must say the same, and no
  * reduction may be under way. Local. */
@@ -131,7 +132,6 @@ void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
  * message that names this rank, the collective, `what` ("loop") and its number. Begin may be called
  * again to go on to what comes next: what was watched until then must be done in its time all the
  * same. Neither may be called while the device records. Local. */
-#define MM_UNNUMBERED SIZE_MAX
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number);
 void mm_comm_watch_end(struct mm_comm *comm);
 

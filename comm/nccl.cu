@@ -38,7 +38,8 @@ struct grown {
 };
 
 struct over_nccl {
-    struct mm_carrier base; /* the first: a carrier's address is its transport's */
+    struct mm_transport base;    /* the first: a table's address is its transport's */
+    struct mm_watched_work work; /* of this transport */
     struct mm_comm *comm;
     struct mm_device *dev;
     struct mm_device beside; /* launches on the stream beside the device's */
@@ -51,7 +52,7 @@ struct over_nccl {
     struct grown *outbox, *doubles; /* rounded gradients to send | every rank's numbers of a sum */
 };
 
-static struct over_nccl *over_nccl(struct mm_carrier *base) {
+static struct over_nccl *over_nccl(struct mm_transport *base) {
     return reinterpret_cast<struct over_nccl *>(base);
 }
 
@@ -81,7 +82,7 @@ static void drop(struct over_nccl *t, struct grown *newest) {
 /* -- kernels ----------------------------------------------------------------------------------- */
 
 /* Tells the watchdog what is under way. */
-__global__ static void mark_kernel(volatile struct mm_progress *progress, uint64_t *steps,
+__global__ static void mark_kernel(volatile struct mm_device_progress *progress, uint64_t *steps,
                                    uint64_t doing) {
     progress->doing = doing;
     progress->steps = ++*steps;
@@ -134,14 +135,14 @@ static void finish(struct over_nccl *t, cudaEvent_t done, uint64_t watched) {
     MM_CUDA(cudaEventRecord(done, t->stream));
 }
 
-static void nccl_wait(struct mm_carrier *base, mm_ticket ticket) {
+static void nccl_wait(struct mm_transport *base, mm_ticket ticket) {
     struct over_nccl *t = over_nccl(base);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->done[ticket], 0));
 }
 
 /* -- sums -------------------------------------------------------------------------------------- */
 
-static void nccl_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+static void nccl_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     if (n == 0)
         return;
@@ -170,7 +171,7 @@ static struct blocks blocks_of(const struct over_nccl *t, const struct mm_reduct
 }
 
 /* A whole block goes straight to its owner's memory; one with padding has no room there. */
-static void reduce_exact(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
+static void reduce_unrounded(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
     CHECK_NCCL(ncclGroupStart());
     for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
         struct blocks block = blocks_of(t, r);
@@ -228,7 +229,7 @@ static void reduce_rounded(struct over_nccl *t, const struct mm_reduction *tenso
     }
 }
 
-static void nccl_reduce(struct mm_carrier *base, mm_ticket ticket,
+static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     bf16 *outbox = nullptr;
@@ -242,7 +243,7 @@ static void nccl_reduce(struct mm_carrier *base, mm_ticket ticket,
     if (rounds(t))
         reduce_rounded(t, tensors, n, outbox);
     else
-        reduce_exact(t, tensors, n);
+        reduce_unrounded(t, tensors, n);
     finish(t, t->done[ticket], watched);
 }
 
@@ -266,7 +267,7 @@ static void gather_one(struct over_nccl *t, const struct mm_mat *m) {
     }
 }
 
-static void nccl_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+static void nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                         size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     leave_device(t, watched);
@@ -279,8 +280,8 @@ static void nccl_gather(struct mm_carrier *base, mm_ticket ticket, const struct 
 
 /* -- for the watchdog -------------------------------------------------------------------------- */
 
-static bool nccl_failed(struct mm_carrier *base, char *text, size_t bytes) {
-    struct over_nccl *t = over_nccl(base);
+static bool nccl_failed(void *self, char *text, size_t bytes) {
+    struct over_nccl *t = static_cast<struct over_nccl *>(self);
     ncclResult_t state = ncclSuccess;
     ncclResult_t asked = ncclCommGetAsyncError(t->nccl, &state);
     if (asked == ncclSuccess && (state == ncclSuccess || state == ncclInProgress))
@@ -290,8 +291,8 @@ static bool nccl_failed(struct mm_carrier *base, char *text, size_t bytes) {
     return true;
 }
 
-static void nccl_abandon(struct mm_carrier *base) {
-    (void)ncclCommAbort(over_nccl(base)->nccl);
+static void nccl_abandon(void *self) {
+    (void)ncclCommAbort(static_cast<struct over_nccl *>(self)->nccl);
 }
 
 /* -- begin and end ----------------------------------------------------------------------------- */
@@ -349,7 +350,7 @@ static cudaStream_t open_stream(void) {
     return stream;
 }
 
-static void nccl_free(struct mm_carrier *base) {
+static void nccl_free(struct mm_transport *base) {
     struct over_nccl *t = over_nccl(base);
     MM_CUDA(cudaStreamSynchronize(t->stream));
     CHECK_NCCL(ncclCommDestroy(t->nccl));
@@ -364,7 +365,7 @@ static void nccl_free(struct mm_carrier *base) {
     mm_free(t);
 }
 
-static void fill_table(struct mm_carrier *table) {
+static void fill_table(struct mm_transport *table) {
     int version = 0;
     CHECK_NCCL(ncclGetVersion(&version));
     snprintf(table->name, sizeof table->name, "NCCL %d.%d.%d", version / 10000,
@@ -375,12 +376,10 @@ static void fill_table(struct mm_carrier *table) {
     table->gather = nccl_gather;
     table->wait = nccl_wait;
     table->free = nccl_free;
-    table->failed = nccl_failed;
-    table->abandon = nccl_abandon;
 }
 
-extern "C" struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
-                                                struct mm_error *err) {
+extern "C" struct mm_transport *mm_transport_nccl(struct mm_comm *comm, struct mm_device *dev,
+                                                  struct mm_error *err) {
     if (!own_gpu_each(comm, err))
         return nullptr;
     struct over_nccl *t = static_cast<struct over_nccl *>(mm_calloc(1, sizeof *t));
@@ -389,6 +388,8 @@ extern "C" struct mm_carrier *mm_transport_nccl(struct mm_comm *comm, struct mm_
     t->rank = mm_comm_rank(comm);
     t->size = mm_comm_size(comm);
     fill_table(&t->base);
+    t->work = {t->base.name, t, nccl_failed, nccl_abandon};
+    t->base.work = &t->work;
     t->stream = t->beside_context.stream = open_stream();
     t->beside.ops = dev->ops;
     t->beside.context = &t->beside_context;

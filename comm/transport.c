@@ -2,23 +2,23 @@
  * tickets, and the transport of one rank. */
 #include <stdio.h>
 
-#include "comm/job.h"
+#include "comm/mpi_comm.h"
 
 /* -- one rank: nothing to send ----------------------------------------------------------------- */
 
 struct alone {
-    struct mm_carrier base;
+    struct mm_transport base;
     struct mm_device *dev;
 };
 
-static void alone_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+static void alone_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
     (void)base;
     (void)values;
     (void)n;
     (void)watched;
 }
 
-static void alone_reduce(struct mm_carrier *base, mm_ticket ticket,
+static void alone_reduce(struct mm_transport *base, mm_ticket ticket,
                          const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct mm_device *dev = ((struct alone *)base)->dev;
     (void)ticket;
@@ -33,7 +33,7 @@ static void alone_reduce(struct mm_carrier *base, mm_ticket ticket,
     }
 }
 
-static void alone_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+static void alone_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                          size_t n, uint64_t watched) {
     (void)base;
     (void)ticket;
@@ -42,18 +42,18 @@ static void alone_gather(struct mm_carrier *base, mm_ticket ticket, const struct
     (void)watched;
 }
 
-static void alone_wait(struct mm_carrier *base, mm_ticket ticket) {
+static void alone_wait(struct mm_transport *base, mm_ticket ticket) {
     (void)base;
     (void)ticket;
 }
 
-static void alone_free(struct mm_carrier *base) {
+static void alone_free(struct mm_transport *base) {
     mm_free(base);
 }
 
-static struct mm_carrier *transport_alone(struct mm_device *dev) {
+static struct mm_transport *transport_alone(struct mm_device *dev) {
     struct alone *t = mm_calloc(1, sizeof *t);
-    t->base = (struct mm_carrier){
+    t->base = (struct mm_transport){
         .name = "one rank",
         .records = true,
         .sum = alone_sum,
@@ -68,9 +68,9 @@ static struct mm_carrier *transport_alone(struct mm_device *dev) {
 
 /* -- the choice -------------------------------------------------------------------------------- */
 
-static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
-                                 enum mm_transport transport, struct mm_error *err) {
-    struct mm_carrier *chosen = NULL;
+static struct mm_transport *choose(struct mm_comm *comm, struct mm_device *dev,
+                                   enum mm_transport_choice transport, struct mm_error *err) {
+    struct mm_transport *chosen = NULL;
     bool gpu = dev->ops->asynchronous;
     if (transport == MM_TRANSPORT_NCCL && !gpu) {
         mm_fail(err, MM_BAD_INPUT, "NCCL is a transport between GPUs, and the device is %s",
@@ -89,20 +89,20 @@ static struct mm_carrier *choose(struct mm_comm *comm, struct mm_device *dev,
     return mm_transport_mpi(comm, dev);
 }
 
-static struct mm_carrier *attached(const struct mm_comm *comm) {
+static struct mm_transport *attached(const struct mm_comm *comm) {
     MM_CHECK(comm->transport, "no device is attached");
     return comm->transport;
 }
 
 enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
-                              enum mm_transport transport, enum mm_dtype reduce_dtype,
+                              enum mm_transport_choice transport, enum mm_dtype reduce_dtype,
                               struct mm_error *err) {
     MM_CHECK(!comm->transport, "attached twice");
     comm->transport = choose(comm, dev, transport, err);
     if (!comm->transport)
         return MM_BAD_INPUT;
     mm_comm_reduce_as(comm, reduce_dtype);
-    mm_watch_attach(comm->watch, dev, comm->transport);
+    mm_watch_attach(comm->watch, dev, comm->transport->work);
     return MM_OK;
 }
 
@@ -123,7 +123,7 @@ bool mm_comm_records(const struct mm_comm *comm) {
 /* -- the functions ----------------------------------------------------------------------------- */
 
 static uint64_t enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    return mm_watch_enter(comm->watch, kind, attached(comm)->failed != NULL, bytes);
+    return mm_watch_enter(comm->watch, kind, attached(comm)->work != NULL, bytes);
 }
 
 static mm_ticket take_ticket(struct mm_comm *comm) {
@@ -136,14 +136,14 @@ static mm_ticket take_ticket(struct mm_comm *comm) {
 }
 
 void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
-    struct mm_carrier *transport = attached(comm);
+    struct mm_transport *transport = attached(comm);
     uint64_t watched = enter(comm, MM_WATCHED_SUM, n * sizeof *values);
     transport->sum(transport, values, n, watched);
     mm_watch_leave(comm->watch);
 }
 
 mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n) {
-    struct mm_carrier *transport = attached(comm);
+    struct mm_transport *transport = attached(comm);
     mm_ticket ticket = take_ticket(comm);
     size_t bytes = 0;
     for (size_t i = 0; i < n; i++) {
@@ -160,7 +160,7 @@ mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *t
 }
 
 mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n) {
-    struct mm_carrier *transport = attached(comm);
+    struct mm_transport *transport = attached(comm);
     mm_ticket ticket = take_ticket(comm);
     size_t bytes = 0;
     for (size_t i = 0; i < n; i++) {
@@ -174,18 +174,9 @@ mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors
 }
 
 void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket) {
-    struct mm_carrier *transport = attached(comm);
+    struct mm_transport *transport = attached(comm);
     MM_CHECK(ticket >= 0 && ticket < MM_BUCKETS && comm->started >> ticket & 1,
              "no bucket of ticket %d was started", ticket);
     transport->wait(transport, ticket);
     comm->started &= ~((uint64_t)1 << ticket);
-}
-
-void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
-    comm->patience = seconds;
-    mm_watch_begin(comm->watch, seconds, what, number);
-}
-
-void mm_comm_watch_end(struct mm_comm *comm) {
-    mm_watch_end(comm->watch);
 }

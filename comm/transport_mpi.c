@@ -6,7 +6,7 @@
  * cost: an owner needs room for the rows of all ranks. */
 #include <stdio.h>
 
-#include "comm/job.h"
+#include "comm/mpi_comm.h"
 
 /* Host memory, grown to the most that was asked for. */
 struct buffer {
@@ -15,7 +15,7 @@ struct buffer {
 };
 
 struct over_mpi {
-    struct mm_carrier base;
+    struct mm_transport base;
     struct mm_comm *comm;
     struct mm_device *dev;
     bool staged;
@@ -92,7 +92,7 @@ static void reduce_in_host(struct over_mpi *t, const float *full, const struct m
                       r->add);
 }
 
-static void mpi_reduce(struct mm_carrier *base, mm_ticket ticket,
+static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
                        const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
     const struct mm_ops *ops = t->dev->ops;
@@ -127,7 +127,7 @@ static void gather_in_host(struct over_mpi *t, void *full, const struct mm_mat *
     CHECK_MPI(MPI_Type_free(&row));
 }
 
-static void mpi_gather(struct mm_carrier *base, mm_ticket ticket, const struct mm_mat *tensors,
+static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                        size_t n, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
     const struct mm_ops *ops = t->dev->ops;
@@ -149,26 +149,26 @@ static void mpi_gather(struct mm_carrier *base, mm_ticket ticket, const struct m
     }
 }
 
-static void mpi_sum(struct mm_carrier *base, double *values, size_t n, uint64_t watched) {
+static void mpi_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
     (void)watched;
     if (!t->staged) {
-        mm_job_sum(t->comm, values, n);
+        mm_comm_sum_unwatched(t->comm, values, n);
         return;
     }
     double *stage = reserve_stage(t, values, n * sizeof *values);
     t->dev->ops->download(t->dev, stage, values, n * sizeof *values);
-    mm_job_sum(t->comm, stage, n);
+    mm_comm_sum_unwatched(t->comm, stage, n);
     t->dev->ops->upload(t->dev, values, stage, n * sizeof *values);
 }
 
 /* All was done when the bucket was started. */
-static void mpi_wait(struct mm_carrier *base, mm_ticket ticket) {
+static void mpi_wait(struct mm_transport *base, mm_ticket ticket) {
     (void)base;
     (void)ticket;
 }
 
-static void mpi_free(struct mm_carrier *base) {
+static void mpi_free(struct mm_transport *base) {
     struct over_mpi *t = (struct over_mpi *)base;
     mm_free(t->outbox.data);
     mm_free(t->inbox.data);
@@ -179,9 +179,9 @@ static void mpi_free(struct mm_carrier *base) {
     mm_free(t);
 }
 
-struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev) {
+struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev) {
     struct over_mpi *t = mm_calloc(1, sizeof *t);
-    t->base = (struct mm_carrier){
+    t->base = (struct mm_transport){
         .sum = mpi_sum,
         .reduce = mpi_reduce,
         .gather = mpi_gather,

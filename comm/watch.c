@@ -26,8 +26,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "comm/transport.h"
-
 #define ABANDON_SECONDS 2
 #define ABORT_SECONDS   5 /* for MPI_Abort, after that */
 
@@ -57,8 +55,8 @@ struct mm_watch {
     /* the device; NULL, and not attached: the host does all by itself */
     struct mm_device *dev;
     bool attached;
-    struct mm_carrier *transport;
-    volatile struct mm_progress *progress;
+    const struct mm_watched_work *work; /* NULL: none */
+    volatile struct mm_device_progress *progress;
     uint64_t *counts;                     /* on the device: 0, 1, ..., MM_SECTIONS - 1 */
     size_t closed;                        /* sections whose end the device was asked to report */
     struct section sections[MM_SECTIONS]; /* section s, at s modulo MM_SECTIONS */
@@ -109,8 +107,9 @@ static void *exit_late(void *unused) {
 
 static atomic_bool abandoned;
 
-static void *abandon(void *transport) {
-    ((struct mm_carrier *)transport)->abandon(transport);
+static void *abandon(void *work) {
+    const struct mm_watched_work *w = work;
+    w->abandon(w->self);
     atomic_store(&abandoned, true);
     return NULL;
 }
@@ -121,8 +120,7 @@ static void end_job(struct mm_watch *w) {
     pthread_t thread;
     if (pthread_create(&thread, NULL, exit_late, NULL) != 0)
         _exit(MM_FAILED);
-    if (w->transport && w->transport->abandon &&
-        pthread_create(&thread, NULL, abandon, w->transport) == 0)
+    if (w->work && pthread_create(&thread, NULL, abandon, (void *)w->work) == 0)
         for (int i = 0; i < 100 * ABANDON_SECONDS && !atomic_load(&abandoned); i++)
             usleep(10000);
     w->abort_job(MM_FAILED);
@@ -178,13 +176,12 @@ static void look_at_device(struct mm_watch *w) {
         too_long(w, section_under_way(w, done), doing);
 }
 
-static void look_at_transport(struct mm_watch *w) {
+static void look_at_work(struct mm_watch *w) {
     char text[512], where[64];
-    if (!w->transport || !w->transport->failed ||
-        !w->transport->failed(w->transport, text, sizeof text))
+    if (!w->work || !w->work->failed(w->work->self, text, sizeof text))
         return;
     section_text(&w->now, where, sizeof where);
-    fprintf(stderr, "mudman-mpi: rank %d: %s: %s failed: %s\n", w->rank, where, w->transport->name,
+    fprintf(stderr, "mudman-mpi: rank %d: %s: %s failed: %s\n", w->rank, where, w->work->name,
             text);
     end_job(w);
 }
@@ -210,7 +207,7 @@ static void *keep_watch(void *argument) {
             wait_a_little(w);
             look_at_host(w);
             look_at_device(w);
-            look_at_transport(w);
+            look_at_work(w);
         } else {
             w->idle = true;
             pthread_cond_wait(&w->changed, &w->lock);
@@ -308,7 +305,8 @@ void mm_watch_free(struct mm_watch *w) {
     mm_free(w);
 }
 
-void mm_watch_attach(struct mm_watch *w, struct mm_device *dev, struct mm_carrier *transport) {
+void mm_watch_attach(struct mm_watch *w, struct mm_device *dev,
+                     const struct mm_watched_work *work) {
     if (!dev->ops->asynchronous)
         return;
     uint64_t counts[MM_SECTIONS];
@@ -316,7 +314,7 @@ void mm_watch_attach(struct mm_watch *w, struct mm_device *dev, struct mm_carrie
         counts[i] = i;
     pthread_mutex_lock(&w->lock);
     w->dev = dev;
-    w->transport = transport;
+    w->work = work;
     w->attached = true;
     w->progress = dev->ops->pinned_alloc(dev, sizeof *w->progress);
     w->counts = dev->ops->alloc(dev, sizeof counts);
@@ -327,7 +325,7 @@ void mm_watch_attach(struct mm_watch *w, struct mm_device *dev, struct mm_carrie
 void mm_watch_detach(struct mm_watch *w) {
     pthread_mutex_lock(&w->lock);
     w->attached = w->open = false;
-    w->transport = NULL;
+    w->work = NULL;
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -341,6 +339,6 @@ void mm_watch_free_device(struct mm_watch *w) {
     dev->ops->free(dev, w->counts);
 }
 
-struct mm_progress *mm_watch_progress(struct mm_watch *w) {
-    return (struct mm_progress *)w->progress;
+struct mm_device_progress *mm_watch_progress(struct mm_watch *w) {
+    return (struct mm_device_progress *)w->progress;
 }

@@ -13,7 +13,17 @@
 #include "kernels/ops.h"
 
 struct mm_watch;
-struct mm_carrier;
+
+/* Work that goes on beside the host and can fail by itself: the transport between GPUs. The
+ * functions are called on the watchdog's thread. */
+struct mm_watched_work {
+    const char *name; /* for messages; borrowed */
+    void *self;       /* what the functions are given */
+    /* Whether it has failed: the text says why. */
+    bool (*failed)(void *self, char *text, size_t bytes);
+    /* Gives up what is under way; may hang. */
+    void (*abandon)(void *self);
+};
 
 enum mm_watched {
     MM_WATCHED_REDUCTION = 1,
@@ -28,7 +38,7 @@ enum mm_watched {
 };
 
 /* Written by the device, read by the watchdog; memory of pinned_alloc. */
-struct mm_progress {
+struct mm_device_progress {
     uint64_t doing; /* the word of the bucket that is under way, or 0 */
     uint64_t steps; /* changes with every begin and end of a bucket */
     uint64_t done;  /* sections that are done, modulo MM_SECTIONS */
@@ -43,17 +53,19 @@ void mm_watch_free(struct mm_watch *watch);
 /* This process's rank, for messages. */
 void mm_watch_name(struct mm_watch *watch, int rank);
 
-/* From now on the work of `dev` and the buckets of `transport` are watched too (both borrowed), if
- * the device is asynchronous. Once. */
-void mm_watch_attach(struct mm_watch *watch, struct mm_device *dev, struct mm_carrier *transport);
-/* From now on neither is watched, and the transport may be freed; then mm_watch_free_device, after
- * which the device may be. */
+/* From now on what was asked of `dev` and `work` are watched too, if the device is asynchronous.
+ * Both are borrowed; work NULL: nothing but the device. Once. */
+void mm_watch_attach(struct mm_watch *watch, struct mm_device *dev,
+                     const struct mm_watched_work *work);
+/* From now on neither is watched, and the work's owner may be freed; then mm_watch_free_device,
+ * after which the device may be. */
 void mm_watch_detach(struct mm_watch *watch);
 void mm_watch_free_device(struct mm_watch *watch);
 /* Where the attached device writes what it is doing; NULL: nowhere. */
-struct mm_progress *mm_watch_progress(struct mm_watch *watch);
+struct mm_device_progress *mm_watch_progress(struct mm_watch *watch);
 
 /* See mm_comm_watch_begin; `what` is copied. */
+#define MM_UNNUMBERED SIZE_MAX
 void mm_watch_begin(struct mm_watch *watch, double seconds, const char *what, size_t number);
 void mm_watch_end(struct mm_watch *watch);
 

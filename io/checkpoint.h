@@ -18,12 +18,35 @@
 
 #include "comm/comm.h"
 
+/* What a run's state is made of: a group of tensors in the file. A new one is a row here and in
+ * mm_state_groups; nothing else in io/ names one. */
+enum mm_state_group {
+    MM_GROUP_BASE,
+    MM_GROUP_ADVERSARY,
+    MM_GROUP_RETAIN_ACC,
+    MM_GROUP_FORGET_ACC,
+    MM_STATE_GROUPS,
+};
+
+/* Which tensors a group holds. */
+enum mm_group_tensors {
+    MM_TENSORS_ITS_OWN,       /* any, or none */
+    MM_TENSORS_OF_BASE,       /* those of the base */
+    MM_TENSORS_OF_BASE_OR_NO, /* those of the base, or the whole group is absent */
+};
+
+struct mm_state_group_row {
+    const char *name;  /* in the file */
+    const char *words; /* for messages */
+    enum mm_group_tensors tensors;
+};
+extern const struct mm_state_group_row mm_state_groups[MM_STATE_GROUPS];
+
 /* One named tensor as this rank holds it: `own` are its rows mm_rows_of(rows, size, rank). */
 struct mm_state_tensor {
     char *name; /* without group: "model.layers.0.mlp.gate_proj.weight"; no '/' or '%' */
     size_t rows, cols;
-    /* own rows, contiguous, host memory; NULL: not in that group */
-    void *base, *adversary, *retain_acc, *forget_acc;
+    void *own[MM_STATE_GROUPS]; /* own rows, contiguous, host memory; NULL: not in that group */
 };
 
 struct mm_state {
@@ -73,10 +96,5 @@ enum mm_status mm_checkpoint_read(struct mm_comm *comm, const char *folder, stru
  * Local. */
 enum mm_status mm_checkpoint_verify(const char *folder, struct mm_checkpoint_info *info,
                                     struct mm_error *err);
-
-/* `inspect`: prints on stdout what a run folder, checkpoint (folder, checkpoint.h5 or part), token
- * file or multiple-choice file holds, with shapes, ranges (min, max, mean, NaN count) and hashes,
- * and whether it is intact. MM_BAD_INPUT if not. Local. */
-enum mm_status mm_inspect(const char *path, struct mm_error *err);
 
 #endif

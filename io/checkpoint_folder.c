@@ -45,8 +45,8 @@ double mm_checkpoint_bytes(const struct mm_checkpoint_job *job) {
         const struct mm_state_tensor *tensor = &job->state->tensors[i];
         size_t rows = mm_rows_of(tensor->rows, job->size, job->rank).count;
         double mappings = job->rank == 0 ? 512.0 * job->size : 0;
-        for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++)
-            if (mm_checkpoint_rows(tensor, g))
+        for (int g = 0; g < MM_STATE_GROUPS; g++)
+            if (tensor->own[g])
                 bytes += (double)rows * (double)tensor->cols * mm_dtype_bytes(job->state->dtype) +
                          2048 + mappings + (double)strlen(tensor->name) * 4;
     }

@@ -18,17 +18,6 @@
 #define MM_CHECKPOINT_WHOLE  "checkpoint.h5"
 
 enum { MM_CHECKPOINT_VERSION = 1, MM_USER_BLOCK = 512 };
-enum {
-    MM_GROUP_BASE,
-    MM_GROUP_ADVERSARY,
-    MM_GROUP_RETAIN_ACC,
-    MM_GROUP_FORGET_ACC,
-    MM_CHECKPOINT_GROUPS,
-};
-
-extern const char *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS]; /* their names in the file */
-/* This rank's rows of a tensor in group `group`: NULL where absent. */
-void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group);
 
 void mm_checkpoint_part_name(char name[32], int rank);
 void mm_checkpoint_seal(char block[MM_USER_BLOCK], const char hex[33]);
@@ -82,7 +71,7 @@ enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n
 struct mm_checkpoint_shape {
     char *name;
     size_t rows, cols;
-    bool in[MM_CHECKPOINT_GROUPS]; /* the groups that it is in */
+    bool in[MM_STATE_GROUPS]; /* the groups that it is in */
 };
 /* Everything that checkpoint.h5 says. */
 struct mm_checkpoint_head {

@@ -14,14 +14,12 @@
 
 enum { RANKS_MAX = 1 << 20 };
 
-const char *const mm_checkpoint_groups[MM_CHECKPOINT_GROUPS] = {"base", "adversary", "retain_acc",
-                                                                "forget_acc"};
-
-void *mm_checkpoint_rows(const struct mm_state_tensor *tensor, int group) {
-    void *const rows[MM_CHECKPOINT_GROUPS] = {tensor->base, tensor->adversary, tensor->retain_acc,
-                                              tensor->forget_acc};
-    return rows[group];
-}
+const struct mm_state_group_row mm_state_groups[MM_STATE_GROUPS] = {
+    [MM_GROUP_BASE] = {"base", "a base", MM_TENSORS_OF_BASE},
+    [MM_GROUP_ADVERSARY] = {"adversary", "an adversary", MM_TENSORS_ITS_OWN},
+    [MM_GROUP_RETAIN_ACC] = {"retain_acc", "a retain accumulator", MM_TENSORS_OF_BASE},
+    [MM_GROUP_FORGET_ACC] = {"forget_acc", "a forget accumulator", MM_TENSORS_OF_BASE_OR_NO},
+};
 
 void mm_checkpoint_part_name(char name[32], int rank) {
     snprintf(name, 32, "part-%05d.h5", rank);
@@ -140,7 +138,7 @@ static enum mm_status open_tensor(const struct mm_checkpoint_head *head, hid_t f
                                   size_t cols, hid_t *set, struct mm_error *err) {
     hsize_t dims[2] = {0};
     enum mm_dtype dtype;
-    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], name);
+    char *where = mm_format("%s/%s", mm_state_groups[group].name, name);
     enum mm_status status = mm_h5_open_dataset(set, file, path, where, err);
     if (status == MM_OK)
         status = mm_h5_dims(*set, path, where, 2, dims, err);
@@ -187,7 +185,7 @@ static enum mm_status check_virtual(const struct mm_checkpoint_head *head, hid_t
         open_tensor(head, file, path, group, tensor->name, tensor->rows, tensor->cols, &set, err);
     if (status != MM_OK)
         return status;
-    char *source = mm_format("/%s/%s", mm_checkpoint_groups[group], tensor->name);
+    char *source = mm_format("/%s/%s", mm_state_groups[group].name, tensor->name);
     hid_t dcpl = H5Dget_create_plist(set);
     bool ok = dcpl >= 0 && H5Pget_layout(dcpl) == H5D_VIRTUAL &&
               H5Pget_virtual_count(dcpl, &mappings) >= 0;
@@ -245,7 +243,7 @@ static enum mm_status read_names(struct mm_checkpoint_head *head, hid_t file, co
                                  int group, struct mm_error *err) {
     struct naming naming = {head, group};
     enum mm_status status = MM_OK;
-    hid_t id = H5Gopen2(file, mm_checkpoint_groups[group], H5P_DEFAULT);
+    hid_t id = H5Gopen2(file, mm_state_groups[group].name, H5P_DEFAULT);
     if (id < 0 || H5Literate(id, H5_INDEX_NAME, H5_ITER_INC, NULL, add_name, &naming) < 0)
         status = mm_h5_fail(err, MM_BAD_INPUT, "%s: cannot read the tensors' names", path);
     mm_h5_close(id);
@@ -258,7 +256,7 @@ static enum mm_status read_tensor(const struct mm_checkpoint_head *head, hid_t f
                                   struct mm_error *err) {
     hsize_t dims[2];
     hid_t set;
-    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], tensor->name);
+    char *where = mm_format("%s/%s", mm_state_groups[group].name, tensor->name);
     enum mm_status status = mm_h5_open_dataset(&set, file, path, where, err);
     if (status == MM_OK)
         status = mm_h5_dims(set, path, where, 2, dims, err);
@@ -273,32 +271,35 @@ static enum mm_status read_tensor(const struct mm_checkpoint_head *head, hid_t f
     return check_virtual(head, file, path, group, tensor, err);
 }
 
-/* Base, retain_acc and forget_acc are of the same tensors; the adversary's may be others. */
-static enum mm_status check_groups(const struct mm_checkpoint_head *head, bool forget_acc,
-                                   const char *path, struct mm_error *err) {
+/* Whether every group holds the tensors that its row says; has[]: whether the group is there. */
+static enum mm_status check_groups(const struct mm_checkpoint_head *head,
+                                   const bool has[MM_STATE_GROUPS], const char *path,
+                                   struct mm_error *err) {
     bool ok = head->tensors_n > 0;
-    for (size_t i = 0; i < head->tensors_n; i++) {
-        const bool *in = head->tensors[i].in;
-        ok = ok && in[MM_GROUP_BASE] == in[MM_GROUP_RETAIN_ACC] &&
-             (in[MM_GROUP_BASE] && forget_acc) == in[MM_GROUP_FORGET_ACC];
-    }
+    for (size_t i = 0; i < head->tensors_n; i++)
+        for (int g = 0; g < MM_STATE_GROUPS; g++) {
+            const bool *in = head->tensors[i].in;
+            enum mm_group_tensors tensors = mm_state_groups[g].tensors;
+            bool absent = tensors == MM_TENSORS_OF_BASE_OR_NO && !has[g];
+            ok = ok && (tensors == MM_TENSORS_ITS_OWN || in[g] == (in[MM_GROUP_BASE] && !absent));
+        }
     return ok ? MM_OK
               : mm_fail(err, MM_BAD_INPUT, "%s: the groups hold different tensors, or none", path);
 }
 
 static enum mm_status read_tensors(struct mm_checkpoint_head *head, hid_t file, const char *path,
                                    struct mm_error *err) {
-    bool has[MM_CHECKPOINT_GROUPS];
+    bool has[MM_STATE_GROUPS];
     enum mm_status status = MM_OK;
-    for (int g = 0; g < MM_CHECKPOINT_GROUPS && status == MM_OK; g++) {
-        has[g] = mm_h5_own(file, mm_checkpoint_groups[g]);
+    for (int g = 0; g < MM_STATE_GROUPS && status == MM_OK; g++) {
+        has[g] = mm_h5_own(file, mm_state_groups[g].name);
         if (has[g])
             status = read_names(head, file, path, g, err);
     }
     if (status == MM_OK)
-        status = check_groups(head, has[MM_GROUP_FORGET_ACC], path, err);
+        status = check_groups(head, has, path, err);
     for (size_t i = 0; i < head->tensors_n; i++)
-        for (int g = 0; g < MM_CHECKPOINT_GROUPS && status == MM_OK; g++)
+        for (int g = 0; g < MM_STATE_GROUPS && status == MM_OK; g++)
             if (head->tensors[i].in[g])
                 status = read_tensor(head, file, path, g, &head->tensors[i], err);
     return status;
@@ -342,7 +343,7 @@ static enum mm_status check_rows(const struct mm_checkpoint_head *head, hid_t fi
     for (size_t i = 0; status == MM_OK && i < head->tensors_n; i++) {
         const struct mm_checkpoint_shape *tensor = &head->tensors[i];
         size_t rows = mm_rows_of(tensor->rows, head->ranks, rank).count;
-        for (int g = 0; status == MM_OK && rows && g < MM_CHECKPOINT_GROUPS; g++) {
+        for (int g = 0; status == MM_OK && rows && g < MM_STATE_GROUPS; g++) {
             hid_t set = -1;
             if (tensor->in[g])
                 status =

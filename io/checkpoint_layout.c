@@ -42,7 +42,7 @@ static enum mm_status add_rows(struct mm_h5_memory *memory, const struct mm_chec
 
 static bool has_group(const struct mm_state *state, int group) {
     for (size_t i = 0; i < state->tensors_n; i++)
-        if (mm_checkpoint_rows(&state->tensors[i], group))
+        if (state->tensors[i].own[group])
             return true;
     return false;
 }
@@ -52,15 +52,15 @@ static enum mm_status fill_part(struct mm_h5_memory *memory, hid_t file,
     enum mm_status status = put_format(file, job, MM_CHECKPOINT_PART, err);
     if (status == MM_OK)
         status = mm_h5_put_count(file, "rank", (uint64_t)job->rank, err);
-    for (int g = 0; status == MM_OK && g < MM_CHECKPOINT_GROUPS; g++) {
+    for (int g = 0; status == MM_OK && g < MM_STATE_GROUPS; g++) {
         if (!has_group(job->state, g))
             continue;
-        hid_t group = mm_h5_create_group(file, mm_checkpoint_groups[g]);
+        hid_t group = mm_h5_create_group(file, mm_state_groups[g].name);
         if (group < 0)
-            status = mm_h5_fail(err, MM_FAILED, "cannot lay out '%s'", mm_checkpoint_groups[g]);
+            status = mm_h5_fail(err, MM_FAILED, "cannot lay out '%s'", mm_state_groups[g].name);
         for (size_t i = 0; status == MM_OK && i < job->state->tensors_n; i++) {
             const struct mm_state_tensor *tensor = &job->state->tensors[i];
-            const void *data = mm_checkpoint_rows(tensor, g);
+            const void *data = tensor->own[g];
             if (data && own_rows(job, tensor).count)
                 status = add_rows(memory, job, group, tensor, data, err);
         }
@@ -130,7 +130,7 @@ static enum mm_status add_virtual(const struct mm_checkpoint_job *job, hid_t at,
     hid_t type = mm_h5_type(job->state->dtype), dcpl = -1, set = -1;
     enum mm_status status = MM_OK;
     if (space >= 0 && type >= 0)
-        dcpl = virtual_plist(job, tensor, mm_checkpoint_groups[group], type, space);
+        dcpl = virtual_plist(job, tensor, mm_state_groups[group].name, type, space);
     if (dcpl >= 0 && H5Sselect_all(space) >= 0)
         set = mm_h5_create_dataset(at, tensor->name, type, space, dcpl);
     if (set < 0)
@@ -166,14 +166,14 @@ static enum mm_status put_info(hid_t file, const struct mm_checkpoint_job *job,
 static enum mm_status fill_whole(hid_t file, const struct mm_checkpoint_job *job,
                                  struct mm_error *err) {
     enum mm_status status = put_info(file, job, err);
-    for (int g = 0; status == MM_OK && g < MM_CHECKPOINT_GROUPS; g++) {
+    for (int g = 0; status == MM_OK && g < MM_STATE_GROUPS; g++) {
         if (!has_group(job->state, g))
             continue;
-        hid_t group = mm_h5_create_group(file, mm_checkpoint_groups[g]);
+        hid_t group = mm_h5_create_group(file, mm_state_groups[g].name);
         if (group < 0)
-            status = mm_h5_fail(err, MM_FAILED, "cannot lay out '%s'", mm_checkpoint_groups[g]);
+            status = mm_h5_fail(err, MM_FAILED, "cannot lay out '%s'", mm_state_groups[g].name);
         for (size_t i = 0; status == MM_OK && i < job->state->tensors_n; i++)
-            if (mm_checkpoint_rows(&job->state->tensors[i], g)) /* rank 0 has rows of each */
+            if (job->state->tensors[i].own[g]) /* rank 0 has rows of each */
                 status = add_virtual(job, group, g, &job->state->tensors[i], err);
         mm_h5_close(group);
     }

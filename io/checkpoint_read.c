@@ -172,7 +172,7 @@ enum mm_status mm_checkpoint_rows_read(const struct mm_checkpoint_head *head, hi
                                        const char *path, int group,
                                        const struct mm_checkpoint_shape *tensor, size_t first,
                                        size_t count, void *out, struct mm_error *err) {
-    char *where = mm_format("%s/%s", mm_checkpoint_groups[group], tensor->name);
+    char *where = mm_format("%s/%s", mm_state_groups[group].name, tensor->name);
     size_t step = mm_rows_block(tensor->rows, head->ranks) * PARTS_AT_ONCE;
     size_t row_bytes = tensor->cols * mm_dtype_bytes(head->dtype);
     hid_t type = mm_h5_type(head->dtype);
@@ -210,12 +210,19 @@ static bool state_has(const struct mm_state *state, const char *name) {
     return false;
 }
 
+/* Group g holds the tensor there and not here, or the other way round. */
+static enum mm_status differs_in(const char *folder, const char *tensor, int g, bool there,
+                                 struct mm_error *err) {
+    const char *words = mm_state_groups[g].words;
+    return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' has %s%s there but %s here", folder, tensor,
+                   there ? "" : "no ", there ? words : strchr(words, ' ') + 1,
+                   there ? "none" : "one");
+}
+
 /* Is the checkpoint one of this model and config? `rank` of `size` reads. */
 static enum mm_status compare(const struct mm_checkpoint_head *head, const char *folder,
                               const struct mm_state *state, int rank, int size,
                               struct mm_error *err) {
-    static const char *const words[MM_CHECKPOINT_GROUPS] = {
-        "base", "adversary", "retain accumulator", "forget accumulator"};
     if (head->dtype != state->dtype)
         return mm_fail(err, MM_BAD_INPUT, "%s: the state is of %s there and of %s here", folder,
                        mm_dtype_name(head->dtype), mm_dtype_name(state->dtype));
@@ -230,14 +237,9 @@ static enum mm_status compare(const struct mm_checkpoint_head *head, const char 
                            tensor->name, stored->rows, stored->cols, tensor->rows, tensor->cols);
         /* Of no rows, the pointer says nothing. */
         bool owns = mm_rows_of(tensor->rows, size, rank).count > 0;
-        for (int g = 0; owns && g < MM_CHECKPOINT_GROUPS; g++)
-            if (stored->in[g] != (mm_checkpoint_rows(tensor, g) != NULL))
-                return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' has %s %s there but %s here",
-                               folder, tensor->name,
-                               !stored->in[g]            ? "no"
-                               : g == MM_GROUP_ADVERSARY ? "an"
-                                                         : "a",
-                               words[g], stored->in[g] ? "none" : "one");
+        for (int g = 0; owns && g < MM_STATE_GROUPS; g++)
+            if (stored->in[g] != (tensor->own[g] != NULL))
+                return differs_in(folder, tensor->name, g, stored->in[g], err);
     }
     for (size_t i = 0; i < head->tensors_n; i++)
         if (!state_has(state, head->tensors[i].name))
@@ -256,10 +258,10 @@ static enum mm_status read_own(const struct mm_checkpoint_head *head, const char
         const struct mm_state_tensor *tensor = &state->tensors[i];
         struct mm_rows rows = mm_rows_of(tensor->rows, size, rank);
         const struct mm_checkpoint_shape *stored = find_shape(head, tensor->name);
-        for (int g = 0; status == MM_OK && rows.count && g < MM_CHECKPOINT_GROUPS; g++)
+        for (int g = 0; status == MM_OK && rows.count && g < MM_STATE_GROUPS; g++)
             if (stored->in[g])
                 status = mm_checkpoint_rows_read(head, file, path, g, stored, rows.first,
-                                                 rows.count, mm_checkpoint_rows(tensor, g), err);
+                                                 rows.count, tensor->own[g], err);
     }
     mm_h5_close(file);
     mm_free(path);

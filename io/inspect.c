@@ -1,5 +1,7 @@
-/* inspect.c - mm_inspect of checkpoint.h: what a file holds, for a person. A checkpoint's files are
+/* inspect.c - what a file holds, for a person. A checkpoint's files are
  * shown to HDF5 only if their hashes are right, so damaged ones can be inspected too. */
+#include "io/inspect.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -134,8 +136,8 @@ static enum mm_status print_tensors(hid_t file, const char *path, enum values re
                                     struct mm_error *err) {
     enum mm_status status = MM_OK;
     printf("tensors:\n");
-    for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++) {
-        const char *group = mm_checkpoint_groups[g];
+    for (int g = 0; g < MM_STATE_GROUPS; g++) {
+        const char *group = mm_state_groups[g].name;
         H5G_info_t info;
         if (!mm_h5_own(file, group))
             continue;

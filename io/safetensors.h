@@ -54,20 +54,4 @@ void mm_safetensors_header_add(struct mm_safetensors_header *header, const char 
                                const char *dtype, const char *shape, size_t bytes);
 void mm_safetensors_header_end(struct mm_safetensors_header *header);
 
-/* An opened folder: the inside of struct mm_weights. */
-struct mm_weights {
-    char *folder;
-    bool indexed;                 /* by model.safetensors.index.json */
-    struct mm_safetensors *files; /* by name */
-    size_t files_n;
-    const struct mm_safetensors_entry **entries; /* of all files and dtypes, by tensor name */
-    size_t entries_n;
-    const struct mm_stored_tensor **listed; /* by file, then in the order of the data */
-    size_t listed_n;
-};
-
-/* The entry, listed or not; NULL where there is none. */
-const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
-                                                    const char *name);
-
 #endif

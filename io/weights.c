@@ -11,7 +11,7 @@
 
 #include "io/files.h"
 #include "io/json_text.h"
-#include "io/safetensors.h"
+#include "io/weights_folder.h"
 
 static const char single_name[] = "model.safetensors";
 static const char index_name[] = "model.safetensors.index.json";

@@ -16,7 +16,7 @@
 
 #include "io/files.h"
 #include "io/json_text.h"
-#include "io/safetensors.h"
+#include "io/weights_folder.h"
 
 enum { CHUNK = 1 << 16 }; /* elements */
 

@@ -27,7 +27,7 @@ enum mm_loss_fn {
     MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
     MM_LOSS_NPO,                     /* of whole sequences: sequence_loss */
     MM_LOSS_SIMNPO,
-    MM_LOSS_CIRCUIT_BREAKER, /* from here on not of logits: src/parallel/hidden_loss.h */
+    MM_LOSS_CIRCUIT_BREAKER, /* on hidden states, as the next two: src/parallel/hidden_loss.h */
     MM_LOSS_STREAM_ACTIVATION,
     MM_LOSS_RMU,
     MM_LOSS_NONE,
@@ -62,19 +62,19 @@ struct mm_loop_scalars {
     double retain_loss, adversary_loss, unlearning_loss; /* means over the global batch */
     double sum_squares;                                  /* of the last reduced gradient */
     double grad_norm, mask_fraction;
-    uint32_t stop; /* the guard: 0, or enum mm_stop of what stopped it first; sticky */
+    uint32_t stop; /* the guard: 0, or enum mm_guard of what stopped it first; sticky */
 };
-enum mm_stop {
-    MM_STOP_NONE,
-    MM_STOP_RETAIN_LOSS,
-    MM_STOP_RETAIN_GRADIENT,
-    MM_STOP_ADVERSARY_LOSS,
-    MM_STOP_ADVERSARY_GRADIENT,
-    MM_STOP_UNLEARNING_LOSS,
-    MM_STOP_UNLEARNING_GRADIENT,
-    MM_STOP_ZERO_NORM,
-    MM_STOP_RETAIN_DEAD, /* the gradient is zero everywhere, the loss is not: a wrecked model */
-    MM_STOP_ADVERSARY_DEAD,
+enum mm_guard {
+    MM_GUARD_NONE,
+    MM_GUARD_RETAIN_LOSS,
+    MM_GUARD_RETAIN_GRADIENT,
+    MM_GUARD_ADVERSARY_LOSS,
+    MM_GUARD_ADVERSARY_GRADIENT,
+    MM_GUARD_UNLEARNING_LOSS,
+    MM_GUARD_UNLEARNING_GRADIENT,
+    MM_GUARD_ZERO_NORM,
+    MM_GUARD_RETAIN_DEAD, /* the gradient is zero everywhere, the loss is not: a wrecked model */
+    MM_GUARD_ADVERSARY_DEAD,
 };
 
 /* Sums over one tensor of W of the unlearning gradient, before and after the mask. */
@@ -243,11 +243,11 @@ struct mm_ops {
     void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
                         enum mm_dtype state_dtype);
     /* if *value is not finite (or is zero, and `zero_too`) and *stop == 0: *stop = code */
-    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_stop code,
+    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_guard code,
                   uint32_t *stop);
     /* if *sum_squares, of a gradient, is zero, *loss is not, and *stop == 0: *stop = code */
     void (*guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
-                       enum mm_stop code, uint32_t *stop);
+                       enum mm_guard code, uint32_t *stop);
     /* a = b (line 4) */
     void (*fork)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                  const uint32_t *stop);

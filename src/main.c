@@ -1,12 +1,16 @@
 /* main.c - the command line: which command, on which ranks, with which exit status. */
 #include "io/checkpoint.h"
 #include "io/files.h"
+#include "io/inspect.h"
 #include "src/run/job.h"
 #include "src/run/place.h"
 #include "src/run/plan.h"
 #include "src/run/pretrain.h"
+#include "src/run/relearn.h"
+#include "src/run/report.h"
 #include "src/run/stop.h"
 #include "src/run/trials.h"
+#include "src/run/unlearn.h"
 
 #include <errno.h>
 #include <math.h>
@@ -117,7 +121,7 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     if (status == MM_OK && mm_config_relearn_passes(config))
         status = mm_relearn(&job, &score, &reason, err);
     if (status == MM_OK || reason) {
-        enum mm_status written = mm_job_result(&job, reason, score, err);
+        enum mm_status written = mm_report_result(&job, reason, score, err);
         if (written != MM_OK)
             status = written;
         else if (reason)
@@ -166,13 +170,13 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_EVALUATE, err);
     if (status != MM_OK)
         return status;
-    mm_evaluate(job.evaluator, &job.at_start);
+    mm_evaluate(job.evaluator, &job.results.at_start);
     if (mm_comm_rank(comm) == 0) {
-        printf("forget loss %.6f\nretain loss %.6f\n", job.at_start.forget_loss,
-               job.at_start.retain_loss);
+        printf("forget loss %.6f\nretain loss %.6f\n", job.results.at_start.forget_loss,
+               job.results.at_start.retain_loss);
         for (size_t i = 0; i < job.data.questions_n; i++)
             printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
-                   job.at_start.accuracy[i], job.data.questions[i].n);
+                   job.results.at_start.accuracy[i], job.data.questions[i].n);
     }
     mm_job_close(&job);
     return MM_OK;

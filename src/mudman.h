@@ -23,14 +23,27 @@
 #ifndef MM_MUDMAN_H
 #define MM_MUDMAN_H
 
-#include "src/config/config.h"
 #include "src/method/frozen.h"
-#include "src/method/lora.h"
-#include "src/parallel/passes.h"
+#include "src/method/method.h"
+#include "src/method/recorder.h"
 #include "src/parallel/sums.h"
 
+/* All that the algorithm reads of a config, made once. */
+struct mm_mudman_settings {
+    bool train_adversary, use_masking;
+    enum mm_graph graph;
+    enum mm_normalization normalization;
+    enum mm_rate_scale rate_scale;
+    double retain_momentum, retaining_rate; /* μ, α_retaining */
+    double adv_lr, adv_decay;
+    double unlearning_rate;
+    double forget_momentum, discard_growing_weights, adv_update; /* ablations: 0, 1, 0 are off */
+    size_t fork_every_n_loops;
+    struct mm_objective retaining, training, unlearning; /* losses: of b, a and a */
+};
+
 struct mm_mudman {
-    const struct mm_config *config;
+    struct mm_mudman_settings settings;
     struct mm_comm *comm;
     struct mm_device *dev;
     struct mm_shard *shard;         /* of W; borrowed */
@@ -38,12 +51,14 @@ struct mm_mudman {
     struct mm_passes *passes;       /* owned */
     struct mm_batch retain, forget; /* owned */
     struct mm_frozen frozen;
-    struct mm_representation *retain_states, *forget_states; /* owned; NULL: no such loss */
+    struct mm_hidden_loss *retain_states, *forget_states; /* owned; NULL: no such loss */
     struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary's copy of b, f without
                                         momentum */
     struct mm_lora *base;            /* the adapters that b is; owned; NULL: b is W */
     struct mm_lora *adversary;       /* its adapters; owned; NULL: it has none */
-    struct mm_vector exact;          /* g reduced in float32; data NULL with reduce_dtype float32 */
+    struct mm_lora_turns turns;      /* of the adversary's sets */
+    struct mm_state_list state;      /* what of these a checkpoint holds */
+    struct mm_vector unrounded;      /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
     struct mm_sums over_w;           /* sums over all ranks, of the layout's tensors */
     struct mm_mask_sums *sums;       /* [the layout's tensors], device */
@@ -51,42 +66,25 @@ struct mm_mudman {
     struct mm_loop_scalars *scalars; /* device */
     struct mm_loop_scalars *host[2]; /* pinned: of the loops that were asked for last */
     size_t asked, told;              /* loops asked for | whose scalars were taken */
-    double flips;                    /* see mm_mudman_flips */
-    bool records;                    /* a loop is recorded once and then replayed */
-    size_t recordings_n;
-    void **recordings; /* without a fork, with one | a set of adapters each; NULL: not
-                          yet */
+    double flips;                    /* see src/method/flips.h */
+    struct mm_recorder recorder;     /* of loops without a fork, with one | of each set's loops */
 };
 
-/* Takes memory and makes b the working weights of W, or adapters that begin; m zero. Local. */
+extern const struct mm_method mm_mudman_method;
+
+/* As struct mm_method says; the two below are its loop without the host, and its store. */
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
                                    struct mm_comm *comm, struct mm_model *model,
                                    struct mm_shard *shard);
 void mm_mudman_free(struct mm_mudman *mudman);
-
-/* Passes a loop takes, as the paper counts them: one more for the frozen model's on the retain
- * batch, none for its on the forget batch. Local. */
-size_t mm_mudman_passes(const struct mm_config *config);
-
-/* Asks for one loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host memory,
- * read at once. An asynchronous device is still at work on it when this returns. At most two loops
- * may be asked for whose scalars were not taken. Leaves the working weights wherever the last pass
- * needed them. Collective. */
 void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
                     const uint32_t *forget);
-
-/* Makes b's weights the working ones. Returns them, in a vector over the shard; valid until the
- * next loop. Collective. */
-struct mm_vector mm_mudman_store(struct mm_mudman *mudman);
-
-/* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local. */
 struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);
 
-/* After the first loop with reduce_dtype bfloat16 on several ranks: the share of W's elements that
- * the mask would keep or drop otherwise had the gradient been reduced in float32; else 0. Local. */
-double mm_mudman_flips(const struct mm_mudman *mudman);
-
-/* What the guard saw first, in words. Local. */
-const char *mm_stop_text(enum mm_stop stop);
+/* Lines 3 to 15 on the batches that were sent; `fork`: line 3 holds. Leaves the working weights
+ * wherever the last pass needed them. Collective. */
+void mm_mudman_one_loop(struct mm_mudman *mudman, bool fork);
+/* Makes b's weights the working ones and returns them. Collective. */
+struct mm_vector mm_mudman_store(struct mm_mudman *mudman);
 
 #endif

@@ -82,16 +82,16 @@ void CPU_NAME(cpu_sum_squares)(struct mm_device *dev, double *sum, struct mm_vec
 }
 
 void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, bool zero_too,
-                         enum mm_stop code, uint32_t *stop) {
+                         enum mm_guard code, uint32_t *stop) {
     (void)dev;
-    if (*stop == MM_STOP_NONE && (!isfinite(*value) || (zero_too && *value == 0)))
+    if (*stop == MM_GUARD_NONE && (!isfinite(*value) || (zero_too && *value == 0)))
         *stop = code;
 }
 
 void CPU_NAME(cpu_guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
-                              enum mm_stop code, uint32_t *stop) {
+                              enum mm_guard code, uint32_t *stop) {
     (void)dev;
-    if (*stop == MM_STOP_NONE && *sum_squares == 0 && *loss != 0)
+    if (*stop == MM_GUARD_NONE && *sum_squares == 0 && *loss != 0)
         *stop = code;
 }
 
@@ -264,16 +264,16 @@ void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, double *scale,
                         ? global_norm(sums, tensors_n, true, half)
                         : scalars->grad_norm;
     CPU_NAME(cpu_guard)
-    (dev, &scalars->grad_norm, false, MM_STOP_UNLEARNING_GRADIENT, &scalars->stop);
+    (dev, &scalars->grad_norm, false, MM_GUARD_UNLEARNING_GRADIENT, &scalars->stop);
     if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
-        CPU_NAME(cpu_guard)(dev, &common, true, MM_STOP_ZERO_NORM, &scalars->stop);
+        CPU_NAME(cpu_guard)(dev, &common, true, MM_GUARD_ZERO_NORM, &scalars->stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
         if (normalization == MM_NORM_NONE)
             scale[t] = 1.0;
         else if (normalization == MM_NORM_PER_PARAMETER) {
             double norm = global_norm(&sums[t], 1, true, half);
-            CPU_NAME(cpu_guard)(dev, &norm, true, MM_STOP_ZERO_NORM, &scalars->stop);
+            CPU_NAME(cpu_guard)(dev, &norm, true, MM_GUARD_ZERO_NORM, &scalars->stop);
             scale[t] = divide(1.0, norm, half);
         } else
             scale[t] = divide(factor, common, half);

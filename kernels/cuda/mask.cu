@@ -243,16 +243,16 @@ __global__ static void unlearn_scale_kernel(double *scale, const struct mm_mask_
     uint32_t *stop = &scalars->stop;
     if (normalization == MM_NORM_GLOBAL_POST_MASK)
         common = global_norm<S>(sums, tensors_n, true);
-    guard_value(raw_norm, false, MM_STOP_UNLEARNING_GRADIENT, stop);
+    guard_value(raw_norm, false, MM_GUARD_UNLEARNING_GRADIENT, stop);
     if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
-        guard_value(common, true, MM_STOP_ZERO_NORM, stop);
+        guard_value(common, true, MM_GUARD_ZERO_NORM, stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
         if (normalization == MM_NORM_NONE)
             scale[t] = 1.0;
         else if (normalization == MM_NORM_PER_PARAMETER) {
             double norm = global_norm<S>(&sums[t], 1, true);
-            guard_value(norm, true, MM_STOP_ZERO_NORM, stop);
+            guard_value(norm, true, MM_GUARD_ZERO_NORM, stop);
             scale[t] = divide<S>(1.0, norm);
         } else
             scale[t] = divide<S>(factor, common);

@@ -251,23 +251,23 @@ void cuda_scale_scalar(struct mm_device *dev, double *y, const double *x, double
     MM_LAUNCH(scale_scalar_kernel, 1, 1, 0, dev, y, x, factor);
 }
 
-__global__ static void guard_kernel(const double *value, bool zero_too, enum mm_stop code,
+__global__ static void guard_kernel(const double *value, bool zero_too, enum mm_guard code,
                                     uint32_t *stop) {
     guard_value(*value, zero_too, code, stop);
 }
 
-void cuda_guard(struct mm_device *dev, const double *value, bool zero_too, enum mm_stop code,
+void cuda_guard(struct mm_device *dev, const double *value, bool zero_too, enum mm_guard code,
                 uint32_t *stop) {
     MM_LAUNCH(guard_kernel, 1, 1, 0, dev, value, zero_too, code, stop);
 }
 
 __global__ static void guard_dead_kernel(const double *sum_squares, const double *loss,
-                                         enum mm_stop code, uint32_t *stop) {
-    if (*stop == MM_STOP_NONE && *sum_squares == 0 && *loss != 0)
+                                         enum mm_guard code, uint32_t *stop) {
+    if (*stop == MM_GUARD_NONE && *sum_squares == 0 && *loss != 0)
         *stop = code;
 }
 
 void cuda_guard_dead(struct mm_device *dev, const double *sum_squares, const double *loss,
-                     enum mm_stop code, uint32_t *stop) {
+                     enum mm_guard code, uint32_t *stop) {
     MM_LAUNCH(guard_dead_kernel, 1, 1, 0, dev, sum_squares, loss, code, stop);
 }

@@ -15,9 +15,9 @@ template <typename S> __device__ static inline float round_to(float x) {
     return to_float(from_float<S>(x));
 }
 
-__device__ static inline void guard_value(double value, bool zero_too, enum mm_stop code,
+__device__ static inline void guard_value(double value, bool zero_too, enum mm_guard code,
                                           uint32_t *stop) {
-    if (*stop == MM_STOP_NONE && (!isfinite(value) || (zero_too && value == 0)))
+    if (*stop == MM_GUARD_NONE && (!isfinite(value) || (zero_too && value == 0)))
         *stop = code;
 }
 

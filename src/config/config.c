@@ -1,7 +1,7 @@
 /* config.c - see config.h: reads, checks and writes a whole configuration.
  *
- * Settings (config_yaml.h) give each key's text with its place, the table (config_table.h) says
- * what the key takes, config_value.h moves one value. A default is YAML text too and takes the same
+ * Settings (yaml.h) give each key's text with its place, the table (table.h) says
+ * what the key takes, value.h moves one value. A default is YAML text too and takes the same
  * way in. Last come the checks of keys against the command and against each other. */
 #include "src/config/config.h"
 

@@ -62,7 +62,7 @@ struct mm_config {
     } data;
     struct {
         size_t loops;  /* exactly one of loops and passes is given; the other is MM_ABSENT */
-        size_t passes; /* run.c turns it into loops and checks that it divides */
+        size_t passes; /* src/run/job.c turns it into loops and checks that it divides */
         char **target_modules;
         size_t target_modules_n;
         size_t lora_rank; /* of the adapters beside them, the base; 0: their weights are the base */
@@ -79,7 +79,8 @@ struct mm_config {
         enum mm_normalization normalization;
         enum mm_rate_scale rate_scale;
         enum mm_graph graph;
-        double rep_eng_retain_lr, rmu_coefficient; /* losses on hidden states: representation.h */
+        double rep_eng_retain_lr,
+            rmu_coefficient; /* losses on hidden states: src/parallel/hidden_loss.h */
         bool square_norm, retain_cross_entropy;
         size_t rmu_layer;          /* MM_ABSENT: floor(layers/2) */
         double retain_loss_budget; /* NaN: none (null in the file) */
@@ -115,8 +116,8 @@ struct mm_config {
     } pretrain;
     enum mm_reduction_order reduction;
     enum mm_dtype reduce_dtype;
-    enum mm_transport transport; /* between GPUs */
-    double timeout;              /* seconds of waiting for each other; 0: for ever */
+    enum mm_transport_choice transport; /* between GPUs */
+    double timeout;                     /* seconds of waiting for each other; 0: for ever */
 };
 
 /* Reads `path`, applies `overrides` ("key=value", dotted or top-level; they replace the file's

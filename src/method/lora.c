@@ -281,3 +281,47 @@ void mm_lora_gradients(struct mm_lora *l, struct mm_vector dw) {
         reduced_gradients(l, dw);
     dev->ops->scale(dev, all, all, l->scale);
 }
+
+/* -- where there may be adapters -----------------------------------------------------------------
+ */
+
+struct mm_vector mm_lora_applied(struct mm_lora *l, struct mm_vector p, struct mm_vector w0,
+                                 struct mm_vector room) {
+    if (!l)
+        return p;
+    mm_lora_weights(l, w0, room);
+    return room;
+}
+
+struct mm_vector mm_lora_gradient(struct mm_lora *l, struct mm_vector dw) {
+    if (!l)
+        return dw;
+    mm_lora_gradients(l, dw);
+    return l->g;
+}
+
+/* -- turns ---------------------------------------------------------------------------------------
+ */
+
+/* The beginnings of all sets are numbered from 0. */
+static void begin_anew(const struct mm_lora_turns *turns, size_t set, size_t number) {
+    uint64_t seed = mm_random_seed_of(turns->seed, "adversary");
+    mm_lora_begin(turns->lora, set, mm_random_bits(seed, number));
+}
+
+struct mm_lora_turns mm_lora_turns_begin(struct mm_lora *l, size_t sets, size_t fork_every,
+                                         uint64_t seed, bool dry) {
+    struct mm_lora_turns turns = {
+        .lora = l, .sets = sets, .every = fork_every / 6 * 6 / sets, .seed = seed};
+    for (size_t i = 0; i < sets && !dry; i++)
+        begin_anew(&turns, i, i);
+    return turns;
+}
+
+size_t mm_lora_turns_take(const struct mm_lora_turns *turns, size_t t) {
+    size_t sets = turns->sets;
+    if (t % turns->every == 0)
+        begin_anew(turns, t / turns->every % sets, sets + t / turns->every);
+    mm_lora_use(turns->lora, t % sets);
+    return t % sets;
+}

@@ -70,6 +70,28 @@ void mm_lora_weights(struct mm_lora *lora, struct mm_vector w0, struct mm_vector
  * last, or at the beginning. Collective. */
 void mm_lora_gradients(struct mm_lora *lora, struct mm_vector dw);
 
+/* What p or its place is taken by, where there may be adapters: the weights that lora's adapters on
+ * w0 stand for, formed in `room`, as mm_lora_weights; p itself where lora is NULL. Collective. */
+struct mm_vector mm_lora_applied(struct mm_lora *lora, struct mm_vector p, struct mm_vector w0,
+                                 struct mm_vector room);
+/* The gradient by the adapters, from dw, as mm_lora_gradients; dw itself where lora is NULL.
+ * Collective. */
+struct mm_vector mm_lora_gradient(struct mm_lora *lora, struct mm_vector dw);
+
+/* Sets that take turns, loop by loop. Instead of a fork one set, in turn, begins anew every
+ * floor(floor(fork_every / 6)·6 / sets) loops. */
+struct mm_lora_turns {
+    struct mm_lora *lora; /* borrowed */
+    size_t sets, every;
+    uint64_t seed;
+};
+/* All sets begin; `dry`: they are not written. Local. */
+struct mm_lora_turns mm_lora_turns_begin(struct mm_lora *lora, size_t sets, size_t fork_every,
+                                         uint64_t seed, bool dry);
+/* The set whose turn is loop t is in use from now on, and made anew where that is due; returns its
+ * number. Local. */
+size_t mm_lora_turns_take(const struct mm_lora_turns *turns, size_t t);
+
 /* What tensor i of the layout is: A i, i < n, or B i - n. Local. */
 struct mm_lora_tensor {
     const char *adapted; /* the tensor's name */

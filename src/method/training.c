@@ -23,7 +23,7 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
     t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
     t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
-    mm_batch_create(&t->batch, arena, t->passes);
+    mm_batch_create(&t->batch, arena, &t->passes->share);
     if (!mm_arena_dry(arena))
         mm_shard_load(t->shard, t->p);
     return t;

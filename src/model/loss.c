@@ -122,3 +122,21 @@ void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct 
     if (terms != head->losses)
         m->dev->ops->copy(m->dev, terms, head->losses, bytes);
 }
+
+bool mm_loss_on_logits(enum mm_loss_fn fn) {
+    switch (fn) {
+    case MM_LOSS_CROSS_ENTROPY:
+    case MM_LOSS_NEG_CROSS_ENTROPY:
+    case MM_LOSS_NEG_ENTROPY:
+    case MM_LOSS_CORRECT_LOGIT_MINUS_AVG:
+    case MM_LOSS_NPO:
+    case MM_LOSS_SIMNPO:
+        return true;
+    case MM_LOSS_CIRCUIT_BREAKER:
+    case MM_LOSS_STREAM_ACTIVATION:
+    case MM_LOSS_RMU:
+    case MM_LOSS_NONE:
+        break;
+    }
+    return false;
+}

@@ -40,6 +40,10 @@ void mm_head_losses(const struct mm_model *model, struct mm_head *head, const st
 void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms);
 
+/* Whether it is a loss on logits; the others are on hidden states (src/parallel/hidden_loss.h), and
+ * MM_LOSS_NONE is none. */
+bool mm_loss_on_logits(enum mm_loss_fn fn);
+
 /* What the loss of B sequences of T tokens is a mean over: B·(T-1) positions, all for entropy, or
  * the sequences themselves. */
 double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);

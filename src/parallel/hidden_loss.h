@@ -15,17 +15,16 @@
  *                      square_norm at that state alone, but for the factor C.
  *
  * A state that W cannot move has h = h0 exactly: it counts in the means and is not looked at. */
-#ifndef MM_REPRESENTATION_H
-#define MM_REPRESENTATION_H
+#ifndef MM_HIDDEN_LOSS_H
+#define MM_HIDDEN_LOSS_H
 
 #include "src/config/config.h"
 #include "src/model/transformer.h"
-
-struct mm_passes;
+#include "src/parallel/share.h"
 
 /* One of these losses. Its value is scale · (sum of terms over states first ... end-1 and tokens),
  * or where there are sums the sum of their squares, each scale · (sum of terms of a state). */
-struct mm_representation {
+struct mm_hidden_loss {
     struct mm_device *dev;
     enum mm_state_loss kind;
     size_t first, end; /* states that are looked at */
@@ -40,32 +39,37 @@ struct mm_representation {
 
 /* Whether the config's loss can be had from a model of so many layers; the text says why not.
  * Local. */
-enum mm_status mm_representation_check(const struct mm_config *config, size_t layers,
-                                       struct mm_error *err);
+enum mm_status mm_hidden_loss_check(const struct mm_config *config, size_t layers,
+                                    struct mm_error *err);
 
 /* The retain loss's part, and the unlearning loss; NULL where the config has none on hidden states.
- * Memory comes from the arena. Local. The caller frees with mm_free. */
-struct mm_representation *mm_representation_retaining(struct mm_arena *arena,
-                                                      const struct mm_config *config,
-                                                      const struct mm_passes *passes);
-struct mm_representation *mm_representation_unlearning(struct mm_arena *arena,
-                                                       const struct mm_config *config,
-                                                       const struct mm_passes *passes);
+ * acts: where the forward leaves the states, for which of them W can move. Memory comes from the
+ * arena. Local. The caller frees with mm_free. */
+struct mm_hidden_loss *mm_hidden_loss_retaining(struct mm_arena *arena,
+                                                const struct mm_config *config,
+                                                const struct mm_model *model,
+                                                const struct mm_share *share,
+                                                const struct mm_acts *acts);
+struct mm_hidden_loss *mm_hidden_loss_unlearning(struct mm_arena *arena,
+                                                 const struct mm_config *config,
+                                                 const struct mm_model *model,
+                                                 const struct mm_share *share,
+                                                 const struct mm_acts *acts);
 
 /* Whether it compares with the frozen model's states. Local. */
-bool mm_representation_compares(const struct mm_representation *r);
+bool mm_hidden_loss_compares(const struct mm_hidden_loss *r);
 
 /* Of the micro-batch that begins at token `row` of the share, whose last forward left `acts`.
  * States outside first ... end-1 are ignored. Local, all three. */
 
 /* Keeps state i as the frozen model's. */
-void mm_representation_keep(const struct mm_representation *r, const struct mm_acts *acts,
-                            size_t row, size_t i);
+void mm_hidden_loss_keep(const struct mm_hidden_loss *r, const struct mm_acts *acts, size_t row,
+                         size_t i);
 /* *loss (or sums) += the terms of state i, device. */
-void mm_representation_add_terms(const struct mm_representation *r, const struct mm_acts *acts,
-                                 size_t row, size_t i, double *loss);
+void mm_hidden_loss_add_terms(const struct mm_hidden_loss *r, const struct mm_acts *acts,
+                              size_t row, size_t i, double *loss);
 /* dx [n, C] += gradient by state i; with sums these must be those of all ranks. */
-void mm_representation_add_gradient(const struct mm_representation *r, const struct mm_acts *acts,
-                                    size_t row, size_t i, struct mm_mat dx);
+void mm_hidden_loss_add_gradient(const struct mm_hidden_loss *r, const struct mm_acts *acts,
+                                 size_t row, size_t i, struct mm_mat dx);
 
 #endif

@@ -3,81 +3,20 @@
 
 #include <string.h>
 
-static size_t smaller(size_t a, size_t b) {
-    return a < b ? a : b;
-}
-
 static bool exact(const struct mm_passes *p) {
     return p->model->dev->exact;
-}
-
-/* The sequence of the batch that micro-batch i begins with. Without leaves a rank's sequences are
- * consecutive, and the first ranks have one more where they don't divide. */
-static size_t first_sequence(const struct mm_passes *p, size_t i) {
-    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
-    if (exact(p))
-        return (i * R + r) * p->micro_batch;
-    return r * (p->batch_size / R) + smaller(r, p->batch_size % R) + i * p->micro_batch;
-}
-
-/* Sequences of micro-batch i. */
-static size_t micro_count(const struct mm_passes *p, size_t i) {
-    if (exact(p))
-        return smaller(p->micro_batch, p->batch_size - first_sequence(p, i));
-    return smaller(p->micro_batch, p->share - i * p->micro_batch);
-}
-
-static void find_leaves(struct mm_passes *p, size_t micro_batch) {
-    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
-    p->micro_batch = smaller(micro_batch, p->batch_size);
-    size_t leaves = mm_leaves(p->batch_size, p->micro_batch);
-    MM_CHECK(leaves >= R, "%zu leaves on %zu ranks", leaves, R);
-    p->steps = (leaves + R - 1) / R;
-    p->micros_n = (leaves - r + R - 1) / R;
-    for (size_t i = 0; i < p->micros_n; i++)
-        p->share += micro_count(p, i);
-}
-
-static void find_share(struct mm_passes *p, size_t micro_batch) {
-    size_t R = (size_t)mm_comm_size(p->comm), r = (size_t)mm_comm_rank(p->comm);
-    p->share = p->batch_size / R + (r < p->batch_size % R);
-    p->micro_batch = smaller(micro_batch, p->share);
-    p->steps = p->micros_n = mm_leaves(p->share, p->micro_batch);
-}
-
-/* Leaves of step i: so many ranks have one. */
-static size_t leaves_of(const struct mm_passes *p, size_t i) {
-    size_t R = (size_t)mm_comm_size(p->comm);
-    return smaller(R, mm_leaves(p->batch_size, p->micro_batch) - i * R);
-}
-
-void mm_passes_read(const struct mm_passes *p, const struct mm_dataset *set, size_t index,
-                    uint32_t *tokens) {
-    for (size_t i = 0; i < p->micros_n; i++)
-        mm_dataset_batch(set, index, p->batch_size, first_sequence(p, i), micro_count(p, i),
-                         tokens + i * p->micro_batch * p->T);
-}
-
-void mm_passes_pick(const struct mm_passes *p, const uint32_t *batch, uint32_t *tokens) {
-    for (size_t i = 0; i < p->micros_n; i++)
-        memcpy(tokens + i * p->micro_batch * p->T, batch + first_sequence(p, i) * p->T,
-               micro_count(p, i) * p->T * sizeof *tokens);
 }
 
 struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold) {
     struct mm_passes *p = mm_calloc(1, sizeof *p);
-    *p = (struct mm_passes){
-        .comm = comm, .model = model, .shard = shard, .batch_size = batch_size, .T = T};
-    if (exact(p))
-        find_leaves(p, micro_batch);
-    else
-        find_share(p, micro_batch);
-    p->acts_n = hold ? p->micros_n : 1;
+    *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard};
+    p->share = mm_share_of(comm, exact(p), batch_size, micro_batch, T);
+    p->acts_n = hold ? p->share.micros_n : 1;
     p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
     p->dhidden = mm_calloc(p->acts_n, sizeof *p->dhidden);
-    size_t n = p->micro_batch * T, C = model->arch.width;
+    size_t n = p->share.micro_batch * T, C = model->arch.width;
     bool *wanted = mm_calloc(model->params_n, sizeof *wanted);
     for (size_t i = 0; shard && i < model->params_n; i++)
         wanted[i] = shard->grads[i] != NULL;
@@ -104,33 +43,6 @@ void mm_passes_free(struct mm_passes *p) {
     mm_free(p);
 }
 
-void mm_batch_create(struct mm_batch *b, struct mm_arena *arena, const struct mm_passes *p) {
-    *b = (struct mm_batch){.dev = p->model->dev, .n = p->share * p->T, .T = p->T};
-    b->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, 2 * b->n, sizeof *b->tokens);
-    b->targets = b->tokens + b->n;
-    for (int i = 0; i < 2 && !mm_arena_dry(arena); i++)
-        b->host[i] = b->dev->ops->pinned_alloc(b->dev, 2 * b->n * sizeof *b->host[i]);
-}
-
-void mm_batch_free(struct mm_batch *b) {
-    for (int i = 0; i < 2; i++)
-        if (b->host[i])
-            b->dev->ops->pinned_free(b->dev, b->host[i]);
-    *b = (struct mm_batch){0};
-}
-
-void mm_batch_set(struct mm_batch *b, int slot, const uint32_t *tokens) {
-    uint32_t *host = b->host[slot], *next = host + b->n;
-    memcpy(host, tokens, b->n * sizeof *host);
-    for (size_t i = 0; i < b->n; i++)
-        next[i] = (i + 1) % b->T ? tokens[i + 1] : UINT32_MAX;
-    b->dev->ops->upload(b->dev, b->tokens, host, 2 * b->n * sizeof *host);
-}
-
-static size_t first_row(const struct mm_passes *p, size_t i) {
-    return i * p->micro_batch * p->T;
-}
-
 /* Of micro-batch i. */
 static struct mm_loss_term term_of(const struct mm_passes *p, size_t i,
                                    struct mm_objective objective, double *sum,
@@ -140,8 +52,8 @@ static struct mm_loss_term term_of(const struct mm_passes *p, size_t i,
         .clip_at = objective.clip_at,
         .beta = objective.beta,
         .gamma = objective.gamma,
-        .reference = objective.reference ? objective.reference + first_row(p, i) : NULL,
-        .global_batch = p->batch_size,
+        .reference = objective.reference ? objective.reference + mm_share_row(&p->share, i) : NULL,
+        .global_batch = p->share.batch_size,
         .sum = sum,
         .dhidden = dhidden};
 }
@@ -152,7 +64,7 @@ static float *head_grad(const struct mm_passes *p) {
 }
 
 static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t sequences) {
-    return mm_mat_rows(mat, 0, sequences * p->T);
+    return mm_mat_rows(mat, 0, sequences * p->share.T);
 }
 
 /* -- hidden states, beside the layers ----------------------------------------------------------
@@ -162,14 +74,14 @@ static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_
 struct visit {
     struct mm_passes *p;
     const struct mm_acts *acts;
-    const struct mm_representation *states; /* NULL: nothing */
+    const struct mm_hidden_loss *states; /* NULL: nothing */
     size_t micro;
     double *loss;
     struct mm_layer_hook then;
 };
 
 static size_t first_token(const struct visit *v) {
-    return v->micro * v->p->micro_batch * v->p->T;
+    return mm_share_row(&v->p->share, v->micro);
 }
 
 static void hand_on(const struct visit *v, int layer) {
@@ -181,14 +93,14 @@ static void hand_on(const struct visit *v, int layer) {
 static void take_terms(void *self, int layer) {
     const struct visit *v = self;
     if (layer > 0)
-        mm_representation_add_terms(v->states, v->acts, first_token(v), (size_t)layer - 1, v->loss);
+        mm_hidden_loss_add_terms(v->states, v->acts, first_token(v), (size_t)layer - 1, v->loss);
     hand_on(v, layer);
 }
 
 static void keep_state(void *self, int layer) {
     const struct visit *v = self;
     if (layer > 0)
-        mm_representation_keep(v->states, v->acts, first_token(v), (size_t)layer - 1);
+        mm_hidden_loss_keep(v->states, v->acts, first_token(v), (size_t)layer - 1);
     hand_on(v, layer);
 }
 
@@ -196,7 +108,7 @@ static void add_gradient(void *self, int layer) {
     const struct visit *v = self;
     struct mm_mat dx = rows_of(v->p, v->p->scratch.dx, v->acts->B);
     hand_on(v, layer);
-    mm_representation_add_gradient(v->states, v->acts, first_token(v), (size_t)layer, dx);
+    mm_hidden_loss_add_gradient(v->states, v->acts, first_token(v), (size_t)layer, dx);
 }
 
 /* -- one micro-batch --------------------------------------------------------------------------- */
@@ -208,10 +120,10 @@ static bool overwrites(const struct mm_passes *p, size_t i) {
 
 /* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
 static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
-                     struct mm_mat dhidden, const struct mm_representation *states) {
+                     struct mm_mat dhidden, const struct mm_hidden_loss *states) {
     struct visit visit = {.p = p, .acts = acts, .states = states, .micro = i};
     struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
-    if (i + 1 == p->micros_n && !exact(p))
+    if (i + 1 == p->share.micros_n && !exact(p))
         visit.then = mm_shard_departures(p->shard);
     mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, overwrites(p, i),
                 states ? hook : visit.then);
@@ -219,7 +131,7 @@ static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
 
 static const uint32_t *tokens_of(const struct mm_passes *p, const struct mm_batch *batch,
                                  size_t i) {
-    return batch->tokens + i * p->micro_batch * p->T;
+    return batch->tokens + mm_share_row(&p->share, i);
 }
 
 static struct mm_layer_hook arrivals(const struct mm_passes *p) {
@@ -229,34 +141,34 @@ static struct mm_layer_hook arrivals(const struct mm_passes *p) {
 
 /* states NULL: no terms are taken. */
 static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
-                    size_t i, const struct mm_representation *states, double *loss) {
+                    size_t i, const struct mm_hidden_loss *states, double *loss) {
     struct visit visit = {
         .p = p, .acts = acts, .states = states, .micro = i, .loss = loss, .then = arrivals(p)};
     struct mm_layer_hook hook = {.call = take_terms, .self = &visit};
-    mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), micro_count(p, i), p->T,
-               states ? hook : visit.then);
+    mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), mm_share_count(&p->share, i),
+               p->share.T, states ? hook : visit.then);
     if (states)
-        mm_representation_add_terms(states, acts, first_token(&visit), p->model->arch.layers - 1,
-                                    loss);
+        mm_hidden_loss_add_terms(states, acts, first_token(&visit), p->model->arch.layers - 1,
+                                 loss);
 }
 
 void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
-                           const struct mm_representation *r) {
-    if (!mm_representation_compares(r) || r->first == r->end)
+                           const struct mm_hidden_loss *r) {
+    if (!mm_hidden_loss_compares(r) || r->first == r->end)
         return;
     struct mm_acts *acts = &p->acts[0];
-    for (size_t i = 0; i < p->micros_n; i++) {
+    for (size_t i = 0; i < p->share.micros_n; i++) {
         struct visit visit = {.p = p, .acts = acts, .states = r, .micro = i, .then = arrivals(p)};
         struct mm_layer_hook hook = {.call = keep_state, .self = &visit};
-        mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i), micro_count(p, i), p->T,
-                      r->end - 1, hook);
-        mm_representation_keep(r, acts, first_token(&visit), r->end - 1);
+        mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i),
+                      mm_share_count(&p->share, i), p->share.T, r->end - 1, hook);
+        mm_hidden_loss_keep(r, acts, first_token(&visit), r->end - 1);
     }
 }
 
 static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
                    size_t i, const struct mm_loss_term *terms, size_t terms_n, float *dhead) {
-    mm_head_losses(p->model, &p->head, acts, batch->targets + i * p->micro_batch * p->T, terms,
+    mm_head_losses(p->model, &p->head, acts, batch->targets + mm_share_row(&p->share, i), terms,
                    terms_n, dhead, overwrites(p, i));
 }
 
@@ -284,7 +196,7 @@ static void add_leaves(const struct mm_passes *p, const struct mm_grown *g, size
 /* Step i is done: what its leaves, if any, have to add. */
 static void grown_step(const struct mm_passes *p, size_t i) {
     for (size_t k = 0; k < p->grown_n && exact(p); k++)
-        add_leaves(p, &p->grown[k], leaves_of(p, i));
+        add_leaves(p, &p->grown[k], mm_share_leaves(&p->share, i));
 }
 
 /* What has grown is summed over all ranks. */
@@ -302,20 +214,20 @@ static void grown_end(struct mm_passes *p) {
 /* The gradient, around the backward of step i. */
 static void reduce_begin(const struct mm_passes *p, size_t i, struct mm_vector g) {
     if (exact(p))
-        mm_shard_reduce_leaves_begin(p->shard, g, (int)leaves_of(p, i), i == 0);
+        mm_shard_reduce_leaves_begin(p->shard, g, (int)mm_share_leaves(&p->share, i), i == 0);
     else if (i == 0)
         mm_shard_reduce_begin(p->shard, g);
 }
 
 static void reduce_end(const struct mm_passes *p, size_t i) {
-    if (exact(p) || i + 1 == p->steps)
+    if (exact(p) || i + 1 == p->share.steps)
         mm_shard_reduce_end(p->shard);
 }
 
 /* -- losses over the batch --------------------------------------------------------------------- */
 
 static bool on_logits(struct mm_objective objective) {
-    return objective.fn < MM_LOSS_CIRCUIT_BREAKER;
+    return mm_loss_on_logits(objective.fn);
 }
 
 static bool has_sums(struct mm_objective objective) {
@@ -338,8 +250,8 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
     grow(p, loss, 1);
-    for (size_t i = 0; i < p->steps; i++) {
-        if (i < p->micros_n) {
+    for (size_t i = 0; i < p->share.steps; i++) {
+        if (i < p->share.micros_n) {
             struct mm_loss_term term = term_of(p, i, objective, loss, none);
             forward(p, &p->acts[0], batch, i, NULL, NULL);
             losses(p, &p->acts[0], batch, i, &term, 1, NULL);
@@ -350,8 +262,8 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
-    for (size_t i = 0; i < p->micros_n; i++) {
-        size_t row = first_row(p, i);
+    for (size_t i = 0; i < p->share.micros_n; i++) {
+        size_t row = mm_share_row(&p->share, i);
         forward(p, &p->acts[0], batch, i, NULL, NULL);
         mm_head_terms(p->model, &p->head, &p->acts[0], batch->targets + row, terms + row);
     }
@@ -362,8 +274,8 @@ void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, flo
 static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
                           struct mm_objective objective, double *loss) {
     grow(p, objective.states->sums, sums_n(objective));
-    for (size_t i = 0; i < p->steps; i++) {
-        if (i < p->micros_n)
+    for (size_t i = 0; i < p->share.steps; i++) {
+        if (i < p->share.micros_n)
             forward(p, &p->acts[0], batch, i, objective.states, loss);
         grown_step(p, i);
     }
@@ -376,7 +288,7 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
                                   struct mm_objective objective, double *loss,
                                   double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
-    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
+    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, mm_share_count(&p->share, i));
     struct mm_loss_term terms[2] = {term_of(p, i, plain, cross_entropy, none),
                                     term_of(p, i, objective, loss, dhidden)};
     size_t first = cross_entropy ? 0 : 1, end = on_logits(objective) ? 2 : 1;
@@ -392,16 +304,16 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
 void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
                         struct mm_objective objective, struct mm_vector g, double *loss,
                         double *cross_entropy) {
-    bool summed = has_sums(objective), forward_done = summed && p->micros_n == 1;
+    bool summed = has_sums(objective), forward_done = summed && p->share.micros_n == 1;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
     if (summed)
         complete_sums(p, batch, objective, loss);
     grow(p, loss, 1);
     if (cross_entropy)
         grow(p, cross_entropy, 1);
-    for (size_t i = 0; i < p->steps; i++) {
+    for (size_t i = 0; i < p->share.steps; i++) {
         reduce_begin(p, i, g);
-        if (i < p->micros_n) {
+        if (i < p->share.micros_n) {
             if (!forward_done)
                 forward(p, &p->acts[0], batch, i, summed ? NULL : objective.states, loss);
             struct mm_mat dhidden = logit_losses(p, batch, i, objective, loss, cross_entropy);
@@ -432,7 +344,7 @@ static void held_losses(struct mm_passes *p, const struct mm_batch *batch, size_
 void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss) {
-    MM_CHECK(p->acts_n == p->micros_n, "activations are not held");
+    MM_CHECK(p->acts_n == p->share.micros_n, "activations are not held");
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
@@ -441,10 +353,10 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
         grow(p, second_loss, 1);
     if (has_sums(second))
         grow(p, second.states->sums, sums_n(second));
-    for (size_t i = 0; i < p->steps; i++) {
+    for (size_t i = 0; i < p->share.steps; i++) {
         reduce_begin(p, i, g);
-        if (i < p->micros_n) {
-            struct mm_mat dhidden = rows_of(p, p->dhidden_now, micro_count(p, i));
+        if (i < p->share.micros_n) {
+            struct mm_mat dhidden = rows_of(p, p->dhidden_now, mm_share_count(&p->share, i));
             forward(p, &p->acts[i], batch, i, second.states, second_loss);
             held_losses(p, batch, i, second, dhidden, loss, second_loss);
             backward(p, i, &p->acts[i], dhidden, NULL);
@@ -462,11 +374,12 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
     struct mm_mat none = {0};
     mm_shard_store_end(p->shard);
-    for (size_t i = 0; i < p->steps; i++) {
+    for (size_t i = 0; i < p->share.steps; i++) {
         reduce_begin(p, i, g);
-        if (i < p->micros_n)
+        if (i < p->share.micros_n)
             backward(p, i, &p->acts[i],
-                     on_logits(p->held) ? rows_of(p, p->dhidden[i], micro_count(p, i)) : none,
+                     on_logits(p->held) ? rows_of(p, p->dhidden[i], mm_share_count(&p->share, i))
+                                        : none,
                      p->held.states);
         reduce_end(p, i);
     }

@@ -4,25 +4,24 @@
  * norm are taken of it, never of a rank's own (docs/method.md 8). Losses are
  * means over the global batch, on every rank. Collective, all of them, unless marked Local.
  *
- * On an `exact` device (reduction: exact) results are the same to the bit on any number of ranks. A
- * leaf is micro_batch sequences whatever the number of ranks, the last one of a batch the rest;
- * rank r of R has leaves r, r + R, r + 2R, ... In a step every rank puts one leaf through the
- * model, and gradients and losses are added leaf after leaf, which within a step is in rank order.
+ * On an `exact` device (reduction: exact) results are the same to the bit on any number of ranks.
+ * The micro-batches are leaves then (src/parallel/share.h), and gradients and losses are added leaf
+ * after leaf, which within a step is in rank order.
  */
 #ifndef MM_PASSES_H
 #define MM_PASSES_H
 
-#include "io/dataset.h"
 #include "src/model/loss.h"
+#include "src/parallel/batch.h"
 #include "src/parallel/hidden_loss.h"
 #include "src/parallel/shard.h"
 
 /* A loss as the method asks for it: one on logits, one on hidden states, or the sum of both. */
 struct mm_objective {
-    enum mm_loss_fn fn; /* MM_LOSS_CIRCUIT_BREAKER and later: none on logits, and no head */
-    double clip_at, beta, gamma;            /* the last two: of losses of whole sequences */
-    const float *reference;                 /* [share·T], device, of MM_LOSS_NPO: see keep_terms */
-    const struct mm_representation *states; /* NULL: none */
+    enum mm_loss_fn fn;                  /* not mm_loss_on_logits: none on logits, and no head */
+    double clip_at, beta, gamma;         /* the last two: of losses of whole sequences */
+    const float *reference;              /* [share·T], device, of MM_LOSS_NPO: see keep_terms */
+    const struct mm_hidden_loss *states; /* NULL: none */
 };
 
 /* Numbers on the device that grow with every micro-batch and are summed over the ranks. */
@@ -36,11 +35,7 @@ struct mm_passes {
     struct mm_comm *comm;
     struct mm_model *model;
     struct mm_shard *shard; /* whose gradients are formed; NULL: losses only */
-    size_t batch_size, T;   /* of the global batch */
-    size_t share;           /* this rank's sequences of it */
-    size_t micro_batch;     /* sequences at once, at most */
-    size_t micros_n;        /* micro-batches of this rank's share */
-    size_t steps;           /* exact: of the rank that has most; else micros_n */
+    struct mm_share share;  /* of the global batch */
     size_t acts_n;          /* 1, or micros_n where a forward is held for a second backward */
     struct mm_acts *acts;
     struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
@@ -58,42 +53,13 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold);
 void mm_passes_free(struct mm_passes *passes);
 
-/* Leaves of a batch: so many ranks, at most, have one. Local. */
-static inline size_t mm_leaves(size_t batch_size, size_t micro_batch) {
-    return (batch_size + micro_batch - 1) / micro_batch;
-}
-
-/* tokens [share·T] (=) this rank's sequences of batch `index` of a file. Local. */
-void mm_passes_read(const struct mm_passes *passes, const struct mm_dataset *set, size_t index,
-                    uint32_t *tokens);
-/* The same of a whole batch [batch_size·T] in memory. Local. */
-void mm_passes_pick(const struct mm_passes *passes, const uint32_t *batch, uint32_t *tokens);
-
-/* This rank's sequences of a batch and each position's next token (UINT32_MAX: the last of a
- * sequence has none), in device memory; pinned copies of two batches, so that the host can prepare
- * one while the device works on the other. */
-struct mm_batch {
-    struct mm_device *dev;
-    size_t n, T;                /* tokens; of a sequence */
-    uint32_t *tokens, *targets; /* [n], device, one block */
-    uint32_t *host[2];          /* [2n] */
-};
-
-/* Local. The caller frees with mm_batch_free. */
-void mm_batch_create(struct mm_batch *batch, struct mm_arena *arena,
-                     const struct mm_passes *passes);
-void mm_batch_free(struct mm_batch *batch);
-/* Sends tokens [n] (any host memory) by way of host[slot], whose last use the device must be done
- * with. Local. */
-void mm_batch_set(struct mm_batch *batch, int slot, const uint32_t *tokens);
-
 /* `loss`: device, (=). g: reduced gradient, (=). All at the working weights as they are, or as they
  * will be when mm_shard_store_begin has ended. */
 
 /* Keeps the hidden states of the working weights as those that r compares with, as far as it reads
  * any. */
 void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
-                           const struct mm_representation *r);
+                           const struct mm_hidden_loss *r);
 /* terms [share·T], device = the cross-entropy terms of this rank's positions. */
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms);
 /* Forward only, of a loss on logits. */

@@ -61,7 +61,7 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
     *e = (struct mm_evaluator){.config = config, .data = data, .comm = comm, .model = model};
     e->passes = mm_passes_create(arena, comm, model, NULL, config->data.batch_size,
                                  config->data.micro_batch, config->data.context_length, false);
-    mm_batch_create(&e->batch, arena, e->passes);
+    mm_batch_create(&e->batch, arena, &e->passes->share);
     e->loss = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *e->loss);
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
@@ -87,10 +87,10 @@ void mm_evaluator_free(struct mm_evaluator *e) {
 static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_passes *p = e->passes;
-    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
+    uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
     double sum = 0, loss;
     for (size_t i = 0; i < e->config->evaluate.batches; i++) {
-        mm_passes_read(p, set, i, tokens);
+        mm_share_read(&p->share, set, i, tokens);
         mm_batch_set(&e->batch, 0, tokens); /* the batch before was waited for */
         mm_passes_loss(p, &e->batch, objective, e->loss);
         e->model->dev->ops->download(e->model->dev, &loss, e->loss, sizeof loss);

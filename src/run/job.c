@@ -1,11 +1,10 @@
-/* job.c - see job.h. */
+/* job.c - opens what a command needs and checks it first; see job.h. */
 #include "src/run/job.h"
 
 #include "io/files.h"
-#include "src/mudman.h"
+#include "src/method/method.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #define TRY(call)                                                                                  \
@@ -108,7 +107,8 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
 }
 
 static void create_evaluations(struct mm_job *job) {
-    struct mm_evaluation *all[] = {&job->at_start, &job->after_unlearning, &job->after_relearning};
+    struct mm_evaluation *all[] = {&job->results.at_start, &job->results.after_unlearning,
+                                   &job->results.after_relearning};
     for (int i = 0; i < 3; i++) {
         all[i]->forget_loss = all[i]->retain_loss = NAN;
         all[i]->accuracy = mm_calloc(job->data.questions_n, sizeof(double));
@@ -118,7 +118,7 @@ static void create_evaluations(struct mm_job *job) {
 enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,
                            const struct mm_config *config, enum mm_job_kind kind,
                            struct mm_error *err) {
-    *job = (struct mm_job){.comm = comm, .dev = dev, .config = config, .started = mm_now()};
+    *job = (struct mm_job){.comm = comm, .dev = dev, .config = config, .results.started = mm_now()};
     bool dry = kind == MM_JOB_PLAN;
     dev->exact = config->reduction == MM_REDUCTION_EXACT;
     enum mm_status status = open_inputs(job, kind, err);
@@ -144,11 +144,11 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
 }
 
 void mm_job_close(struct mm_job *job) {
-    mm_free(job->at_start.accuracy);
-    mm_free(job->after_unlearning.accuracy);
-    mm_free(job->after_relearning.accuracy);
+    mm_free(job->results.at_start.accuracy);
+    mm_free(job->results.after_unlearning.accuracy);
+    mm_free(job->results.after_relearning.accuracy);
     mm_job_forget_attacks(job);
-    mm_free(job->adapters);
+    mm_free(job->phase.adapters);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
     mm_model_free(job->model);
@@ -204,171 +204,21 @@ void mm_job_watch_files(const struct mm_job *job, const char *what, size_t numbe
     mm_comm_watch_begin(job->comm, MM_PATIENCE_FOR_FILES * job->config->timeout, what, number);
 }
 
-/* -- evaluation and result --------------------------------------------------------------------- */
-
-void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
-                         size_t passes) {
-    mm_metrics_text(to, "at", at);
-    if (job->attack)
-        mm_metrics_text(to, "attack", job->attack);
-    mm_metrics_count(to, "passes", passes);
-}
-
-void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
-                             const struct mm_evaluation *e) {
-    mm_metrics_number(to, "forget_loss", e->forget_loss);
-    mm_metrics_number(to, "retain_loss", e->retain_loss);
-    for (size_t i = 0; i < job->data.questions_n; i++) {
-        char key[128];
-        snprintf(key, sizeof key, "accuracy_%s", job->config->evaluate.multiple_choice[i].name);
-        mm_metrics_number(to, key, e->accuracy[i]);
-    }
-}
-
-static enum mm_status write_evaluation(struct mm_job *job, const char *at, size_t passes,
-                                       const struct mm_evaluation *e, struct mm_error *err) {
-    mm_metrics_begin(job->metrics, "eval");
-    mm_job_write_moment(job, job->metrics, at, passes);
-    mm_job_write_evaluation(job, job->metrics, e);
-    return mm_metrics_end(job->metrics, err);
-}
-
-enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes,
-                               struct mm_evaluation *out, struct mm_error *err) {
-    enum mm_status status = MM_OK;
-    mm_job_watch(job, "evaluation after pass", passes);
-    mm_evaluate(job->evaluator, out);
-    if (job->metrics)
-        status = write_evaluation(job, at, passes, out, err);
-    mm_log0(MM_LOG_DEBUG, "eval at %s, %zu passes: forget %.4f retain %.4f", at, passes,
-            out->forget_loss, out->retain_loss);
-    status = mm_comm_agree(job->comm, status, err);
-    if (status == MM_OK && job->listener.evaluated)
-        status = job->listener.evaluated(job->listener.self, at, passes, out, err);
-    return status;
-}
-
-/* The largest resident size of this very program; getrusage would count what the process held
- * before exec, as a child of its launcher. */
-static double peak_resident_bytes(void) {
-    FILE *file = fopen("/proc/self/status", "r");
-    char line[256];
-    double kilobytes = NAN;
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "VmHWM: %lf", &kilobytes) == 1)
-            break;
-    if (file)
-        fclose(file);
-    return kilobytes * 1024;
-}
-
-double mm_job_peak_bytes(struct mm_job *job) {
-    double bytes = job->dev->ops->asynchronous
-                       ? (double)(mm_arena_peak_bytes(job->dev) + MM_CUDA_WORKSPACE_BYTES)
-                       : peak_resident_bytes();
-    return mm_comm_max(job->comm, bytes);
-}
-
-static void write_losses(struct mm_job *job) {
-    const struct {
-        const char *forget, *retain;
-        const struct mm_evaluation *e;
-    } rows[] = {{"forget_loss_start", "retain_loss_start", &job->at_start},
-                {"forget_loss_unlearn", "retain_loss_unlearn", &job->after_unlearning},
-                {"forget_loss_relearn", "retain_loss_relearn", &job->after_relearning}};
-    for (size_t i = 0; i < 3; i++) {
-        mm_metrics_number(job->metrics, rows[i].forget, rows[i].e->forget_loss);
-        mm_metrics_number(job->metrics, rows[i].retain, rows[i].e->retain_loss);
-    }
-}
-
 void mm_job_forget_attacks(struct mm_job *job) {
-    for (size_t i = 0; i < job->attacks_n; i++)
-        mm_free(job->attacks[i].diverged);
-    mm_free(job->attacks);
-    job->attacks = NULL;
-    job->attacks_n = 0;
+    for (size_t i = 0; i < job->results.attacks_n; i++)
+        mm_free(job->results.attacks[i].diverged);
+    mm_free(job->results.attacks);
+    job->results.attacks = NULL;
+    job->results.attacks_n = 0;
 }
 
 double mm_job_before_attacks(const struct mm_job *job) {
-    double after = job->after_unlearning.forget_loss;
-    return isnan(after) ? job->at_start.forget_loss : after;
-}
-
-void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score) {
-    mm_metrics_number(to, "score", score);
-    for (size_t i = 0; i < job->config->relearn.attacks_n; i++) {
-        const char *name = job->config->relearn.attacks[i].name;
-        struct mm_attack_end end = {NAN, NULL};
-        if (i < job->attacks_n)
-            end = job->attacks[i];
-        char *key = mm_format("score_%s", name);
-        mm_metrics_number(to, key, end.score);
-        mm_free(key);
-        key = mm_format("diverged_%s", name);
-        if (end.diverged)
-            mm_metrics_text(to, key, end.diverged);
-        mm_free(key);
-    }
-}
-
-/* An attack that only made the forget loss higher tells little. */
-static const char *above(const struct mm_job *job, double score) {
-    return score > mm_job_before_attacks(job) ? ", above the loss before the attack" : "";
-}
-
-static void print_attacks(const struct mm_job *job) {
-    for (size_t i = 0; i < job->attacks_n; i++) {
-        struct mm_attack_end end = job->attacks[i];
-        const char *name = mm_config_attack(job->config, i).name;
-        if (name && end.diverged)
-            mm_log0(MM_LOG_INFO, "%-18s %12s", name, "diverged");
-        else if (name && !isnan(end.score))
-            mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack%s", name,
-                    end.score, above(job, end.score));
-    }
-}
-
-static void print_summary(const struct mm_job *job, double seconds, double peak) {
-    const char *const names[] = {"start", "after unlearning", "after relearning"};
-    const struct mm_evaluation *const all[] = {&job->at_start, &job->after_unlearning,
-                                               &job->after_relearning};
-    char text[32];
-    mm_log0(MM_LOG_INFO, "%-18s %12s %12s", "", "forget loss", "retain loss");
-    for (int i = 0; i < 3; i++)
-        if (!isnan(all[i]->forget_loss))
-            mm_log0(MM_LOG_INFO, "%-18s %12.4f %12.4f", names[i], all[i]->forget_loss,
-                    all[i]->retain_loss);
-    mm_log0(MM_LOG_INFO, "%.1f s, at most %s of %smemory a rank", seconds,
-            mm_bytes_text(text, peak), job->dev->ops->asynchronous ? "GPU " : "");
-}
-
-enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,
-                             struct mm_error *err) {
-    mm_job_watch_files(job, "result", MM_UNNUMBERED);
-    double peak = mm_job_peak_bytes(job), seconds = mm_now() - job->started;
-    enum mm_status status = MM_OK;
-    if (job->metrics) {
-        mm_metrics_be_patient(job->metrics, false);
-        mm_metrics_begin(job->metrics, "result");
-        mm_metrics_text(job->metrics, "status", reason ? "rejected" : "done");
-        mm_metrics_text(job->metrics, "reason", reason ? reason : "");
-        mm_job_write_scores(job, job->metrics, score);
-        write_losses(job);
-        mm_metrics_number(job->metrics, "peak_bytes", peak);
-        mm_metrics_number(job->metrics, "seconds", seconds);
-        status = mm_metrics_end(job->metrics, err);
-    }
-    print_summary(job, seconds, peak);
-    print_attacks(job);
-    if (!isnan(score))
-        mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning%s): %.4f",
-                above(job, score), score);
-    return mm_comm_agree(job->comm, status, err);
+    double after = job->results.after_unlearning.forget_loss;
+    return isnan(after) ? job->results.at_start.forget_loss : after;
 }
 
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err) {
-    size_t each = mm_mudman_passes(config);
+    size_t each = mm_method_of(config)->passes(config);
     *loops = config->unlearn.loops;
     if (config->unlearn.passes == MM_ABSENT)
         return MM_OK;

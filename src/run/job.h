@@ -22,6 +22,23 @@ struct mm_attack_end {
     char *diverged; /* why it is no evidence; NULL: it is, or was not made */
 };
 
+/* What a job has found out so far. */
+struct mm_results {
+    struct mm_evaluation at_start, after_unlearning, after_relearning;
+    size_t attacks_n;              /* 0: none made */
+    struct mm_attack_end *attacks; /* as mm_config_attack */
+    double started;                /* mm_now() */
+    double busy;                   /* seconds in loops and steps, their evaluations included */
+};
+
+/* What one phase leaves for the next, or says of itself while it runs. */
+struct mm_phase {
+    float *adapters;    /* own rows of those that were unlearned with (unlearn.lora_rank), host
+                           memory; NULL: none */
+    const char *attack; /* the name of the one under way; NULL: none, or there is no list */
+    bool advanced;      /* this process completed loops: a resume need not repeat them */
+};
+
 struct mm_job {
     struct mm_comm *comm;           /* borrowed */
     struct mm_device *dev;          /* borrowed */
@@ -34,17 +51,10 @@ struct mm_job {
     struct mm_model *model;
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
-    struct mm_evaluation at_start, after_unlearning, after_relearning;
-    float *adapters;    /* own rows of those that were unlearned with (unlearn.lora_rank), host
-                           memory; NULL: none */
-    const char *attack; /* the name of the one under way; NULL: none, or there is no list */
-    size_t attacks_n;   /* 0: none made */
-    struct mm_attack_end *attacks; /* as mm_config_attack */
-    double started;                /* mm_now() */
-    bool trial;                    /* no run folder: nothing is written, and at_start is known */
-    struct mm_listener listener;   /* evaluated NULL: nobody */
-    double busy;                   /* seconds in loops and steps, their evaluations included */
-    bool advanced;                 /* this process completed loops: a resume need not repeat them */
+    bool trial; /* no run folder: nothing is written, and results.at_start is known */
+    struct mm_listener listener; /* evaluated NULL: nobody */
+    struct mm_results results;
+    struct mm_phase phase;
 };
 
 /* What a command needs of the job. */
@@ -66,29 +76,9 @@ void mm_job_close(struct mm_job *job);
 enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                   struct mm_error *err);
 
-/* Evaluates the working weights and writes the metrics line. Collective. */
-enum mm_status mm_job_evaluate(struct mm_job *job, const char *at, size_t passes,
-                               struct mm_evaluation *out, struct mm_error *err);
-
 /* The watchdog goes on to a section in which ranks wait for each other's work, or files. Local. */
 void mm_job_watch(const struct mm_job *job, const char *what, size_t number);
 void mm_job_watch_files(const struct mm_job *job, const char *what, size_t number);
-
-/* The last metrics line and the summary on the terminal; reason NULL when done. Collective. */
-enum mm_status mm_job_result(struct mm_job *job, const char *reason, double score,
-                             struct mm_error *err);
-
-/* The most memory this process has held, in bytes, over all ranks the largest: on a GPU that which
- * it took of the GPU's, else of the machine's. Collective. */
-double mm_job_peak_bytes(struct mm_job *job);
-
-/* Fields of a line that was begun: when an evaluation was made, and by which attack if there is a
- * list; what it found; the run's score and each attack's. Local. */
-void mm_job_write_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
-                         size_t passes);
-void mm_job_write_evaluation(const struct mm_job *job, struct mm_metrics *to,
-                             const struct mm_evaluation *evaluation);
-void mm_job_write_scores(const struct mm_job *job, struct mm_metrics *to, double score);
 
 /* Forgets what became of attacks. Local. */
 void mm_job_forget_attacks(struct mm_job *job);
@@ -101,18 +91,5 @@ enum mm_status mm_job_check_attacks(const struct mm_config *config, struct mm_er
 
 /* Loops of the config, from `loops` or `passes`. MM_BAD_INPUT if passes don't divide. Local. */
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err);
-
-/* The two phases. after_unlearning and after_relearning are filled; *reason (mm_free; NULL: none)
- * says why a run is rejected, with MM_REJECTED. resume: NULL, or the folder of a valid checkpoint
- * and its info. */
-struct mm_checkpoint_info;
-enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
-                          const struct mm_checkpoint_info *info, char **reason,
-                          struct mm_error *err);
-enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, struct mm_error *err);
-
-/* The memory of the two phases, for `plan`. Local. */
-void mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error *err);
-void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena);
 
 #endif

@@ -2,8 +2,10 @@
 #include "src/run/plan.h"
 
 #include "src/run/job.h"
-#include "src/mudman.h"
+#include "src/method/method.h"
 #include "src/run/place.h"
+#include "src/run/relearn.h"
+#include "src/run/unlearn.h"
 
 #include <stdio.h>
 
@@ -26,29 +28,23 @@ static size_t data_bytes(const struct mm_data *d) {
     return bytes;
 }
 
-/* In host memory, from which a checkpoint is written. */
-static size_t copy_bytes(const struct mm_arena *unlearning) {
-    return mm_arena_bytes(unlearning, MM_FOR_BASE) + mm_arena_bytes(unlearning, MM_FOR_ADVERSARY) +
-           mm_arena_bytes(unlearning, MM_FOR_RETAIN_ACC) +
-           mm_arena_bytes(unlearning, MM_FOR_FORGET_ACC);
-}
-
-static void print_peak(const struct mm_job *job, const struct mm_arena *unlearning, bool cuda,
-                       size_t peak) {
+/* copy: of the state in host memory, from which a checkpoint is written. */
+static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t peak) {
     char text[3][32];
     mm_bytes_text(text[0], (double)peak);
     if (cuda)
         printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
                "for themselves\nhost memory: token files %s, checkpoints %s\n",
                text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
-               mm_bytes_text(text[2], (double)copy_bytes(unlearning)));
+               mm_bytes_text(text[2], (double)copy));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
     mm_bytes_text(text[0], (double)job->model->block_n * (double)mm_dtype_bytes(job->model->dtype));
     printf("trials: %s more, the weights to start every trial from\n", text[0]);
 }
 
-static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3], bool cuda) {
+static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3],
+                       size_t copy_bytes, bool cuda) {
     size_t sums[3] = {0}, fixed[3] = {cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&job->data)};
     printf("%-24s %12s %12s %12s\n", "bytes a rank", "always", "unlearning", "relearning");
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
@@ -61,23 +57,23 @@ static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3
     print_row(cuda ? "device workspace" : "token files", fixed);
     sums[0] += fixed[0];
     if (!cuda) {
-        size_t copy[3] = {0, copy_bytes(arenas[1])};
+        size_t copy[3] = {0, copy_bytes};
         print_row("checkpoint copy", copy);
         sums[1] += copy[1];
     }
     print_row("sum", sums);
-    print_peak(job, arenas[1], cuda, sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]));
+    print_peak(job, copy_bytes, cuda, sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]));
 }
 
 static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
     const struct mm_config *c = job->config;
-    size_t each = mm_mudman_passes(c);
+    size_t each = mm_method_of(c)->passes(c);
     printf("model: %s, %zu parameters in %zu tensors\n", c->model.path, job->model->elements,
            job->model->params_n);
     printf("arithmetic: %s on %s; state: %s\n", mm_dtype_name(mm_config_dtype(c)),
            cuda ? "a GPU a rank" : "the CPU", mm_dtype_name(c->model.state_dtype));
     printf("ranks: %d; batch %zu x %zu tokens, %zu sequences at once\n", mm_comm_size(job->comm),
-           c->data.batch_size, c->data.context_length, job->evaluator->passes->micro_batch);
+           c->data.batch_size, c->data.context_length, job->evaluator->passes->share.micro_batch);
     printf("unlearning: %zu loops of %zu passes; relearning: %zu passes", loops, each,
            mm_config_relearn_passes(c));
     if (c->relearn.attacks_n)
@@ -101,13 +97,13 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
                              config->unlearn.target_modules_n, wanted, err);
     mm_free(wanted);
     if (status == MM_OK)
-        status = mm_representation_check(config, job.model->arch.layers, err);
+        status = mm_hidden_loss_check(config, job.model->arch.layers, err);
     if (status == MM_OK) {
-        mm_unlearn_plan(&job, arenas[1], err);
+        size_t copy = mm_unlearn_plan(&job, arenas[1], err);
         if (mm_config_relearn_passes(config))
             mm_relearn_plan(&job, arenas[2]);
         print_head(&job, loops, cuda);
-        print_plan(&job, arenas, cuda);
+        print_plan(&job, arenas, copy, cuda);
     }
     mm_arena_free(arenas[1]);
     mm_arena_free(arenas[2]);

@@ -22,7 +22,7 @@ static double step(struct pretraining *pt, size_t t) {
     mm_dataset_batch(&pt->job->data.retain, t, B, 0, B, pt->tokens);
     if (pt->sets == 2)
         mm_dataset_batch(&pt->job->data.forget, t, B, 0, B, pt->tokens + B * T);
-    mm_passes_pick(pt->training->passes, pt->tokens, pt->own);
+    mm_share_pick(&pt->training->passes->share, pt->tokens, pt->own);
     return mm_training_adamw(pt->training, pt->own, c, t);
 }
 
@@ -112,7 +112,7 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
                                          config->data.context_length, MM_F32, true);
         pt.tokens = mm_calloc(batch * config->data.context_length, sizeof *pt.tokens);
         pt.own =
-            mm_calloc(pt.training->passes->share * config->data.context_length, sizeof *pt.own);
+            mm_calloc(pt.training->passes->share.n * config->data.context_length, sizeof *pt.own);
         status = all_steps(&pt, err);
     }
     if (status == MM_OK)

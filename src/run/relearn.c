@@ -1,7 +1,9 @@
 /* relearn.c - the attacks: training on held-out forget data (docs/method.md 9), each from the
  * unlearned weights. */
-#include "src/run/job.h"
+#include "src/run/relearn.h"
+
 #include "src/run/progress.h"
+#include "src/run/report.h"
 #include "src/run/stop.h"
 
 #include <math.h>
@@ -43,7 +45,7 @@ static void *keep_weights(struct mm_job *job, struct mm_arena *arena) {
 static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, size_t i) {
     struct mm_attack how = mm_config_attack(job->config, i);
     return mm_training_create_attack(arena, job->comm, job->model, job->config, &how,
-                                     job->adapters);
+                                     job->phase.adapters);
 }
 
 static size_t bytes_of(struct mm_job *job, size_t i) {
@@ -70,7 +72,7 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     mm_job_watch(a->job, "relearning step", index);
-    mm_passes_read(a->training->passes, set, a->first_batch + index, a->tokens);
+    mm_share_read(&a->training->passes->share, set, a->first_batch + index, a->tokens);
     double loss = mm_training_attack(a->training, a->tokens, &a->how);
     if (a->training->wrecked)
         a->diverged = mm_format("%s at step %zu", a->training->wrecked, index);
@@ -78,7 +80,7 @@ static double step(struct attack *a, const struct mm_dataset *set, size_t index)
 }
 
 static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error *err) {
-    enum mm_status status = mm_job_evaluate(a->job, "relearn", passes, &a->last, err);
+    enum mm_status status = mm_report_evaluate(a->job, "relearn", passes, &a->last, err);
     double loss = a->last.forget_loss;
     a->best = fmin(a->best, loss);
     if (!isfinite(loss) || !isfinite(a->last.retain_loss))
@@ -94,8 +96,8 @@ static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
     enum mm_status status = MM_OK;
     if (job->metrics) {
         mm_metrics_begin(job->metrics, "relearn");
-        if (job->attack)
-            mm_metrics_text(job->metrics, "attack", job->attack);
+        if (job->phase.attack)
+            mm_metrics_text(job->metrics, "attack", job->phase.attack);
         mm_metrics_count(job->metrics, "step", index);
         mm_metrics_number(job->metrics, "loss", loss);
         status = mm_metrics_end(job->metrics, err);
@@ -109,7 +111,7 @@ static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
     enum mm_stop_why why = mm_stop_now(&a->stopwatch, a->job->comm);
     if (why == MM_GO_ON)
         return MM_OK;
-    if (why == MM_STOP_LIMIT && !a->job->advanced)
+    if (why == MM_STOP_LIMIT && !a->job->phase.advanced)
         return mm_fail(err, MM_FAILED,
                        "relearning does not fit into the job's time: give 'mudman-mpi resume %s' "
                        "a longer limit, or lower relearn.passes",
@@ -145,7 +147,7 @@ static enum mm_status steps(struct attack *a, struct mm_error *err) {
         if (status == MM_OK && due && !a->diverged)
             status = evaluate(a, (i + 1) * each, err);
     }
-    job->busy += mm_now() - started;
+    job->results.busy += mm_now() - started;
     mm_progress_end(&progress);
     mm_free(phase);
     return status;
@@ -157,13 +159,13 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     struct mm_arena *arena = mm_arena_create(job->dev, false);
     a->how = mm_config_attack(job->config, i);
     a->training = create(job, arena, i);
-    a->tokens = mm_calloc(a->training->passes->share * a->training->passes->T, sizeof *a->tokens);
+    a->tokens = mm_calloc(mm_share_tokens(&a->training->passes->share), sizeof *a->tokens);
     a->first_batch = job->data.forget_evaluation.tokens ? 0 : job->config->evaluate.batches;
     a->diverged = NULL;
     a->best = a->last.forget_loss = a->last.retain_loss = NAN;
-    job->attack = a->how.name;
+    job->phase.attack = a->how.name;
     enum mm_status status = steps(a, err);
-    job->attack = NULL;
+    job->phase.attack = NULL;
     mm_free(a->tokens);
     mm_training_free(a->training);
     mm_arena_free(arena);
@@ -175,7 +177,7 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
 /* What the result says of relearning: the end of the attack with the lowest forget loss there, a
  * diverged one only where no attack `ended`. */
 static void keep_worst(struct attack *a, bool ended) {
-    struct mm_evaluation *kept = &a->job->after_relearning, last = a->last;
+    struct mm_evaluation *kept = &a->job->results.after_relearning, last = a->last;
     bool first = !ended && !a->diverged, counts = !ended || !a->diverged;
     if (first || (counts && (isnan(kept->forget_loss) || last.forget_loss < kept->forget_loss))) {
         a->last = *kept;
@@ -205,9 +207,9 @@ static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
         status = run(a, i, err);
         keep_worst(a, *ended);
         *ended = *ended || !a->diverged;
-        job->attacks[i].diverged = a->diverged;
+        job->results.attacks[i].diverged = a->diverged;
         if (status == MM_OK && !a->diverged)
-            job->attacks[i].score = a->best;
+            job->results.attacks[i].score = a->best;
         else if (status == MM_OK && a->how.name)
             mm_log0(MM_LOG_WARN, "attack %s diverged: %s", a->how.name, a->diverged);
     }
@@ -222,10 +224,10 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
                        .last.accuracy = mm_calloc(job->data.questions_n, sizeof(double))};
     bool ended = false;
     mm_job_forget_attacks(job);
-    job->attacks_n = n;
-    job->attacks = mm_calloc(n, sizeof *job->attacks);
+    job->results.attacks_n = n;
+    job->results.attacks = mm_calloc(n, sizeof *job->results.attacks);
     for (size_t i = 0; i < n; i++)
-        job->attacks[i].score = NAN;
+        job->results.attacks[i].score = NAN;
     enum mm_status status = run_all(&a, keep_weights(job, arena), &ended, err);
     if (status == MM_OK && !ended) {
         *reason = why_rejected(&a);
@@ -233,7 +235,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     }
     *score = NAN;
     for (size_t i = 0; i < n && status == MM_OK; i++)
-        *score = fmin(*score, job->attacks[i].score);
+        *score = fmin(*score, job->results.attacks[i].score);
     mm_free(a.last.accuracy);
     mm_arena_free(arena);
     return status;

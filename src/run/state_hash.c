@@ -1,4 +1,4 @@
-/* state_hash.c - see state_hash.h. */
+/* state_hash.c - hashes rows where they are and gathers the hashes; see state_hash.h. */
 #include "src/run/state_hash.h"
 
 #include "io/files.h"
@@ -51,20 +51,17 @@ void mm_hasher_end(struct mm_hasher *h, char hex[33]) {
     mm_free(h);
 }
 
-static void add_adapters(struct mm_hasher *h, const struct mm_lora *l, size_t sets) {
-    struct mm_vector p = l->p;
-    for (size_t set = 0; set < sets; set++) {
-        p.data = (float *)l->all.data + set * p.n;
-        mm_hasher_add_vector(h, &l->layout, p);
+void mm_state_hash(const struct mm_state_list *state, struct mm_comm *comm, struct mm_device *dev,
+                   char hex[33]) {
+    struct mm_hasher *h = mm_hasher_create(comm, dev);
+    for (const struct mm_state_part *part = state->parts; part < state->parts + state->n; part++) {
+        size_t sets = part->sets ? part->sets : 1, n = mm_layout_elements(part->layout);
+        for (size_t set = 0; set < sets; set++) {
+            struct mm_vector one = part->vector;
+            if (one.data)
+                one.data = (char *)one.data + set * n * mm_dtype_bytes(one.dtype);
+            mm_hasher_add_vector(h, part->layout, one);
+        }
     }
-}
-
-void mm_state_hash(const struct mm_mudman *u, char hex[33]) {
-    const struct mm_vector vectors[] = {u->b, u->a, u->m, u->f};
-    struct mm_hasher *h = mm_hasher_create(u->comm, u->dev);
-    for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
-        mm_hasher_add_vector(h, u->layout, vectors[i]);
-    if (u->adversary)
-        add_adapters(h, u->adversary, u->config->unlearn.adv_lora_count);
     mm_hasher_end(h, hex);
 }

@@ -3,7 +3,7 @@
 #ifndef MM_STATE_HASH_H
 #define MM_STATE_HASH_H
 
-#include "src/mudman.h"
+#include "src/method/state.h"
 
 struct mm_hasher;
 
@@ -16,8 +16,8 @@ void mm_hasher_add_vector(struct mm_hasher *hasher, const struct mm_layout *layo
 /* hex (=) 32 digits. Local. */
 void mm_hasher_end(struct mm_hasher *hasher, char hex[33]);
 
-/* Of b, a, m, f and the adversary's adapters. Waits for the loops that were asked for. Collective.
- */
-void mm_state_hash(const struct mm_mudman *mudman, char hex[33]);
+/* Of every part of the state, in its order. Waits for the loops that were asked for. Collective. */
+void mm_state_hash(const struct mm_state_list *state, struct mm_comm *comm, struct mm_device *dev,
+                   char hex[33]);
 
 #endif

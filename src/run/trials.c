@@ -3,7 +3,10 @@
 
 #include "io/files.h"
 #include "io/lines.h"
-#include "src/mudman.h"
+#include "src/method/method.h"
+#include "src/run/relearn.h"
+#include "src/run/report.h"
+#include "src/run/unlearn.h"
 #include "src/run/stop.h"
 #include "src/run/trial_line.h"
 
@@ -74,8 +77,8 @@ static enum mm_status evaluated(void *self, const char *at, size_t passes,
     enum mm_status status = MM_OK;
     if (s->answers) {
         begin_answer(s, "eval");
-        mm_job_write_moment(&s->job, s->answers, at, passes);
-        mm_job_write_evaluation(&s->job, s->answers, e);
+        mm_report_moment(&s->job, s->answers, at, passes);
+        mm_report_evaluation(&s->job, s->answers, e);
         status = mm_metrics_end(s->answers, err);
     }
     status = mm_comm_agree(s->comm, status, err);
@@ -98,10 +101,10 @@ static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e)
 
 /* What an earlier trial left in the job. */
 static void forget_results(struct server *s) {
-    forget_evaluation(&s->job, &s->job.after_unlearning);
-    forget_evaluation(&s->job, &s->job.after_relearning);
+    forget_evaluation(&s->job, &s->job.results.after_unlearning);
+    forget_evaluation(&s->job, &s->job.results.after_relearning);
     mm_job_forget_attacks(&s->job);
-    s->job.busy = 0;
+    s->job.results.busy = 0;
     s->pruned = false;
 }
 
@@ -109,7 +112,8 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
                                    double score, size_t passes, struct mm_error *err) {
     struct mm_job *job = &s->job;
     double seconds = mm_now() - s->begun;
-    const struct mm_evaluation *u = &job->after_unlearning, *r = &job->after_relearning;
+    const struct mm_evaluation *u = &job->results.after_unlearning,
+                               *r = &job->results.after_relearning;
     if (!s->answers)
         return MM_OK;
     begin_answer(s, "result");
@@ -119,7 +123,7 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
                     : status == MM_REJECTED ? "rejected"
                                             : "error");
     mm_metrics_text(s->answers, "reason", reason);
-    mm_job_write_scores(job, s->answers, score);
+    mm_report_scores(job, s->answers, score);
     mm_metrics_number(s->answers, "forget_loss_unlearn", u->forget_loss);
     mm_metrics_number(s->answers, "retain_loss_unlearn", u->retain_loss);
     mm_metrics_number(s->answers, "forget_loss_relearn", r->forget_loss);
@@ -131,7 +135,7 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
     }
     mm_metrics_count(s->answers, "passes", passes);
     mm_metrics_number(s->answers, "seconds", seconds);
-    mm_metrics_number(s->answers, "overhead_seconds", seconds - job->busy);
+    mm_metrics_number(s->answers, "overhead_seconds", seconds - job->results.busy);
     return mm_metrics_end(s->answers, err);
 }
 
@@ -143,7 +147,7 @@ static enum mm_status run(struct server *s, const struct mm_config *config, doub
     bool same_start = config->evaluate.batches == job->config->evaluate.batches;
     job->config = job->evaluator->config = config;
     if (!same_start)
-        mm_evaluate(job->evaluator, &job->at_start);
+        mm_evaluate(job->evaluator, &job->results.at_start);
     status = mm_unlearn(job, NULL, NULL, reason, err);
     if (status == MM_OK && mm_config_relearn_passes(config))
         status = mm_relearn(job, score, reason, err);
@@ -165,7 +169,7 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
         status = mm_job_check_attacks(&config, err);
     bool ran = status == MM_OK;
     if (ran) {
-        passes = loops * mm_mudman_passes(&config) + mm_config_relearn_passes(&config);
+        passes = loops * mm_method_of(&config)->passes(&config) + mm_config_relearn_passes(&config);
         status = run(s, &config, &score, &reason, err);
         restore_weights(s);
     }
@@ -178,7 +182,7 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
                                score, passes, err);
     if (ran && config.evaluate.batches != s->base->evaluate.batches) {
         s->job.config = s->job.evaluator->config = s->base;
-        mm_evaluate(s->job.evaluator, &s->job.at_start);
+        mm_evaluate(s->job.evaluator, &s->job.results.at_start);
     }
     s->job.config = s->job.evaluator->config = s->base;
     mm_config_free(&config);
@@ -193,11 +197,11 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
 
 static enum mm_status say_ready(struct server *s, struct mm_error *err) {
     enum mm_status status = MM_OK;
-    mm_evaluate(s->job.evaluator, &s->job.at_start);
+    mm_evaluate(s->job.evaluator, &s->job.results.at_start);
     if (s->answers) {
         mm_metrics_begin_event(s->answers, "ready");
         mm_metrics_count(s->answers, "ranks", (uint64_t)mm_comm_size(s->comm));
-        mm_job_write_evaluation(&s->job, s->answers, &s->job.at_start);
+        mm_report_evaluation(&s->job, s->answers, &s->job.results.at_start);
         status = mm_metrics_end(s->answers, err);
     }
     return mm_comm_agree(s->comm, status, err);

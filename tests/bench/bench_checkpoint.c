@@ -22,7 +22,7 @@
 #include <omp.h>
 #include <unistd.h>
 
-enum { VECTORS = 3, REPEATS_MOST = 100 };
+enum { REPEATS_MOST = 100 };
 
 struct bench {
     const char *dir;
@@ -33,9 +33,7 @@ struct bench {
     struct mm_model *model;
     struct mm_shard *shard;
     struct mm_mudman *mudman;
-    struct mm_state state;
-    struct mm_vector vectors[VECTORS];
-    void *copies[VECTORS];
+    struct mm_state_copy copy;
     uint32_t *mine; /* this rank's tokens of every batch */
     size_t loops, saves;
 };
@@ -66,27 +64,6 @@ static struct mm_config config_of(const struct shape *s) {
     return c;
 }
 
-static void bind_state(struct bench *b) {
-    const struct mm_shard *s = b->shard;
-    b->vectors[0] = b->mudman->b;
-    b->vectors[1] = b->mudman->a;
-    b->vectors[2] = b->mudman->m;
-    for (int i = 0; i < VECTORS; i++)
-        b->copies[i] = b->dev->ops->pinned_alloc(b->dev, b->vectors[i].n * sizeof(float));
-    b->state = (struct mm_state){.dtype = MM_F32, .tensors_n = s->tensors_n};
-    b->state.tensors = mm_calloc(s->tensors_n, sizeof *b->state.tensors);
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        const struct mm_param *p = &s->model->params[s->param[t]];
-        b->state.tensors[t] =
-            (struct mm_state_tensor){.name = p->name,
-                                     .rows = p->rows,
-                                     .cols = p->cols,
-                                     .base = (float *)b->copies[0] + s->layout.offsets[t],
-                                     .adversary = (float *)b->copies[1] + s->layout.offsets[t],
-                                     .retain_acc = (float *)b->copies[2] + s->layout.offsets[t]};
-    }
-}
-
 static void set_up(struct bench *b) {
     struct mm_config config = config_of(&b->shape);
     const struct mm_arch *arch = &b->shape.arch;
@@ -103,15 +80,13 @@ static void set_up(struct bench *b) {
     b->mine = mm_calloc(n, sizeof *b->mine);
     for (size_t i = 0; i < n; i++)
         tokens[i] = (uint32_t)(i * 2654435761u >> 7) % (uint32_t)arch->vocab;
-    mm_passes_pick(b->mudman->passes, tokens, b->mine);
+    mm_share_pick(&b->mudman->passes->share, tokens, b->mine);
     mm_free(tokens);
-    bind_state(b);
+    b->copy = mm_state_copy_create(&b->mudman->state, b->dev);
 }
 
 static void tear_down(struct bench *b) {
-    for (int i = 0; i < VECTORS; i++)
-        b->dev->ops->pinned_free(b->dev, b->copies[i]);
-    mm_free(b->state.tensors);
+    mm_state_copy_free(&b->copy);
     mm_free(b->mine);
     mm_mudman_free(b->mudman);
     mm_shard_free(b->shard);
@@ -121,16 +96,10 @@ static void tear_down(struct bench *b) {
 
 /* -- what is timed ----------------------------------------------------------------------------- */
 
-static void copy_state(const struct bench *b) {
-    for (int i = 0; i < VECTORS; i++)
-        b->dev->ops->download(b->dev, b->copies[i], b->vectors[i].data,
-                              b->vectors[i].n * sizeof(float));
-}
-
 static void one_loop(struct bench *b) {
     mm_mudman_loop(b->mudman, b->loops++, b->mine, b->mine);
     struct mm_loop_scalars scalars = mm_mudman_scalars(b->mudman);
-    MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+    MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
 }
 
 static double write_plain(const struct bench *b) {
@@ -140,11 +109,13 @@ static double write_plain(const struct bench *b) {
     double start = mm_now();
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
     MM_CHECK(fd >= 0, "cannot write '%s'", path);
-    for (int i = 0; i < VECTORS; i++) {
-        size_t bytes = b->vectors[i].n * sizeof(float), step = 1 << 20;
+    const struct mm_state_list *list = b->copy.list;
+    for (size_t i = 0; i < list->n; i++) {
+        size_t bytes = b->copy.host[i] ? list->parts[i].vector.n * sizeof(float) : 0;
+        size_t step = 1 << 20;
         for (size_t at = 0; at < bytes; at += step) {
             size_t now = bytes - at < step ? bytes - at : step;
-            MM_CHECK(write(fd, (char *)b->copies[i] + at, now) == (ssize_t)now, "a short write");
+            MM_CHECK(write(fd, (char *)b->copy.host[i] + at, now) == (ssize_t)now, "a short write");
         }
     }
     MM_CHECK(fsync(fd) == 0 && close(fd) == 0, "cannot sync");
@@ -163,7 +134,7 @@ static double write_whole(struct bench *b) {
     struct mm_checkpoint_info info = next_info(b);
     mm_comm_barrier(b->comm);
     double start = mm_now();
-    need(mm_checkpoint_write(b->comm, b->dir, 1, &b->state, &info, &err));
+    need(mm_checkpoint_write(b->comm, b->dir, 1, &b->copy.state, &info, &err));
     return mm_now() - start;
 }
 
@@ -180,8 +151,8 @@ static void time_saving(struct bench *b, struct figures *f) {
     int loops = 0;
     mm_comm_barrier(b->comm);
     double start = mm_now();
-    copy_state(b);
-    need(mm_saver_start(saver, &b->state, &info, NULL, &err));
+    mm_state_save(&b->copy);
+    need(mm_saver_start(saver, &b->copy.state, &info, NULL, &err));
     f->blocked = mm_now() - start;
     while (mm_saver_busy(saver)) {
         one_loop(b);
@@ -220,7 +191,7 @@ static void run(struct bench *b, int repeats, double bytes) {
     double all[COLUMNS][REPEATS_MOST], middle[COLUMNS];
     bool speaks = mm_comm_rank(b->comm) == 0;
     one_loop(b);
-    copy_state(b);
+    mm_state_save(&b->copy);
     for (int i = -1; i < repeats; i++) { /* the first warms up */
         struct figures f = {0};
         if (i % 2 == 0) /* neither always comes first */
@@ -273,7 +244,7 @@ int main(int argc, char **argv) {
     need(mm_comm_attach(comm, b.dev, MM_TRANSPORT_AUTO, MM_F32, &err));
     need(mm_folder_make(b.dir, &err));
     set_up(&b);
-    double bytes = VECTORS * sizeof(float) * b.shard->layout.total;
+    double bytes = mm_state_all_bytes(&b.mudman->state);
     if (mm_comm_rank(comm) == 0)
         printf("shape %s, %d ranks of %s threads, %.1f MB a checkpoint\n", shape,
                mm_comm_size(comm), threads, bytes / 1e6);

@@ -64,13 +64,13 @@ static enum mm_graph graph_of(const char *name) {
 
 /* This rank's sequences of a batch. */
 static uint32_t *random_tokens(const struct mm_passes *p, unsigned seed) {
-    uint32_t *batch = mm_calloc(p->batch_size * p->T, sizeof *batch);
-    uint32_t *own = mm_calloc(p->share * p->T, sizeof *own);
-    for (size_t i = 0; i < p->batch_size * p->T; i++) {
+    uint32_t *batch = mm_calloc(p->share.batch_size * p->share.T, sizeof *batch);
+    uint32_t *own = mm_calloc(mm_share_tokens(&p->share), sizeof *own);
+    for (size_t i = 0; i < p->share.batch_size * p->share.T; i++) {
         seed = seed * 1664525u + 1013904223u;
         batch[i] = (seed >> 8) % (uint32_t)p->model->arch.vocab;
     }
-    mm_passes_pick(p, batch, own);
+    mm_share_pick(&p->share, batch, own);
     mm_free(batch);
     return own;
 }
@@ -152,7 +152,7 @@ static void time_loops(const struct subject *b, const struct options *o) {
         if (ahead)
             mm_mudman_loop(u, t + 1, retain, forget);
         struct mm_loop_scalars scalars = mm_mudman_scalars(u);
-        MM_CHECK(scalars.stop == MM_STOP_NONE, "%s", mm_stop_text(scalars.stop));
+        MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
         double now = mm_now();
         if (i >= 0)
             b->times[i] = now - last;

@@ -6,6 +6,7 @@
 
 #include "io/checkpoint_format.h"
 #include "io/files.h"
+#include "io/inspect.h"
 #include "tests/fuzz/h5_build.h"
 
 enum { RANKS = 3, ROWS = 5, COLS = 2 };
@@ -31,7 +32,7 @@ static void build_part(const char *path, int rank, int ranks, size_t groups,
     fuzz_h5_attribute(file, "rank", NULL, (uint64_t)rank, bytes);
     fuzz_h5_attribute(file, "ranks", NULL, (uint64_t)ranks, bytes);
     for (int g = 0; g < groups_n(groups); g++) {
-        hid_t group = fuzz_h5_group(file, mm_checkpoint_groups[g], bytes);
+        hid_t group = fuzz_h5_group(file, mm_state_groups[g].name, bytes);
         for (int t = 0; t < 2 && group >= 0 && rows.count; t++)
             fuzz_h5_dataset(group, tensors[t],
                             &(struct fuzz_h5_set){H5T_IEEE_F32LE, 2, {rows.count, COLS}, values},
@@ -128,9 +129,9 @@ static void build_whole(const char *path, char (*hashes)[33], int ranks, size_t 
     fuzz_h5_attribute(file, "ranks", NULL, (uint64_t)ranks, bytes);
     put_hashes(file, hashes, ranks, bytes);
     for (int g = 0; g < groups_n(groups); g++) {
-        hid_t group = fuzz_h5_group(file, mm_checkpoint_groups[g], bytes);
+        hid_t group = fuzz_h5_group(file, mm_state_groups[g].name, bytes);
         for (int t = 0; t < 2 && group >= 0; t++)
-            put_virtual(group, mm_checkpoint_groups[g], tensors[t], ranks, bytes);
+            put_virtual(group, mm_state_groups[g].name, tensors[t], ranks, bytes);
         mm_h5_close(group);
     }
     H5Fclose(file);
@@ -147,7 +148,7 @@ static void build_whole(const char *path, char (*hashes)[33], int ranks, size_t 
 static void build(const char *folder, struct fuzz_bytes *bytes) {
     char hashes[RANKS][33], name[32];
     int ranks = 1 + (int)fuzz_choose(bytes, RANKS);
-    size_t groups = fuzz_choose(bytes, MM_CHECKPOINT_GROUPS + 1);
+    size_t groups = fuzz_choose(bytes, MM_STATE_GROUPS + 1);
     for (int r = 0; r < RANKS; r++)
         snprintf(hashes[r], sizeof hashes[r], "%032d", r);
     for (int r = 0; r < ranks; r++) {
@@ -175,7 +176,7 @@ static void read_rows(const char *folder) {
     FUZZ_CHECK(mm_checkpoint_head_read(&head, folder, &err) == MM_OK);
     FUZZ_CHECK(mm_h5_open(&file, path, &err) == MM_OK);
     for (size_t i = 0; i < head.tensors_n; i++)
-        for (int g = 0; g < MM_CHECKPOINT_GROUPS; g++) {
+        for (int g = 0; g < MM_STATE_GROUPS; g++) {
             const struct mm_checkpoint_shape *t = &head.tensors[i];
             if (!t->in[g])
                 continue;

@@ -1,7 +1,7 @@
 /* fuzz_questions.c - a multiple-choice file, as the run reads it and as inspect does. */
-#include "io/checkpoint.h"
 #include "io/dataset.h"
 #include "io/h5.h"
+#include "io/inspect.h"
 #include "tests/fuzz/h5_build.h"
 
 static void build(const char *path, struct fuzz_bytes *bytes) {

@@ -12,14 +12,11 @@
  * 2 and all, but at most 0.7 for a change: no change at all would be off by 1. A run that
  * multiplies what it is off by is compared in its first two loops only. */
 #include "tests/golden/golden_adapters.h"
+#include "tests/golden/golden_replay.h"
 #include "tests/golden/golden_vectors.h"
 
-#include "io/dataset.h"
-#include "src/run/evaluate.h"
-#include "src/mudman.h"
 #include "src/method/training.h"
-
-static struct mm_comm *comm;
+#include "src/run/evaluate.h"
 
 /* -- logits, losses, gradients of all parameters ----------------------------------------------- */
 
@@ -78,9 +75,9 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
     struct mm_vector g = mm_shard_gradient(shard, f->arena);
     double *loss = mm_arena_take(f->arena, MM_FOR_SCRATCH, 1, sizeof *loss);
     struct mm_batch batch;
-    mm_batch_create(&batch, f->arena, p);
-    uint32_t *own = mm_calloc(p->share * T, sizeof *own);
-    mm_passes_pick(p, tokens, own);
+    mm_batch_create(&batch, f->arena, &p->share);
+    uint32_t *own = mm_calloc(mm_share_tokens(&p->share), sizeof *own);
+    mm_share_pick(&p->share, tokens, own);
     mm_batch_set(&batch, 0, own);
     mm_free(own);
     for (int fn = 0; fn < 4; fn++) {
@@ -122,26 +119,6 @@ static void check_reference(const char *name) {
 
 /* -- unlearning runs --------------------------------------------------------------------------- */
 
-/* The config a trace's `overrides` attribute describes. */
-static void read_config(struct mm_config *config, hid_t group, size_t micro_batch) {
-    static const char base[] =
-        "model: {path: m}\n"
-        "data: {retain: r, forget: f, retain_validation: rv,\n"
-        "  forget_validation: fv, context_length: 2}\n"
-        "unlearn: {loops: 1, unlearning_rate: 1, retaining_rate: 1, adv_lr: 1}\n"
-        "output: {dir: o}\n";
-    struct mm_error err = {""};
-    char *text = trace_text(group, "overrides"), *lines[32], micro[64], *save = NULL;
-    size_t n = 0;
-    for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
-        lines[n++] = line;
-    snprintf(micro, sizeof micro, "data.micro_batch=%zu", micro_batch);
-    lines[n++] = micro;
-    if (mm_config_parse(config, base, "base", lines, n, MM_RUN, &err) != MM_OK)
-        fail_msg("%s", err.text);
-    mm_free(text);
-}
-
 #define HALF_CHANGE 0.7
 
 /* Runs whose activations grow away, or whose steps are large multiples of small gradients. */
@@ -178,50 +155,7 @@ static void check_loop(const char *what, hid_t group, size_t t, struct mm_loop_s
                     values[i].half_tolerance);
         mm_free(want);
     }
-    assert_int_equal(s.stop, MM_STOP_NONE);
-}
-
-struct unlearning {
-    struct mm_arena *arena;
-    struct mm_shard *shard;
-    struct mm_mudman *u;
-    struct mm_dataset retain, forget;
-    uint32_t *retain_batch, *forget_batch;
-};
-
-static struct unlearning begin(struct fixture *f, const struct mm_config *config) {
-    struct mm_error err = {""};
-    struct unlearning run = {.arena = mm_arena_create(dev, false),
-                             .retain = trace_dataset(f->traces, "retain"),
-                             .forget = trace_dataset(f->traces, "forget")};
-    load_model(f, f->model);
-    bool *wanted = mm_calloc(f->model->params_n, 1);
-    if (mm_model_choose(f->model, config->unlearn.target_modules, config->unlearn.target_modules_n,
-                        wanted, &err) != MM_OK)
-        fail_msg("%s", err.text);
-    run.shard = mm_shard_create(run.arena, comm, f->model, wanted);
-    run.u = mm_mudman_create(run.arena, config, comm, f->model, run.shard);
-    size_t n = run.u->passes->share * run.u->passes->T;
-    run.retain_batch = mm_calloc(n, sizeof *run.retain_batch);
-    run.forget_batch = mm_calloc(n, sizeof *run.forget_batch);
-    mm_free(wanted);
-    return run;
-}
-
-static void one_loop(struct unlearning *run, size_t t) {
-    mm_passes_read(run->u->passes, &run->retain, t, run->retain_batch);
-    mm_passes_read(run->u->passes, &run->forget, t, run->forget_batch);
-    mm_mudman_loop(run->u, t, run->retain_batch, run->forget_batch);
-}
-
-static void end(struct unlearning *run) {
-    mm_free(run->retain_batch);
-    mm_free(run->forget_batch);
-    mm_mudman_free(run->u);
-    mm_shard_free(run->shard);
-    mm_arena_free(run->arena);
-    mm_dataset_free(&run->retain);
-    mm_dataset_free(&run->forget);
+    assert_int_equal(s.stop, MM_GUARD_NONE);
 }
 
 /* All loops of a trace; metrics of each, and b, a, m at the end. */
@@ -302,75 +236,6 @@ static void check_runs(const char *name) {
     close_case(&f);
 }
 
-/* -- bfloat16 state, bit by bit ---------------------------------------------------------------- */
-
-/* g (=) own rows of loop t's stored gradient. */
-static void load_gradient(hid_t group, const char *kind, size_t t, const struct mm_shard *shard,
-                          struct mm_vector g) {
-    float *host = mm_calloc(g.n + 1, sizeof *host);
-    for (size_t i = 0; i < shard->tensors_n; i++) {
-        const struct mm_param *param = &shard->model->params[shard->param[i]];
-        struct mm_rows own = mm_layout_own(&shard->layout, i);
-        char *path = mm_format("gradients/%s/%s", kind, param->name);
-        double *all = trace_read(group, path, NULL, NULL);
-        assert_non_null(all);
-        size_t first = (t * param->rows + own.first) * param->cols;
-        for (size_t j = 0; j < own.count * param->cols; j++)
-            host[shard->layout.offsets[i] + j] = (float)all[first + j];
-        mm_free(all);
-        mm_free(path);
-    }
-    dev->ops->upload(dev, g.data, host, g.n * sizeof *host);
-    mm_free(host);
-}
-
-/* The updates of every loop from the stored gradients: b, a, m must come out the same to the bit.
- */
-static void check_replay(struct fixture *f, const char *variant) {
-    struct mm_config config;
-    hid_t group = H5Gopen2(f->traces, variant, H5P_DEFAULT);
-    read_config(&config, group, 4);
-    struct unlearning run = begin(f, &config);
-    struct mm_shard *shard = run.shard;
-    struct mm_mudman *u = run.u;
-    const __typeof__(config.unlearn) *c = &config.unlearn;
-    const uint32_t *stop = &u->scalars->stop;
-    const struct mm_unlearn_options all = {.f = u->f,
-                                           .momentum = c->forget_momentum,
-                                           .b = u->b,
-                                           .discard = c->discard_growing_weights,
-                                           .a = u->a,
-                                           .adv_rate = c->adv_update * c->unlearning_rate,
-                                           .stop = stop},
-                                    *options = c->adv_update > 0 ? &all : NULL;
-    size_t n = shard->tensors_n;
-    for (size_t t = 0; t < c->loops; t++) {
-        if (t % c->fork_every_n_loops == 0)
-            dev->ops->fork(dev, u->a, u->b, stop);
-        load_gradient(group, "retain", t, shard, u->g);
-        dev->ops->retain_step(dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, stop);
-        load_gradient(group, "adversary", t, shard, u->g);
-        dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
-        load_gradient(group, "unlearning", t, shard, u->g);
-        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->over_w.offsets, n, c->use_masking,
-                            options);
-        mm_comm_sum_device(comm, (double *)u->sums, 3 * n);
-        dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
-                                c->rate_scale == MM_RATE_STUDY, shard->layout.total, MM_BF16,
-                                u->scalars);
-        dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->over_w.offsets, n, u->scale,
-                               c->unlearning_rate, c->use_masking, options, stop);
-    }
-    check_vector(variant, group, "base", shard, u->b, 0);
-    check_vector(variant, group, "adversary", shard, u->a, 0);
-    check_vector(variant, group, "retain_acc", shard, u->m, 0);
-    if (u->f.data)
-        check_vector(variant, group, "forget_acc", shard, u->f, 0);
-    end(&run);
-    mm_config_free(&config);
-    H5Gclose(group);
-}
-
 /* -- relearning and pretraining -------------------------------------------------------------------
  */
 
@@ -380,17 +245,17 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
     struct mm_dataset retain = trace_dataset(f->traces, "retain_validation");
     struct mm_dataset forget = trace_dataset(f->traces, "forget_validation");
     struct mm_passes *p = t->passes;
-    uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
+    uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
     double *loss = trace_read(group, "loss", NULL, NULL);
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_passes_read(p, &forget, i + 1, tokens);
+        mm_share_read(&p->share, &forget, i + 1, tokens);
         expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 1e-5,
                     drift);
         if (!attack->with_retain)
             continue;
-        mm_passes_read(p, &retain, i + 1, tokens);
+        mm_share_read(&p->share, &retain, i + 1, tokens);
         expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
                     retain_loss[i], 1e-5, 2 * drift);
     }
@@ -459,12 +324,12 @@ static void check_pretraining(const char *name) {
     struct mm_training *t =
         mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);
     uint32_t *both = mm_calloc(2 * B * T, sizeof *both);
-    uint32_t *own = mm_calloc(t->passes->share * T, sizeof *own);
+    uint32_t *own = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *own);
     double *loss = trace_read(group, "loss", NULL, NULL);
     for (size_t i = 0; i < config.pretrain.steps; i++) {
         mm_dataset_batch(&retain, i, B, 0, B, both);
         mm_dataset_batch(&forget, i, B, 0, B, both + B * T);
-        mm_passes_pick(t->passes, both, own);
+        mm_share_pick(&t->passes->share, both, own);
         expect_near("pretrain", "loss", i, mm_training_adamw(t, own, &config, i), loss[i], 1e-5,
                     0.015);
     }

@@ -2,144 +2,42 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import json
-import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.colors
 import numpy as np
 import optuna
 import pytest
 import sqlalchemy
-from matplotlib.image import imread
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 import demo_table
 import held_out_facts
 import report
-import report_charts
 import report_runs
 import report_studies
+from report_helpers import (
+    attack,
+    check_pictures,
+    count_color,
+    evaluation,
+    make_report,
+    result,
+    tables,
+    unlearning,
+    write_run,
+)
 
-CONFIG = """\
-seed: {seed}
-unlearn: {{unlearning_rate: {rate}, use_masking: true, retain_loss_budget: 0.05}}
-output: {{dir: /somewhere/{seed}}}
-"""
 SPACE = {
     "unlearn.unlearning_rate": FloatDistribution(1e-5, 1e-1, log=True),
     "unlearn.retain_momentum": FloatDistribution(0.0, 0.99),
     "unlearn.fork_every_n_loops": IntDistribution(6, 42),
 }
-
-
-def evaluation(at: str, passes: int, forget: float | None, retain: float, **more: Any) -> dict:
-    return {
-        "phase": "eval",
-        "at": at,
-        "passes": passes,
-        "forget_loss": forget,
-        "retain_loss": retain,
-        **more,
-    }
-
-
-def unlearning(rise: float) -> list[dict]:
-    """The start and four loops with an evaluation after every second."""
-    lines = [evaluation("start", 0, 1.25, 2.0, accuracy_facts=1.0)]
-    for loop in range(4):
-        lines.append(
-            {
-                "phase": "unlearn",
-                "loop": loop,
-                "passes": 5 * loop + 5,
-                "retain_loss": 2.0,
-                "adversary_loss": 1.0,
-                "grad_norm": 0.1 * loop + 0.1,
-                "mask_fraction": 0.5,
-            }
-        )
-        if loop % 2:
-            passes = 5 * loop + 5
-            lines.append(
-                evaluation("unlearn", passes, 1.25 + rise * loop, 2.01, accuracy_facts=0.5)
-            )
-    return lines
-
-
-def attack(begin: float, steps: int, passes_a_step: int = 2, **name: str) -> list[dict]:
-    """Relearning with an evaluation after every second step."""
-    lines: list[dict] = []
-    for step in range(steps):
-        lines.append({"phase": "relearn", "step": step, "loss": begin, **name})
-        if step % 2:
-            passes = passes_a_step * (step + 1)
-            lines.append(evaluation("relearn", passes, begin - 0.0625 * step, 2.02, **name))
-    return lines
-
-
-def result(score: float | None, status: str = "done", reason: str = "") -> dict:
-    return {
-        "phase": "result",
-        "status": status,
-        "reason": reason,
-        "score": score,
-        "peak_bytes": 3 << 20,
-        "seconds": 12.5,
-    }
-
-
-def write_run(folder: Path, lines: Sequence[dict | str], seed: int = 1, rate: str = "0.1") -> Path:
-    """A run folder; a string is a line as it is."""
-    folder.mkdir(parents=True)
-    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-    (folder / "metrics.jsonl").write_text("\n".join(text) + "\n")
-    (folder / "config.yaml").write_text(CONFIG.format(seed=seed, rate=rate))
-    return folder
-
-
-def tables(page: str) -> list[list[list[str]]]:
-    """The page's tables as cells."""
-    found = []
-    for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
-        rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
-        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-        found.append([[html.unescape(cell) for cell in row] for row in cells])
-    return found
-
-
-def check_pictures(out: Path) -> set[str]:
-    """The page holds exactly the PNG files beside it, none of them blank, and fetches nothing."""
-    page = (out / "report.html").read_text()
-    inside = {base64.b64decode(data) for data in re.findall(r"base64,([^\"]+)", page)}
-    beside = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert inside == set(beside.values()) and len(inside) == len(beside)
-    for name in beside:
-        picture = imread(out / name)[..., :3]
-        assert picture.shape[1] > 1000 and picture.std() > 0.03, name
-    sources = re.findall(r"(?:src|href)=\"([^\"]{0,20})", page)
-    assert all(source.startswith("data:image/png;") for source in sources)
-    assert not re.search(r"<script|<link|@import|url\(|https?://", page)
-    return set(beside)
-
-
-def make_report(out: Path, *arguments: object) -> str:
-    assert report.main([*map(str, arguments), "--out", str(out)]) == 0
-    return (out / "report.html").read_text()
-
-
-def count_color(picture: Path, index: int) -> np.ndarray:
-    """How many pixels of a row are of the index-th colour."""
-    wanted = np.array(matplotlib.colors.to_rgb(report_charts.color(index)))
-    return (abs(imread(picture)[..., :3] - wanted) < 0.01).all(axis=2).sum(axis=1)
 
 
 @pytest.fixture(scope="module")

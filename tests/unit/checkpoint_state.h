@@ -56,25 +56,27 @@ static inline struct mm_state state_make(size_t salt, enum mm_dtype dtype, bool 
                                          int rank) {
     struct mm_state state = {.dtype = dtype, .tensors_n = STATE_TENSORS};
     state.tensors = mm_calloc(STATE_TENSORS, sizeof *state.tensors);
-    for (size_t i = 0; i < STATE_TENSORS; i++)
+    for (size_t i = 0; i < STATE_TENSORS; i++) {
         state.tensors[i] = (struct mm_state_tensor){
             .name = mm_strdup(state_shapes[i].name),
             .rows = state_shapes[i].rows,
             .cols = state_shapes[i].cols,
-            .base = state_rows(salt, i, 0, dtype, size, rank),
-            .adversary = adversary ? state_rows(salt, i, 1, dtype, size, rank) : NULL,
-            .retain_acc = state_rows(salt, i, 2, dtype, size, rank),
-            .forget_acc = dtype == MM_BF16 ? state_rows(salt, i, 3, dtype, size, rank) : NULL};
+        };
+        for (int g = 0; g < MM_STATE_GROUPS; g++) {
+            bool there = g == MM_GROUP_ADVERSARY    ? adversary
+                         : g == MM_GROUP_FORGET_ACC ? dtype == MM_BF16
+                                                    : true;
+            state.tensors[i].own[g] = there ? state_rows(salt, i, g, dtype, size, rank) : NULL;
+        }
+    }
     return state;
 }
 
 static inline void state_free(struct mm_state *state) {
     for (size_t i = 0; i < state->tensors_n; i++) {
         mm_free(state->tensors[i].name);
-        mm_free(state->tensors[i].base);
-        mm_free(state->tensors[i].adversary);
-        mm_free(state->tensors[i].retain_acc);
-        mm_free(state->tensors[i].forget_acc);
+        for (int g = 0; g < MM_STATE_GROUPS; g++)
+            mm_free(state->tensors[i].own[g]);
     }
     mm_free(state->tensors);
 }
@@ -85,10 +87,8 @@ static inline bool state_equal(const struct mm_state *a, const struct mm_state *
     for (size_t i = 0; i < a->tensors_n; i++) {
         const struct mm_state_tensor *s = &a->tensors[i], *t = &b->tensors[i];
         size_t bytes = state_own_bytes(a, i, size, rank);
-        equal = equal && memcmp(s->base, t->base, bytes) == 0;
-        equal = equal && memcmp(s->retain_acc, t->retain_acc, bytes) == 0;
-        equal = equal && (!s->adversary || memcmp(s->adversary, t->adversary, bytes) == 0);
-        equal = equal && (!s->forget_acc || memcmp(s->forget_acc, t->forget_acc, bytes) == 0);
+        for (int g = 0; g < MM_STATE_GROUPS; g++)
+            equal = equal && (!s->own[g] || memcmp(s->own[g], t->own[g], bytes) == 0);
     }
     return equal;
 }

@@ -3,29 +3,22 @@
 
 # add_comm_test(NAME RANKS COMMAND...)
 function(add_comm_test name ranks)
-  add_test(NAME ${name} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} --bind-to none ${ARGN})
-  set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 300 PROCESSORS 2
-                       ENVIRONMENT "${TEST_ENVIRONMENT};OMP_NUM_THREADS=1")
+  mm_test(${name} RANKS ${ranks} ENVIRONMENT OMP_NUM_THREADS=1 COMMAND ${ARGN})
 endfunction()
 
 # add_stuck_test(NAME PROGRAM MODE TRANSPORT MESSAGE)
 function(add_stuck_test name program)
-  add_test(NAME ${name} COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/unit/comm_stuck.sh $<TARGET_FILE:${program}>
-                                ${ARGN})
-  set_tests_properties(${name} PROPERTIES TIMEOUT 60 ENVIRONMENT "${TEST_ENVIRONMENT}")
+  mm_test(${name} TIMEOUT 60 COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/unit/comm_stuck.sh
+                                     $<TARGET_FILE:${program}> ${ARGN})
 endfunction()
 
 # add_comm_program(NAME SOURCE LIBRARIES...): built for GPUs
 function(add_comm_program name source)
-  add_executable(${name} ${source})
+  mm_program(${name} ${source} ${ARGN})
   target_compile_definitions(${name} PRIVATE MM_TEST_CUDA)
-  target_link_libraries(${name} PRIVATE ${ARGN} PkgConfig::CMOCKA OpenMP::OpenMP_C m)
-  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
 endfunction()
 
-add_executable(comm_stuck unit/comm_stuck.c)
-target_link_libraries(comm_stuck PRIVATE mm_comm)
-set_target_properties(comm_stuck PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+mm_program(comm_stuck unit/comm_stuck.c mm_comm)
 set(IN_TIME "has not ended after 1 s")
 add_stuck_test(comm_stuck_barrier comm_stuck barrier auto
                "rank 0: loop 7: barrier #1 (MPI) ${IN_TIME}")

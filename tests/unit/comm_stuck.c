@@ -27,9 +27,9 @@ int main(int argc, char **argv) {
     bool leaves = mm_comm_rank(comm) == 1;
     if (argc != 3)
         return 2;
-    enum mm_transport transport = strcmp(argv[2], "nccl") == 0     ? MM_TRANSPORT_NCCL
-                                  : strcmp(argv[2], "staged") == 0 ? MM_TRANSPORT_STAGED
-                                                                   : MM_TRANSPORT_AUTO;
+    enum mm_transport_choice transport = strcmp(argv[2], "nccl") == 0     ? MM_TRANSPORT_NCCL
+                                         : strcmp(argv[2], "staged") == 0 ? MM_TRANSPORT_STAGED
+                                                                          : MM_TRANSPORT_AUTO;
     if (strcmp(argv[1], "shared") != 0)
         setenv("MM_SHIM_GPU", leaves ? "1" : "0", 1); /* else the shim's ranks share one */
 #ifdef MM_TEST_CUDA

@@ -179,13 +179,13 @@ static void more_parts_than_open_files(void **state) {
     for (int r = 400; r-- > 0;) {
         struct mm_checkpoint_job job = {folder, &one, &info, r, 400, hashes};
         values[r] = (float)r;
-        tensor.base = tensor.retain_acc = &values[r];
+        tensor.own[MM_GROUP_BASE] = tensor.own[MM_GROUP_RETAIN_ACC] = &values[r];
         assert_ok(mm_checkpoint_part_write(&job, hashes[r], &err));
         if (r == 0)
             assert_ok(mm_checkpoint_whole_write(&job, &err));
     }
-    tensor.base = got;
-    tensor.retain_acc = acc;
+    tensor.own[MM_GROUP_BASE] = got;
+    tensor.own[MM_GROUP_RETAIN_ACC] = acc;
     setrlimit(RLIMIT_NOFILE, &small);
     assert_ok(mm_checkpoint_read(comm, folder, &one, &err));
     setrlimit(RLIMIT_NOFILE, &limit);
@@ -312,10 +312,10 @@ static void other_models(void **state) {
     other = state_make(7, MM_BF16, true, 1, 0);
     expect_other(&other, "float32 there and of bfloat16 here");
     assert_ok(write_one(run_dir, 7, 1, MM_BF16, true));
-    void *acc = other.tensors[3].forget_acc;
-    other.tensors[3].forget_acc = NULL;
+    void **slot = &other.tensors[3].own[MM_GROUP_FORGET_ACC], *acc = *slot;
+    *slot = NULL;
     expect_other(&other, "tensor 'one_row' has a forget accumulator there but none here");
-    other.tensors[3].forget_acc = acc;
+    *slot = acc;
     state_free(&other);
     assert_ok(write_one(run_dir, 7, 1, MM_F32, false));
     other = state_make(7, MM_F32, true, 1, 0);

@@ -3,38 +3,10 @@
  *
  * A rank that failed alone would leave the others waiting: checks only note the first mistake, and
  * settle() ends every test on all ranks alike. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <cmocka.h>
+#include "tests/unit/ranks_note.h"
 
 #include <math.h>
 #include <unistd.h>
-
-#include "comm/comm.h"
-
-static struct mm_comm *comm;
-static int rank, size;
-static char mistake[256];
-
-#define NOTE(ok, ...)                                                                              \
-    do {                                                                                           \
-        if (!(ok) && !*mistake)                                                                    \
-            snprintf(mistake, sizeof mistake, __VA_ARGS__);                                        \
-    } while (0)
-
-static void settle(void) {
-    bool any = mm_comm_any(comm, *mistake != 0);
-    char text[256];
-    memcpy(text, mistake, sizeof text);
-    *mistake = 0;
-    if (any)
-        fail_msg("rank %d: %s", rank, *text ? text : "another rank has failed");
-}
 
 /* Bytes that every (who, which) has different. */
 static unsigned char byte_of(int who, size_t which) {

@@ -5,40 +5,13 @@
  * Sums are of integers, so that they are exact, or of numbers that come out differently in any
  * other order. A rank that failed alone would leave the others waiting: checks only note the first
  * mistake, and settle() ends every test on all ranks alike. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <cmocka.h>
+#include "tests/unit/ranks_note.h"
 
 #include <math.h>
 #include <unistd.h>
 
-#include "comm/comm.h"
-
-static struct mm_comm *comm;
 static struct mm_device *dev;
 static enum mm_dtype reduce_dtype;
-static int rank, size;
-static char mistake[256];
-
-#define NOTE(ok, ...)                                                                              \
-    do {                                                                                           \
-        if (!(ok) && !*mistake)                                                                    \
-            snprintf(mistake, sizeof mistake, __VA_ARGS__);                                        \
-    } while (0)
-
-static void settle(void) {
-    bool any = mm_comm_any(comm, *mistake != 0);
-    char text[256];
-    memcpy(text, mistake, sizeof text);
-    *mistake = 0;
-    if (any)
-        fail_msg("rank %d: %s", rank, *text ? text : "another rank has failed");
-}
 
 static void *on_device(const void *host, size_t bytes) {
     void *block = dev->ops->alloc(dev, bytes);
@@ -380,9 +353,9 @@ static const char *name_wanted(const char *transport) {
 /* 0, or the exit status: 77 where there is no GPU. */
 static int attach(const char *transport) {
     struct mm_error err;
-    enum mm_transport choice = strcmp(transport, "nccl") == 0     ? MM_TRANSPORT_NCCL
-                               : strcmp(transport, "staged") == 0 ? MM_TRANSPORT_STAGED
-                                                                  : MM_TRANSPORT_AUTO;
+    enum mm_transport_choice choice = strcmp(transport, "nccl") == 0     ? MM_TRANSPORT_NCCL
+                                      : strcmp(transport, "staged") == 0 ? MM_TRANSPORT_STAGED
+                                                                         : MM_TRANSPORT_AUTO;
     char gpu[16];
     snprintf(gpu, sizeof gpu, "%d", rank);
     if (choice == MM_TRANSPORT_NCCL)

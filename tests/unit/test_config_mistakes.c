@@ -1,5 +1,5 @@
-/* Tests of the configuration: every kind of mistake, in YAML, keys, values, keys together and
- * arguments, is refused with its place and what would be right. */
+/* Tests of the configuration: every kind of mistake, in YAML, keys, values and keys together, is
+ * refused with its place and what would be right. */
 #include "tests/unit/config_cases.h"
 
 #include <math.h>
@@ -197,7 +197,8 @@ static void test_list_mistakes(void **state) {
         {"unlearn.target_modules:\n- a\n- [b]", "t.yaml:16: unlearn.target_modules: expected"},
         {"unlearn.target_modules:\n- a\n-\n", "t.yaml:16: unlearn.target_modules: expected"},
         {"unlearn.target_modules: [a, '']", "got \"\""},
-        {"unlearn.target_modules:\n- a\n- b\n- a\n", "t.yaml:17: unlearn.target_modules: a is given twice"},
+        {"unlearn.target_modules:\n- a\n- b\n- a\n",
+         "t.yaml:17: unlearn.target_modules: a is given twice"},
         {"pretrain.betas: [0.9]", "expected a list of two numbers in [0, 1), got a list"},
         {"pretrain.betas: [0.9, 0.9, 0.9]", "expected a list of two numbers in [0, 1)"},
         {"pretrain.betas: [0.9, 1]", "expected a list of two numbers in [0, 1), got 1"},
@@ -408,77 +409,6 @@ static void test_files(void **state) {
     bad_file("/tmp", "/tmp: cannot be read: Is a directory");
 }
 
-/* ---- arguments ---- */
-
-static void test_arguments(void **state) {
-    (void)state;
-    struct mm_config c = good(base, "unlearn.target_modules=[gate_proj,v_proj]");
-    assert_int_equal(c.unlearn.target_modules_n, 2);
-    assert_string_equal(c.unlearn.target_modules[1], "v_proj");
-    mm_config_free(&c);
-    c = good(base, "model.path=/a=b # a comment");
-    assert_string_equal(c.model.path, "/a=b");
-    mm_config_free(&c);
-    c = good(base, "model.path='/a, b: #c'");
-    assert_string_equal(c.model.path, "/a, b: #c");
-    mm_config_free(&c);
-}
-
-static void test_loops_and_passes(void **state) {
-    (void)state;
-    struct mm_config c = good(base, "unlearn.passes=120");
-    assert_true(c.unlearn.loops == MM_ABSENT);
-    assert_int_equal(c.unlearn.passes, 120);
-    char *yaml = mm_config_yaml(&c);
-    mm_config_free(&c);
-    c = good(yaml, "unlearn.loops=5");
-    assert_int_equal(c.unlearn.loops, 5);
-    assert_true(c.unlearn.passes == MM_ABSENT);
-    mm_free(yaml);
-    mm_config_free(&c);
-    c = good(base, "unlearn.passes=null"); /* does not take the file's loops away */
-    assert_int_equal(c.unlearn.loops, 24);
-    mm_config_free(&c);
-    bad(base, "unlearn={passes: 120, loops: 3}", "unlearn.passes is given beside unlearn.loops");
-    c = good(base, "unlearn.loops=0"); /* relearning only */
-    assert_int_equal(c.unlearn.loops, 0);
-    mm_config_free(&c);
-    bad(base, "unlearn.passes=0", "expected an integer in [1, 1000000000], got 0");
-}
-
-static void test_argument_mistakes(void **state) {
-    (void)state;
-    static const char *const cases[][2] = {
-        {"seed", "argument 'seed': expected key=value"},
-        {"=3", "argument '=3': expected key=value"},
-        {"", "argument '': expected key=value"},
-        {"seed=", "argument 'seed=': no value"},
-        {"seed=1,2", "argument 'seed=1,2': more than one value"},
-        {"seed=]", "argument 'seed=]': not a YAML value: "},
-        {"seed=1]\n---\n[2", "argument 'seed=1]?---?[2': "},
-        {"seed=[1", "argument 'seed=[1': not a YAML value: did not find expected"},
-        {"seed={", "argument 'seed={': not a YAML value"},
-        {"seed=&a 1", "argument 'seed=&a 1': anchors"},
-        {"seed=\xff", "not a YAML value: invalid leading UTF-8 octet"},
-        {"unlearn.adv_ir=1", "argument 'unlearn.adv_ir=1': unknown key 'unlearn.adv_ir'; the "
-                             "nearest valid one is 'unlearn.adv_lr'"},
-        {"seed=x", "argument 'seed=x': seed: expected an integer in [0, 18446744073709551615], "
-                   "got x"},
-        {"seed={a: 1}", "argument 'seed={a: 1}': seed: expected an integer"},
-        {"unlearn=3", "argument 'unlearn=3': unlearn is a section, not a key: it holds loops, "},
-        {"unlearn={adv_lr: 1, adv_lr: 2}", "repeated key 'unlearn.adv_lr'"},
-        {"model.path=\"a\\nb\"", "model.path: a line break or control character"},
-    };
-    for (size_t i = 0; i < COUNT(cases); i++)
-        bad(base, cases[i][0], cases[i][1]);
-    char *twice[] = {"seed=1", "relearn.lr=1", "seed=2"};
-    struct mm_config c;
-    struct mm_error err;
-    assert_int_equal(mm_config_parse(&c, base, "t", twice, 3, MM_RUN, &err), MM_BAD_INPUT);
-    assert_string_equal(err.text,
-                        "argument 'seed=2': repeated key 'seed' (first in argument 'seed=1')");
-}
-
 /* Damaged texts end in a value or a message, never in a crash or a leak. */
 static void test_damaged(void **state) {
     (void)state;
@@ -525,9 +455,6 @@ int main(void) {
         TEST(test_what_commands_need),
         TEST(test_what_eval_and_pretrain_need),
         TEST(test_keys_together),
-        TEST(test_arguments),
-        TEST(test_loops_and_passes),
-        TEST(test_argument_mistakes),
         TEST(test_files),
         TEST(test_damaged),
     };

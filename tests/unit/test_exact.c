@@ -6,6 +6,7 @@
  * lines are the same with 1 and 2 threads. */
 #include "tests/golden/golden_model.h"
 
+#include "src/mudman.h"
 #include "src/run/state_hash.h"
 #include "src/method/training.h"
 #include "tests/bench/bench_shapes.h"
@@ -66,17 +67,17 @@ static void unlearn(const char *run, struct mm_model *model, const struct mm_con
         fail_msg("%s", err.text);
     struct mm_shard *shard = mm_shard_create(arena, comm, model, wanted);
     struct mm_mudman *u = mm_mudman_create(arena, config, comm, model, shard);
-    size_t n = u->passes->share * u->passes->T;
+    size_t n = mm_share_tokens(&u->passes->share);
     uint32_t *r = mm_calloc(n, sizeof *r), *f = mm_calloc(n, sizeof *f);
     for (size_t t = 0; t < LOOPS; t++) {
-        mm_passes_read(u->passes, retain, t, r);
-        mm_passes_read(u->passes, forget, t, f);
+        mm_share_read(&u->passes->share, retain, t, r);
+        mm_share_read(&u->passes->share, forget, t, f);
         mm_mudman_loop(u, t, r, f);
         struct mm_loop_scalars s = mm_mudman_scalars(u);
         fprintf(out, "%s %zu %a %a %a %a %a %a\n", run, t, s.retain_loss, s.adversary_loss,
                 s.unlearning_loss, s.sum_squares, s.grad_norm, s.mask_fraction);
     }
-    mm_state_hash(u, hash);
+    mm_state_hash(&u->state, comm, dev, hash);
     fprintf(out, "%s end %s\n", run, hash);
     mm_free(r);
     mm_free(f);
@@ -91,9 +92,9 @@ static void relearn(const char *run, struct mm_model *model, const struct mm_con
     const struct mm_attack attack = mm_config_attack(config, 0);
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_training *t = mm_training_create_attack(arena, comm, model, config, &attack, NULL);
-    uint32_t *tokens = mm_calloc(t->passes->share * t->passes->T, sizeof *tokens);
+    uint32_t *tokens = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *tokens);
     for (size_t i = 0; i < LOOPS; i++) {
-        mm_passes_read(t->passes, forget, i, tokens);
+        mm_share_read(&t->passes->share, forget, i, tokens);
         fprintf(out, "%s %zu %a\n", run, i, mm_training_attack(t, tokens, &attack));
     }
     write_hash(run, t->shard, t->lora ? t->g : t->p); /* the weights of now */
@@ -107,9 +108,9 @@ static void pretrain(const char *run, struct mm_model *model, const struct mm_co
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_training *t = mm_training_create(arena, comm, model, BATCH, config->data.micro_batch,
                                                config->data.context_length, MM_F32, true);
-    uint32_t *tokens = mm_calloc(t->passes->share * t->passes->T, sizeof *tokens);
+    uint32_t *tokens = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *tokens);
     for (size_t i = 0; i < LOOPS; i++) {
-        mm_passes_read(t->passes, retain, i, tokens);
+        mm_share_read(&t->passes->share, retain, i, tokens);
         fprintf(out, "%s %zu %a\n", run, i, mm_training_adamw(t, tokens, config, i));
     }
     write_hash(run, t->shard, t->p);

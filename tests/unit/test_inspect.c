@@ -13,6 +13,7 @@
 
 #include "io/checkpoint_format.h"
 #include "io/files.h"
+#include "io/inspect.h"
 #include "tests/unit/checkpoint_state.h"
 
 static char run_dir[] = "/tmp/test_inspect.XXXXXX";

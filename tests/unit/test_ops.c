@@ -1,5 +1,5 @@
 /* test_ops.c - memory, conversion, matrix products, embedding and sums of every backend, against
- * double. The other operations: test_ops_layer.c, _attention.c, _loss.c, _vector.c, _half.c. */
+ * double. The other operations: test_ops_layer.c and its neighbours. */
 #include "tests/unit/ops_subject.h"
 
 #include "tests/unit/ops_reference.h"

@@ -187,7 +187,7 @@ static void stop_writes_nothing(void **state) {
         struct expected e = expect_all(&c);
         FOR_DEVICES(s) {
             struct boxes x = boxes_of(s, &c, &e);
-            uint32_t flag = MM_STOP_RETAIN_LOSS, *stop = device_put(s, &flag, sizeof flag);
+            uint32_t flag = MM_GUARD_RETAIN_LOSS, *stop = device_put(s, &flag, sizeof flag);
             struct mm_unlearn_options o = options_of(&c, &x, stop);
             struct mm_mask_sums *sums = device_put(s, e.sums, sizeof e.sums);
             size_t *at = device_put(s, offsets, sizeof offsets);

@@ -283,22 +283,22 @@ static void unlearn_scale_guards(void **state) {
         uint32_t want[4]; /* by normalization */
     } cases[] = {
         {{{4, 1, 1}, {9, 4, 1}}, {0, 0, 0, 0}},
-        {{{4, 0, 0}, {9, 4, 1}}, {0, 0, MM_STOP_ZERO_NORM, 0}},
-        {{{4, 0, 0}, {9, 0, 0}}, {0, MM_STOP_ZERO_NORM, MM_STOP_ZERO_NORM, 0}},
-        {{{0, 0, 0}, {0, 0, 0}}, {MM_STOP_ZERO_NORM, MM_STOP_ZERO_NORM, MM_STOP_ZERO_NORM, 0}},
+        {{{4, 0, 0}, {9, 4, 1}}, {0, 0, MM_GUARD_ZERO_NORM, 0}},
+        {{{4, 0, 0}, {9, 0, 0}}, {0, MM_GUARD_ZERO_NORM, MM_GUARD_ZERO_NORM, 0}},
+        {{{0, 0, 0}, {0, 0, 0}}, {MM_GUARD_ZERO_NORM, MM_GUARD_ZERO_NORM, MM_GUARD_ZERO_NORM, 0}},
         {{{NAN, 1, 1}, {1, 1, 1}},
-         {MM_STOP_UNLEARNING_GRADIENT, MM_STOP_UNLEARNING_GRADIENT, MM_STOP_UNLEARNING_GRADIENT,
-          MM_STOP_UNLEARNING_GRADIENT}},
+         {MM_GUARD_UNLEARNING_GRADIENT, MM_GUARD_UNLEARNING_GRADIENT, MM_GUARD_UNLEARNING_GRADIENT,
+          MM_GUARD_UNLEARNING_GRADIENT}},
         {{{1, 1, 1}, {INFINITY, 1, 1}},
-         {MM_STOP_UNLEARNING_GRADIENT, MM_STOP_UNLEARNING_GRADIENT, MM_STOP_UNLEARNING_GRADIENT,
-          MM_STOP_UNLEARNING_GRADIENT}},
+         {MM_GUARD_UNLEARNING_GRADIENT, MM_GUARD_UNLEARNING_GRADIENT, MM_GUARD_UNLEARNING_GRADIENT,
+          MM_GUARD_UNLEARNING_GRADIENT}},
     };
     FOR_DEVICES(s)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         for (int normalization = 0; normalization < 4; normalization++)
             for (int before = 0; before < 2; before++)
                 for (int dtype = MM_F32; dtype <= MM_BF16; dtype++) {
-                    struct mm_loop_scalars scalars = {.stop = before ? MM_STOP_RETAIN_LOSS : 0};
+                    struct mm_loop_scalars scalars = {.stop = before ? MM_GUARD_RETAIN_LOSS : 0};
                     void *on = device_put(s, &scalars, sizeof scalars);
                     void *sums = device_put(s, cases[i].sums, sizeof cases[i].sums);
                     double scale[2];
@@ -306,7 +306,7 @@ static void unlearn_scale_guards(void **state) {
                                                (enum mm_normalization)normalization, true, 100,
                                                (enum mm_dtype)dtype, on);
                     device_get(s, &scalars, on, sizeof scalars);
-                    uint32_t want = before ? MM_STOP_RETAIN_LOSS : cases[i].want[normalization];
+                    uint32_t want = before ? MM_GUARD_RETAIN_LOSS : cases[i].want[normalization];
                     if (scalars.stop != want)
                         fail_msg("%s, %s: case %zu, normalization %d: stop %u, should be %u",
                                  s->dev->ops->name, mm_dtype_name((enum mm_dtype)dtype), i,

@@ -262,10 +262,10 @@ static void guard(void **state) {
     for (size_t i = 0; i < 8; i++)
         for (int zero_too = 0; zero_too < 2; zero_too++)
             for (uint32_t before = 0; before < 2; before++) {
-                uint32_t *stop = stop_put(s, before * MM_STOP_RETAIN_LOSS);
+                uint32_t *stop = stop_put(s, before * MM_GUARD_RETAIN_LOSS);
                 bool bad = i >= 5 || (i >= 3 && zero_too);
-                uint32_t want = before ? MM_STOP_RETAIN_LOSS : bad ? MM_STOP_ZERO_NORM : 0;
-                s->dev->ops->guard(s->dev, scalar_put(s, values[i]), zero_too, MM_STOP_ZERO_NORM,
+                uint32_t want = before ? MM_GUARD_RETAIN_LOSS : bad ? MM_GUARD_ZERO_NORM : 0;
+                s->dev->ops->guard(s->dev, scalar_put(s, values[i]), zero_too, MM_GUARD_ZERO_NORM,
                                    stop);
                 assert_int_equal(stop_get(s, stop), want);
             }
@@ -279,10 +279,10 @@ static void guard_dead(void **state) {
     FOR_DEVICES(s)
     for (size_t i = 0; i < 6; i++)
         for (uint32_t before = 0; before < 2; before++) {
-            uint32_t *stop = stop_put(s, before * MM_STOP_RETAIN_LOSS);
-            uint32_t want = before ? MM_STOP_RETAIN_LOSS : dead[i] ? MM_STOP_RETAIN_DEAD : 0;
+            uint32_t *stop = stop_put(s, before * MM_GUARD_RETAIN_LOSS);
+            uint32_t want = before ? MM_GUARD_RETAIN_LOSS : dead[i] ? MM_GUARD_RETAIN_DEAD : 0;
             s->dev->ops->guard_dead(s->dev, scalar_put(s, squares[i]), scalar_put(s, losses[i]),
-                                    MM_STOP_RETAIN_DEAD, stop);
+                                    MM_GUARD_RETAIN_DEAD, stop);
             assert_int_equal(stop_get(s, stop), want);
         }
 }
@@ -302,7 +302,7 @@ static void stop_writes_nothing(void **state) {
             struct box one = box_row(s, dtype, n, x), two = box_row(s, dtype, n, y);
             struct box bg = box_row(s, MM_F32, n, random_numbers(&r, MM_F32, n, 1));
             struct mm_vector a = box_vector(&one), b = box_vector(&two), g = box_vector(&bg);
-            for (uint32_t stop = MM_STOP_ADVERSARY_DEAD + 1;
+            for (uint32_t stop = MM_GUARD_ADVERSARY_DEAD + 1;
                  stop-- > 0;) { /* at last 0: it does write */
                 uint32_t *flag = stop_put(s, stop);
                 if (op == 0)

@@ -34,7 +34,7 @@ static struct setup setup_create(const struct fixture *f, enum set set, size_t m
     s.passes = mm_passes_create(s.arena, comm, f->model, s.shard, f->B, micro, f->T, hold);
     s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
     s.loss = mm_arena_take(s.arena, MM_FOR_SCRATCH, 2, sizeof *s.loss);
-    mm_batch_create(&s.batch, s.arena, s.passes);
+    mm_batch_create(&s.batch, s.arena, &s.passes->share);
     mm_batch_set(&s.batch, 0, f->tokens);
     mm_free(wanted);
     return s;
@@ -61,7 +61,7 @@ static void check_micro_batches(const char *name) {
         mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
         for (size_t micro = 1; micro < f.B; micro++) {
             struct setup s = setup_create(&f, EVERYTHING, micro, false);
-            assert_int_equal(s.passes->micros_n, (f.B + micro - 1) / micro);
+            assert_int_equal(s.passes->share.micros_n, (f.B + micro - 1) / micro);
             memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
             s.loss[0] = 99;
             mm_passes_gradient(s.passes, &s.batch, objective, s.g, s.loss, NULL);
@@ -122,15 +122,17 @@ static struct mm_objective state_objective(struct setup *s, size_t k) {
     config.unlearn.rmu_layer = MM_ABSENT;
     config.unlearn.rmu_coefficient = 4;
     struct mm_objective objective = {.fn = state_losses[k].fn};
-    objective.states = state_losses[k].retaining
-                           ? mm_representation_retaining(s->arena, &config, s->passes)
-                           : mm_representation_unlearning(s->arena, &config, s->passes);
+    const struct mm_passes *p = s->passes;
+    objective.states =
+        state_losses[k].retaining
+            ? mm_hidden_loss_retaining(s->arena, &config, p->model, &p->share, &p->acts[0])
+            : mm_hidden_loss_unlearning(s->arena, &config, p->model, &p->share, &p->acts[0]);
     mm_passes_keep_states(s->passes, &s->batch, objective.states);
     return objective;
 }
 
 static void free_states(struct mm_objective objective) {
-    mm_free((struct mm_representation *)objective.states);
+    mm_free((struct mm_hidden_loss *)objective.states);
 }
 
 /* The loss alone along the set's weights, for a difference. */

@@ -1,6 +1,6 @@
-/* job.h - the job as the files of comm/ that speak MPI see it. */
-#ifndef MM_JOB_H
-#define MM_JOB_H
+/* mpi_comm.h - the job as the files of comm/ that speak MPI see it. */
+#ifndef MM_MPI_COMM_H
+#define MM_MPI_COMM_H
 
 #include <mpi.h>
 
@@ -13,9 +13,9 @@ struct mm_comm {
     double *sums;  /* every rank's numbers in a sum, grown to the most there were */
     size_t sums_n; /* doubles of it */
     struct mm_watch *watch;
-    double patience;              /* seconds of the newest section */
-    struct mm_carrier *transport; /* NULL before mm_comm_attach */
-    uint64_t started;             /* bit t: the bucket of ticket t was not waited for */
+    double patience;                /* seconds of the newest section */
+    struct mm_transport *transport; /* NULL before mm_comm_attach */
+    uint64_t started;               /* bit t: the bucket of ticket t was not waited for */
 };
 
 #define CHECK_MPI(call)                                                                            \
@@ -25,9 +25,9 @@ struct mm_comm {
     } while (0)
 
 /* mm_comm_sum without the watchdog: part of a watched function. Collective. */
-void mm_job_sum(struct mm_comm *comm, double *values, size_t n);
+void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n);
 
 /* Buckets on the CPU's memory, or on a GPU's through host memory. Collective. */
-struct mm_carrier *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev);
+struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev);
 
 #endif

@@ -1,0 +1,69 @@
+/* share.c - the arithmetic of shares, leaves and micro-batches; see share.h. */
+#include "src/parallel/share.h"
+
+#include <string.h>
+
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+size_t mm_share_first(const struct mm_share *s, size_t i) {
+    size_t R = s->ranks, r = s->rank;
+    if (s->leaves)
+        return (i * R + r) * s->micro_batch;
+    return r * (s->batch_size / R) + smaller(r, s->batch_size % R) + i * s->micro_batch;
+}
+
+size_t mm_share_count(const struct mm_share *s, size_t i) {
+    if (s->leaves)
+        return smaller(s->micro_batch, s->batch_size - mm_share_first(s, i));
+    return smaller(s->micro_batch, s->n - i * s->micro_batch);
+}
+
+size_t mm_share_leaves(const struct mm_share *s, size_t i) {
+    return smaller(s->ranks, mm_leaves(s->batch_size, s->micro_batch) - i * s->ranks);
+}
+
+static void find_leaves(struct mm_share *s, size_t micro_batch) {
+    size_t R = s->ranks, r = s->rank;
+    s->micro_batch = smaller(micro_batch, s->batch_size);
+    size_t leaves = mm_leaves(s->batch_size, s->micro_batch);
+    MM_CHECK(leaves >= R, "%zu leaves on %zu ranks", leaves, R);
+    s->steps = (leaves + R - 1) / R;
+    s->micros_n = (leaves - r + R - 1) / R;
+    for (size_t i = 0; i < s->micros_n; i++)
+        s->n += mm_share_count(s, i);
+}
+
+static void find_share(struct mm_share *s, size_t micro_batch) {
+    s->n = s->batch_size / s->ranks + (s->rank < s->batch_size % s->ranks);
+    s->micro_batch = smaller(micro_batch, s->n);
+    s->steps = s->micros_n = mm_leaves(s->n, s->micro_batch);
+}
+
+struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batch_size,
+                            size_t micro_batch, size_t T) {
+    struct mm_share s = {.ranks = (size_t)mm_comm_size(comm),
+                         .rank = (size_t)mm_comm_rank(comm),
+                         .leaves = leaves,
+                         .batch_size = batch_size,
+                         .T = T};
+    if (leaves)
+        find_leaves(&s, micro_batch);
+    else
+        find_share(&s, micro_batch);
+    return s;
+}
+
+void mm_share_read(const struct mm_share *s, const struct mm_dataset *set, size_t index,
+                   uint32_t *tokens) {
+    for (size_t i = 0; i < s->micros_n; i++)
+        mm_dataset_batch(set, index, s->batch_size, mm_share_first(s, i), mm_share_count(s, i),
+                         tokens + mm_share_row(s, i));
+}
+
+void mm_share_pick(const struct mm_share *s, const uint32_t *batch, uint32_t *tokens) {
+    for (size_t i = 0; i < s->micros_n; i++)
+        memcpy(tokens + mm_share_row(s, i), batch + mm_share_first(s, i) * s->T,
+               mm_share_count(s, i) * s->T * sizeof *tokens);
+}

@@ -1,0 +1,142 @@
+/* saving.c - binding, saving and loading the state of a run; see saving.h. */
+#include "src/run/saving.h"
+
+#include <cjson/cJSON.h>
+#include <math.h>
+#include <string.h>
+
+struct mm_saving mm_saving_create(struct mm_job *job, const struct mm_state_list *state,
+                                  struct mm_stopwatch *stopwatch) {
+    const struct mm_config *c = job->config;
+    struct mm_saving s = {.job = job, .stopwatch = stopwatch};
+    if (job->trial)
+        return s;
+    s.copy = mm_state_copy_create(state, job->dev);
+    s.saver = mm_saver_create(job->comm, c->output.dir, c->checkpoint.keep);
+    return s;
+}
+
+void mm_saving_free(struct mm_saving *s) {
+    mm_state_copy_free(&s->copy);
+    mm_saver_free(s->saver);
+    *s = (struct mm_saving){0};
+}
+
+/* -- what a checkpoint says beside the state -----------------------------------------------------
+ */
+
+/* With the digits that give the same double back: cJSON settles for 15 that come close. */
+static cJSON *exact_number(double value) {
+    char *text = isfinite(value) ? mm_format("%.17g", value) : mm_strdup("null");
+    cJSON *number = cJSON_CreateRaw(text);
+    mm_free(text);
+    return number;
+}
+
+static void add_losses(cJSON *to, const char *key, const struct mm_evaluation *e) {
+    cJSON *pair = cJSON_AddArrayToObject(to, key);
+    cJSON_AddItemToArray(pair, exact_number(e->forget_loss));
+    cJSON_AddItemToArray(pair, exact_number(e->retain_loss));
+}
+
+static void get_losses(const cJSON *from, const char *key, struct mm_evaluation *e) {
+    const cJSON *pair = cJSON_GetObjectItemCaseSensitive(from, key);
+    const cJSON *forget = cJSON_GetArrayItem(pair, 0), *retain = cJSON_GetArrayItem(pair, 1);
+    e->forget_loss = cJSON_IsNumber(forget) ? forget->valuedouble : NAN;
+    e->retain_loss = cJSON_IsNumber(retain) ? retain->valuedouble : NAN;
+}
+
+/* The losses a resumed run cannot measure again. */
+static char *extra_text(const struct mm_job *job) {
+    cJSON *extra = cJSON_CreateObject();
+    add_losses(extra, "start", &job->results.at_start);
+    add_losses(extra, "unlearn", &job->results.after_unlearning);
+    char *printed = cJSON_PrintUnformatted(extra), *text = mm_strdup(printed);
+    cJSON_free(printed);
+    cJSON_Delete(extra);
+    return text;
+}
+
+/* -- saving --------------------------------------------------------------------------------------
+ */
+
+/* What checkpoint.on_error says of a save of `loops` loops that ended with `status`. */
+static enum mm_status judge(const struct mm_saving *s, size_t loops, enum mm_status status,
+                            const struct mm_error *err) {
+    if (status == MM_OK || s->job->config->checkpoint.on_error == MM_ON_ERROR_STOP)
+        return status;
+    mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu, going on: %s", loops, err->text);
+    return MM_OK;
+}
+
+enum mm_status mm_saving_go_on(struct mm_saving *s, bool wait, struct mm_error *err) {
+    struct mm_error fault;
+    if (!s->saver || !mm_saver_busy(s->saver))
+        return MM_OK;
+    if (wait)
+        mm_job_watch_files(s->job, "checkpoint after loop", s->loops);
+    enum mm_status status = mm_saver_poll(s->saver, wait, &fault);
+    if (!mm_saver_busy(s->saver))
+        mm_stopwatch_saved(s->stopwatch, mm_now() - s->began);
+    if (status != MM_OK)
+        *err = fault;
+    return judge(s, s->loops, status, &fault);
+}
+
+enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_error *err) {
+    struct mm_job *job = s->job;
+    struct mm_checkpoint_info info = {
+        .loops = loops, .retain_cursor = loops, .forget_cursor = loops};
+    if (!s->saver)
+        return MM_OK;
+    enum mm_status status = mm_saving_go_on(s, true, err);
+    if (status != MM_OK)
+        return status;
+    mm_job_watch_files(job, "checkpoint after loop", loops);
+    s->began = mm_now();
+    if (job->metrics)
+        status = mm_metrics_flush(job->metrics, &info.metrics_bytes, err);
+    status = mm_comm_agree(job->comm, status, err);
+    if (status != MM_OK)
+        return judge(s, loops, status, err);
+    memcpy(info.weights_hash, job->weights_hash, sizeof info.weights_hash);
+    info.config = mm_config_yaml(job->config);
+    info.extra = extra_text(job);
+    mm_state_save(&s->copy);
+    s->loops = loops;
+    status = mm_saver_start(s->saver, &s->copy.state, &info, job->metrics, err);
+    return judge(s, loops, status, err);
+}
+
+enum mm_status mm_saving_end(struct mm_saving *s, enum mm_status status, struct mm_error *err) {
+    struct mm_error fault = {""};
+    enum mm_status saved = mm_saving_go_on(s, true, &fault);
+    if (saved != MM_OK && status != MM_OK)
+        mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu: %s", s->loops, fault.text);
+    else if (saved != MM_OK)
+        *err = fault;
+    return status != MM_OK ? status : saved;
+}
+
+enum mm_status mm_saving_load(struct mm_saving *s, const char *folder,
+                              const struct mm_checkpoint_info *info, size_t most,
+                              struct mm_error *err) {
+    struct mm_job *job = s->job;
+    if (strcmp(info->weights_hash, job->weights_hash) != 0)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: made from other weights than those in %s (hash %s, not %s)", folder,
+                       job->config->model.path, info->weights_hash, job->weights_hash);
+    if (info->loops > most)
+        return mm_fail(err, MM_BAD_INPUT, "%s: has %zu loops, more than the %zu asked for", folder,
+                       info->loops, most);
+    enum mm_status status = mm_checkpoint_read(job->comm, folder, &s->copy.state, err);
+    if (status != MM_OK)
+        return status;
+    mm_state_restore(&s->copy);
+    cJSON *extra = cJSON_Parse(info->extra);
+    get_losses(extra, "start", &job->results.at_start);
+    get_losses(extra, "unlearn", &job->results.after_unlearning);
+    cJSON_Delete(extra);
+    mm_log0(MM_LOG_INFO, "resuming from %s: %zu of %zu loops done", folder, info->loops, most);
+    return MM_OK;
+}
