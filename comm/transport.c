@@ -188,3 +188,7 @@ void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what,
 void mm_comm_watch_end(struct mm_comm *comm) {
     mm_watch_end(comm->watch);
 }
+
+void mm_comm_pass(struct mm_comm *comm) {
+    mm_watch_pass(comm->watch);
+}

@@ -38,7 +38,7 @@ function only(name, pattern, places) {
     only("yaml.h", "^yaml[.]h$", "^src/config/yaml[.]c$")
     only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl)")
     only("nccl.h", "^nccl", "^comm/nccl")
-    only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/cpu/")
+    only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/(cpu/|blas[.]c$)")
     mine = level(FILENAME)
     theirs = level(header)
     if (mine < 0)

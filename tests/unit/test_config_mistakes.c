@@ -257,7 +257,7 @@ static void test_what_commands_need(void **state) {
                                        "unlearn.retaining_rate",
                                        "unlearn.adv_lr"};
     for (size_t c = 0; c < COUNT(unlearning); c++) {
-        const char *command = mm_command_name(unlearning[c]);
+        const char *command = mm_command_rows[unlearning[c]].name;
         for (size_t k = 0; k < COUNT(keys); k++) {
             char argument[64], message[200];
             snprintf(argument, sizeof argument, "%s=null", keys[k]);
