@@ -49,7 +49,7 @@ static enum mm_status read_ranks(struct mm_command_line *line, int argc, char **
     char *end;
     long ranks = strtol(text, &end, 10);
     if (!*text || *end || ranks < 1 || ranks > 1000000)
-        return mm_fail(err, MM_BAD_INPUT, "--ranks %s: not a number of ranks", text);
+        return mm_fail(err, MM_BAD_INPUT, "--ranks '%s': not a number of ranks", text);
     line->ranks = (int)ranks;
     return MM_OK;
 }

@@ -6,7 +6,7 @@ file(GLOB OPERATION_TESTS CONFIGURE_DEPENDS unit/test_ops*.c)
 function(add_operation_tests kind)
   foreach(source ${OPERATION_TESTS})
     get_filename_component(name ${source} NAME_WE)
-    add_executable(${name}_${kind} ${source})
+    add_executable(${name}_${kind} ${source} settle.c)
     target_compile_definitions(${name}_${kind} PRIVATE MM_TEST_CUDA)
     target_link_libraries(${name}_${kind} PRIVATE ${ARGN} PkgConfig::CMOCKA OpenMP::OpenMP_C m)
     set_target_properties(${name}_${kind} PROPERTIES
@@ -16,7 +16,7 @@ endfunction()
 
 # add_golden_test(KIND LIBRARIES...): the program test_golden_KIND
 function(add_golden_test kind)
-  add_executable(test_golden_${kind} golden/test_golden.c)
+  add_executable(test_golden_${kind} golden/test_golden.c settle.c)
   target_include_directories(test_golden_${kind} PRIVATE ${HDF5_C_INCLUDE_DIRS})
   target_compile_definitions(test_golden_${kind} PRIVATE MM_TEST_CUDA
                              TEST_DIR="${CMAKE_CURRENT_SOURCE_DIR}")

@@ -1,5 +1,6 @@
 /* Tests of the configuration: every kind of mistake, in YAML, keys, values, keys together and
  * arguments, is refused with its place and what would be right. */
+#include "src/config/command.h"
 #include "tests/unit/config_cases.h"
 
 #include <math.h>
