@@ -95,8 +95,9 @@ void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, co
 }
 
 char *openblas_get_corename(void) {
-    char *(*next)(void) = next_of("openblas_get_corename"), *told = getenv("MUDMAN_FAULT_CORE");
-    return told && !getenv("OPENBLAS_CORETYPE") ? told : next();
+    char *(*next)(void) = next_of("openblas_get_corename");
+    char *told = getenv("MUDMAN_FAULT_CORE"), *asked = getenv("OPENBLAS_CORETYPE");
+    return told && !(asked && *asked) ? told : next();
 }
 
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
