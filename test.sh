@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-tools/setup.sh
+tools/setup.sh test
 jobs=$(nproc)
 build() { # FOLDER CMAKE-ARGUMENTS...
     local folder=$1

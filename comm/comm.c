@@ -1,5 +1,6 @@
 /* comm.c - the job, and what its ranks do together in host memory. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "comm/mpi_comm.h"
 
@@ -55,13 +56,20 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
     prepare_singleton();
     struct mm_comm *comm = mm_calloc(1, sizeof *comm);
     comm->watch = mm_watch_create(abort_job);
-    mm_watch_name(comm->watch, rank ? atoi(rank) : 0);
+    mm_watch_name(comm->watch, rank ? atoi(rank) : 0, false);
     mm_comm_watch_begin(comm, seconds, "start-up", MM_UNNUMBERED);
     mm_watch_enter(comm->watch, MM_WATCHED_CONNECTION, false, 0);
     join(comm, argc, argv);
     mm_watch_leave(comm->watch);
-    mm_watch_name(comm->watch, comm->rank);
+    mm_watch_name(comm->watch, comm->rank, comm->size == 1);
     return comm;
+}
+
+char *mm_comm_library_text(void) {
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    int n;
+    CHECK_MPI(MPI_Get_library_version(text, &n));
+    return mm_format("%.*s", (int)strcspn(text, ",\n"), text);
 }
 
 struct mm_comm *mm_comm_create(int *argc, char ***argv) {
@@ -126,6 +134,10 @@ void mm_comm_watch_end(struct mm_comm *comm) {
     mm_watch_end(comm->watch);
 }
 
+void mm_comm_pass(struct mm_comm *comm) {
+    mm_watch_pass(comm->watch);
+}
+
 /* -- collectives, each under the watchdog's eyes ------------------------------------------------
  */
 
@@ -137,8 +149,15 @@ static void leave(struct mm_comm *comm) {
     mm_watch_leave(comm->watch);
 }
 
-enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err) {
+/* Whether there is no other rank to wait for. */
+static bool alone(struct mm_comm *comm) {
     if (comm->size == 1)
+        mm_watch_pass(comm->watch);
+    return comm->size == 1;
+}
+
+enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err) {
+    if (alone(comm))
         return status;
     int mine = status == MM_OK ? comm->size : comm->rank, first, agreed = (int)status;
     enter(comm, MM_WATCHED_AGREEMENT, 0);
@@ -153,7 +172,7 @@ enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct
 
 bool mm_comm_any(struct mm_comm *comm, bool flag) {
     int mine = flag, any = flag;
-    if (comm->size == 1)
+    if (alone(comm))
         return flag;
     enter(comm, MM_WATCHED_AGREEMENT, 0);
     CHECK_MPI(MPI_Allreduce(&mine, &any, 1, MPI_INT, MPI_MAX, comm->world));
@@ -199,7 +218,7 @@ void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n) {
 }
 
 void mm_comm_sum(struct mm_comm *comm, double *values, size_t n) {
-    if (comm->size == 1)
+    if (alone(comm))
         return;
     enter(comm, MM_WATCHED_SUM, n * sizeof *values);
     mm_comm_sum_unwatched(comm, values, n);
@@ -208,7 +227,7 @@ void mm_comm_sum(struct mm_comm *comm, double *values, size_t n) {
 
 double mm_comm_max(struct mm_comm *comm, double value) {
     double largest = value;
-    if (comm->size == 1)
+    if (alone(comm))
         return value;
     enter(comm, MM_WATCHED_MAXIMUM, sizeof value);
     CHECK_MPI(MPI_Allreduce(&value, &largest, 1, MPI_DOUBLE, MPI_MAX, comm->world));

@@ -22,6 +22,9 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
 struct mm_comm *mm_comm_create(int *argc, char ***argv); /* the same for tests: it waits for ever */
 void mm_comm_free(struct mm_comm *comm);
 
+/* "Open MPI v4.1.4"; the caller frees with mm_free. Also before mm_comm_join. Local. */
+char *mm_comm_library_text(void);
+
 /* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
  * fault. Local. */
 void mm_comm_pretend(struct mm_comm *comm, int size);
@@ -129,10 +132,13 @@ void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
 
 /* The watchdog: between begin and end none of the functions above, nor the device's work that has
  * been asked for, may take longer than `seconds` (0: no watchdog); else every rank ends with a
- * message that names this rank, the collective, `what` ("loop") and its number. Begin may be called
- * again to go on to what comes next: what was watched until then must be done in its time all the
- * same. Neither may be called while the device records. Local. */
+ * message that names this rank, the collective, `what` ("loop") and its number. A rank that is
+ * alone may not take longer either, from one of those functions, or mm_comm_pass, to the next.
+ * Begin may be called again to go on to what comes next: what was watched until then must be done
+ * in its time all the same. Neither may be called while the device records. Local. */
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number);
 void mm_comm_watch_end(struct mm_comm *comm);
+/* This rank is at work, in something that needs none of the functions above for long. Local. */
+void mm_comm_pass(struct mm_comm *comm);
 
 #endif

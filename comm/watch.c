@@ -37,6 +37,7 @@ struct section {
 
 struct mm_watch {
     int rank;
+    bool alone; /* no other rank waits for this one, and sees that it does not come */
     void (*abort_job)(int exit_status);
     pthread_t thread;
     bool running, leaving;
@@ -52,6 +53,7 @@ struct mm_watch {
     /* the host */
     uint64_t in; /* the word of the call the host is in, or 0 */
     double in_since;
+    double out_since; /* a begin, or the end of the newest call */
     /* the device; NULL, and not attached: the host does all by itself */
     struct mm_device *dev;
     bool attached;
@@ -148,9 +150,21 @@ static void too_long(struct mm_watch *w, const struct section *section, uint64_t
 
 /* -- the thread -------------------------------------------------------------------------------- */
 
+static void too_quiet(struct mm_watch *w) {
+    char where[64];
+    section_text(&w->now, where, sizeof where);
+    fprintf(stderr,
+            "mudman-mpi: rank %d: %s: nothing has gone on for %g s: this process hangs, or "
+            "'timeout' is too short\n",
+            w->rank, where, w->seconds);
+    end_job(w);
+}
+
 static void look_at_host(struct mm_watch *w) {
     if (w->in && w->clock - w->in_since > w->seconds)
         too_long(w, &w->now, w->in);
+    if (w->open && w->alone && !w->in && w->clock - w->out_since > w->seconds)
+        too_quiet(w);
 }
 
 /* Sections end in order: the one under way follows the last that is done. */
@@ -238,6 +252,7 @@ void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t
     w->seconds = seconds;
     w->open = seconds > 0;
     w->calls = 0;
+    w->out_since = w->clock;
     snprintf(w->now.what, sizeof w->now.what, "%s", what);
     w->now.number = number;
     w->sections[w->closed % MM_SECTIONS] = w->now;
@@ -272,6 +287,13 @@ uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, bool nccl, siz
 void mm_watch_leave(struct mm_watch *w) {
     pthread_mutex_lock(&w->lock);
     w->in = 0;
+    w->out_since = w->clock;
+    pthread_mutex_unlock(&w->lock);
+}
+
+void mm_watch_pass(struct mm_watch *w) {
+    pthread_mutex_lock(&w->lock);
+    w->out_since = w->clock;
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -289,8 +311,9 @@ struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status)) {
     return w;
 }
 
-void mm_watch_name(struct mm_watch *w, int rank) {
+void mm_watch_name(struct mm_watch *w, int rank, bool alone) {
     w->rank = rank;
+    w->alone = alone;
 }
 
 void mm_watch_free(struct mm_watch *w) {

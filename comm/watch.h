@@ -3,10 +3,12 @@
  * Time is what this process ran: while the whole job is stopped (a suspended one, a debugger) none
  * passes.
  *
- * It looks at three things: the call the host is in, the bucket the device is in, and whether the
- * device has done all that was asked of it up to a begin or end. A collective is one word: what it
- * is, which of its section (what lies between two begins), and its size; so that a bucket can tell
- * its own from inside a device's recording, by writing it to host memory. Local, all of it. */
+ * It looks at four things: the call the host is in, the bucket the device is in, whether the device
+ * has done all that was asked of it up to a begin or end, and, in a job of one rank, how long the
+ * host has been between two calls: in larger jobs the others, who wait, see that. A collective is
+ * one word: what it is, which of its section (what lies between two begins), and its size; so that
+ * a bucket can tell its own from inside a device's recording, by writing it to host memory. Local,
+ * all of it. */
 #ifndef MM_WATCH_H
 #define MM_WATCH_H
 
@@ -50,8 +52,8 @@ struct mm_device_progress {
 struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status));
 void mm_watch_free(struct mm_watch *watch);
 
-/* This process's rank, for messages. */
-void mm_watch_name(struct mm_watch *watch, int rank);
+/* This process's rank, for messages, and whether it is the only one. */
+void mm_watch_name(struct mm_watch *watch, int rank, bool alone);
 
 /* From now on what was asked of `dev` and `work` are watched too, if the device is asynchronous.
  * Both are borrowed; work NULL: nothing but the device. Once. */
@@ -73,5 +75,7 @@ void mm_watch_end(struct mm_watch *watch);
  * returns the word of the collective, or 0 if nothing is watched. Calls may not be nested. */
 uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, bool nccl, size_t bytes);
 void mm_watch_leave(struct mm_watch *watch);
+/* This thread came so far, to a call that has nothing to wait for. */
+void mm_watch_pass(struct mm_watch *watch);
 
 #endif

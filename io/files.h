@@ -60,4 +60,7 @@ void mm_hash_end(struct mm_hash *hash, char hex[33]);
  * the file cannot be read or is shorter than `offset`. */
 enum mm_status mm_file_hash(const char *path, size_t offset, char hex[33], struct mm_error *err);
 
+/* The version of the HDF5 library, "1.10.8"; the caller frees with mm_free. */
+char *mm_h5_library_text(void);
+
 #endif

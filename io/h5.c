@@ -1,6 +1,8 @@
 /* h5.c - see h5.h. HDF5's printing of errors is off; mm_h5_fail reads the error stack instead. */
 #include "io/h5.h"
 
+#include "io/files.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -218,4 +220,11 @@ bool mm_h5_read_rows(hid_t set, hid_t type, size_t first, size_t count, size_t c
     if (stack >= 0)
         H5Eset_current_stack(stack);
     return ok;
+}
+
+char *mm_h5_library_text(void) {
+    unsigned major = 0, minor = 0, release = 0;
+    mm_h5_settle();
+    H5get_libversion(&major, &minor, &release);
+    return mm_format("%u.%u.%u", major, minor, release);
 }

@@ -9,3 +9,7 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
 int mm_cuda_device_count(void) {
     return 0;
 }
+
+char *mm_cuda_text(void) {
+    return mm_strdup("not in this build");
+}

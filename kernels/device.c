@@ -1,6 +1,7 @@
 /* device.c - chooses the CPU table for this processor. */
 #include "kernels/onednn.h"
 #include "kernels/ops.h"
+#include "kernels/processor.h"
 
 #include <omp.h>
 
@@ -10,12 +11,10 @@ struct mm_device *mm_cpu_device_x86_64_v3(void);
 struct mm_device *mm_cpu_device_x86_64_v4(void);
 
 struct mm_device *mm_device_create_cpu(void) {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-        return mm_cpu_device_x86_64_v4();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return mm_cpu_device_x86_64_v3();
-    return mm_cpu_device_x86_64();
+    int level = mm_processor().level;
+    return level == 4   ? mm_cpu_device_x86_64_v4()
+           : level == 3 ? mm_cpu_device_x86_64_v3()
+                        : mm_cpu_device_x86_64();
 }
 #else
 struct mm_device *mm_cpu_device_native(void);

@@ -349,7 +349,11 @@ bool mm_onednn_product(struct mm_onednn *o, const struct mm_product *p) {
     return true;
 }
 
-char *mm_onednn_version(void) {
+char *mm_onednn_text(void) {
     const dnnl_version_t *v = dnnl_version();
-    return mm_format("%d.%d.%d", v->major, v->minor, v->patch);
+    return mm_format("%d.%d.%d, %s", v->major, v->minor, v->patch,
+                     mm_onednn_has_tiles() ? "multiplies bfloat16 in tiles (AMX)"
+                     : mm_onednn_multiplies()
+                         ? "multiplies bfloat16 (AVX512-BF16)"
+                         : "not used: this processor has no bfloat16 products");
 }

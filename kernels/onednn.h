@@ -37,7 +37,7 @@ void mm_onednn_hold(struct mm_onednn *onednn, struct mm_mat w);
 /* No weights are held any more. */
 void mm_onednn_let_go(struct mm_onednn *onednn);
 
-/* "2.6.3"; the caller frees with mm_free. */
-char *mm_onednn_version(void);
+/* "2.6.3, multiplies bfloat16 (AVX512-BF16)"; the caller frees with mm_free. */
+char *mm_onednn_text(void);
 
 #endif

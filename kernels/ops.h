@@ -321,6 +321,9 @@ bool mm_cpu_multiplies_bf16(void);
 struct mm_device *mm_device_create_cuda(int index, struct mm_error *err);
 /* GPUs visible to this process; 0 without a driver or without CUDA. */
 int mm_cuda_device_count(void);
+/* "runtime 13.0, driver for 13.0, 4 GPUs", or that this build has none; the caller frees with
+ * mm_free. Local. */
+char *mm_cuda_text(void);
 void mm_device_free(struct mm_device *dev);
 
 /* Threads the CPU backend uses: as OpenMP has it, or from now on n. Local. */

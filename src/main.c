@@ -2,6 +2,9 @@
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "io/inspect.h"
+#include "kernels/blas.h"
+#include "kernels/onednn.h"
+#include "src/config/command.h"
 #include "src/run/job.h"
 #include "src/run/place.h"
 #include "src/run/plan.h"
@@ -17,84 +20,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const char usage[] =
-    "mudman-mpi - unlearning that fine-tuning does not bring back (MUDMAN), on MPI ranks\n"
-    "\n"
-    "  mudman-mpi run CONFIG [key=value ...]       unlearn, relearn, evaluate, as the config says\n"
-    "  mudman-mpi resume RUN_DIR [key=value ...]   continue from the newest valid checkpoint, on "
-    "any\n"
-    "                                              number of ranks\n"
-    "  mudman-mpi eval CONFIG [key=value ...]      losses and multiple-choice accuracy only\n"
-    "  mudman-mpi pretrain CONFIG [key=value ...]  train a small model from scratch\n"
-    "  mudman-mpi plan CONFIG [key=value ...] [--ranks N]\n"
-    "                                              check everything, print the memory of a rank\n"
-    "  mudman-mpi trials CONFIG [key=value ...]    serve trials: JSON lines in and out, for "
-    "tools/search.py\n"
-    "  mudman-mpi inspect FILE                     what a checkpoint, data file or run folder "
-    "holds, and\n"
-    "                                              whether it is intact\n"
-    "  mudman-mpi --help | --version\n"
-    "\n"
-    "The same words under 'srun', 'mpirun --bind-to none' or alone (one rank). Keys are dotted\n"
-    "(unlearn.adv_lr=0.01) or top-level (seed=7); an override replaces the file's value.\n"
-    "\n"
-    "device=auto computes on GPUs, in bfloat16, where every rank has one, else on the CPU, in\n"
-    "float32; a rank takes the GPU of its number on the machine. GPUs talk over NCCL, or with\n"
-    "transport=staged through host memory, which lets ranks share one.\n"
-    "\n"
-    "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal or before\n"
-    "the job's time limit, after a checkpoint (resume it); 4 rejected (retain-loss budget "
-    "exceeded, not finite); 1 anything "
-    "else.\n"
-    "\n";
-
-struct command_line {
-    const char *command, *subject;
-    char **overrides;
-    size_t overrides_n;
-    int ranks;
-};
-
-static enum mm_status parse(struct command_line *line, int argc, char **argv,
-                            struct mm_error *err) {
-    static const char *const commands[] = {"run",  "resume", "eval",   "pretrain",
-                                           "plan", "trials", "inspect"};
-    size_t n = sizeof commands / sizeof *commands, known = 0;
-    *line = (struct command_line){.command = argc > 1 ? argv[1] : "nothing"};
-    while (known < n && strcmp(commands[known], line->command) != 0)
-        known++;
-    if (known == n)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "%s is no command: run, resume, eval, pretrain, plan, "
-                       "trials or inspect; see mudman-mpi --help",
-                       line->command);
-    if (argc < 3)
-        return mm_fail(err, MM_BAD_INPUT, "%s needs a %s; see mudman-mpi --help", line->command,
-                       strcmp(line->command, "resume") == 0    ? "run folder"
-                       : strcmp(line->command, "inspect") == 0 ? "file"
-                                                               : "config");
-    line->subject = argv[2];
-    line->overrides = argv + 3;
-    bool plan = strcmp(line->command, "plan") == 0, inspect = strcmp(line->command, "inspect") == 0;
-    for (int i = 3; i < argc; i++) {
-        if (plan && strcmp(argv[i], "--ranks") == 0 && i + 2 == argc) {
-            char *end;
-            long ranks = strtol(argv[i + 1], &end, 10);
-            if (*end || ranks < 1 || ranks > 1000000)
-                return mm_fail(err, MM_BAD_INPUT, "--ranks %s: not a number of ranks", argv[i + 1]);
-            line->ranks = (int)ranks;
-            break;
-        }
-        if (inspect || !strchr(argv[i], '=') || argv[i][0] == '-')
-            return mm_fail(err, MM_BAD_INPUT,
-                           "argument '%s' is not understood; overrides read "
-                           "key=value, see mudman-mpi --help",
-                           argv[i]);
-        line->overrides_n++;
-    }
-    return MM_OK;
-}
 
 /* From here on the config says how long ranks wait for each other. */
 static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
@@ -133,7 +58,7 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
 }
 
 static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
-                                 const struct command_line *line, struct mm_error *err) {
+                                 const struct mm_command_line *line, struct mm_error *err) {
     struct mm_checkpoint_info info = {0};
     struct mm_config config = {0};
     char *folder = NULL, *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
@@ -183,27 +108,15 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
 }
 
 static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
-                                  const struct command_line *line, struct mm_error *err) {
-    static const struct {
-        const char *name;
-        enum mm_command command;
-    } commands[] = {{"run", MM_RUN},
-                    {"eval", MM_EVAL},
-                    {"pretrain", MM_PRETRAIN},
-                    {"plan", MM_PLAN},
-                    {"trials", MM_TRIALS}};
-    size_t k = 0;
-    while (strcmp(commands[k].name, line->command) != 0)
-        k++;
+                                  const struct mm_command_line *line, struct mm_error *err) {
     struct mm_config config = {0};
     enum mm_status status = mm_config_read(&config, line->subject, line->overrides,
-                                           line->overrides_n, commands[k].command, err);
+                                           line->overrides_n, line->command, err);
     status = mm_comm_agree(comm, status, err);
-    bool plan = commands[k].command == MM_PLAN;
-    if (status == MM_OK && !plan)
+    if (status == MM_OK && line->command != MM_PLAN)
         status = open_place(comm, dev, &config, false, err);
     if (status == MM_OK)
-        switch (commands[k].command) {
+        switch (line->command) {
         case MM_RUN:
             status = train(comm, *dev, &config, NULL, NULL, err);
             break;
@@ -226,45 +139,77 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
 }
 
 static enum mm_status dispatch(struct mm_comm *comm, struct mm_device **dev,
-                               const struct command_line *line, struct mm_error *err) {
-    if (strcmp(line->command, "inspect") == 0) {
+                               const struct mm_command_line *line, struct mm_error *err) {
+    if (line->command == MM_INSPECT) {
         mm_comm_watch_begin(comm, 0, "inspect", MM_UNNUMBERED); /* may take rank 0 any time */
         return mm_comm_rank(comm) == 0 ? mm_inspect(line->subject, err) : MM_OK;
     }
-    return strcmp(line->command, "resume") == 0 ? resume_run(comm, dev, line, err)
-                                                : with_config(comm, dev, line, err);
+    return line->command == MM_RESUME ? resume_run(comm, dev, line, err)
+                                      : with_config(comm, dev, line, err);
 }
 
-int main(int argc, char **argv) {
-    if (argc > 1 && strcmp(argv[1], "--version") == 0) {
-        puts("mudman-mpi " MM_VERSION);
-        return MM_OK;
-    }
-    if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        char *keys = mm_config_help();
-        printf("%s%s", usage, keys);
-        mm_free(keys);
-        return MM_OK;
-    }
-    struct mm_error err = {""};
-    struct command_line line;
+/* What this build computes with, here. */
+static void print_version(void) {
+    char processor[MM_PROCESSOR_TEXT];
+    char *blas = mm_blas_text(), *mpi = mm_comm_library_text(), *hdf5 = mm_h5_library_text();
+    char *onednn = mm_onednn_text(), *cuda = mm_cuda_text();
+    printf("mudman-mpi " MM_VERSION "\n"
+           "processor: %s\n"
+           "BLAS: %s\n"
+           "oneDNN: %s\n"
+           "MPI: %s\n"
+           "HDF5: %s\n"
+           "CUDA: %s\n",
+           mm_processor_text(mm_processor(), processor), blas, onednn, mpi, hdf5, cuda);
+    mm_free(blas);
+    mm_free(onednn);
+    mm_free(mpi);
+    mm_free(hdf5);
+    mm_free(cuda);
+}
+
+static void print_help(const struct mm_command_line *line) {
+    char *text = line->all ? mm_commands_help() : mm_command_help(line->command);
+    fputs(text, stdout);
+    mm_free(text);
+}
+
+/* On all ranks of the job. */
+static enum mm_status run_job(const struct mm_command_line *line, int *argc, char ***argv,
+                              enum mm_status status, struct mm_error *err) {
     struct mm_device *dev = NULL;
-    enum mm_status status = parse(&line, argc, argv, &err);
-    double patience = mm_config_early_timeout(line.overrides, line.overrides_n);
-    struct mm_comm *comm = mm_comm_join(&argc, &argv, MM_PATIENCE_FOR_FILES * patience, &err);
+    double patience = mm_config_early_timeout(line->overrides, line->overrides_n);
+    struct mm_comm *comm = mm_comm_join(argc, argv, MM_PATIENCE_FOR_FILES * patience, err);
     if (!comm) {
-        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+        fprintf(stderr, "mudman-mpi: %s\n", err->text);
         return MM_BAD_INPUT;
     }
     int rank = mm_comm_rank(comm);
     mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
     if (status == MM_OK)
-        status = dispatch(comm, &dev, &line, &err);
+        status = dispatch(comm, &dev, line, err);
     if (status != MM_OK && rank == 0)
-        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+        fprintf(stderr, "mudman-mpi: %s\n", err->text);
     mm_comm_free(comm); /* before the device, whose memory it works on */
     mm_device_free(dev);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    struct mm_error err = {""};
+    struct mm_command_line line;
+    enum mm_status status = mm_command_line_read(&line, argc, argv, &err);
+    bool job = !line.help && !line.version;
+    if (!line.help)
+        mm_blas_settle(argv);
+    if (line.version)
+        print_version();
+    if (line.help)
+        print_help(&line);
+    if (job)
+        status = run_job(&line, &argc, &argv, status, &err);
+    mm_free(line.overrides);
     if (mm_live_blocks() != 0)
-        mm_log(MM_LOG_DEBUG, "rank %d: %ld blocks were not freed", rank, mm_live_blocks());
+        mm_log(MM_LOG_DEBUG, "%ld blocks were not freed", mm_live_blocks());
     return status;
 }

@@ -49,7 +49,7 @@ function only(name, pattern, places) {
     only("yaml.h", "^yaml[.]h$", "^src/config/yaml[.]c$")
     only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl)")
     only("nccl.h", "^nccl", "^comm/nccl")
-    only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/cpu/")
+    only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/(cpu/|blas[.]c$)")
     only("oneDNN", "^(oneapi/dnnl/)?dnnl.*[.]h$", "^kernels/onednn[.]c$")
     mine = level(FILENAME)
     theirs = level(header)

@@ -277,6 +277,15 @@ int mm_cuda_device_count(void) {
     return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
 }
 
+char *mm_cuda_text(void) {
+    int runtime = 0, driver = 0, count = mm_cuda_device_count();
+    (void)cudaRuntimeGetVersion(&runtime);
+    (void)cudaDriverGetVersion(&driver);
+    return mm_format("runtime %d.%d, driver for %d.%d, %d GPU%s", runtime / 1000,
+                     runtime % 1000 / 10, driver / 1000, driver % 1000 / 10, count,
+                     count == 1 ? "" : "s");
+}
+
 /* Whether device `index` can be used, and its name; else the text says why not. */
 static bool device_name(int index, char *name, size_t bytes, struct mm_error *err) {
     int count = 0, driver = 0;

@@ -3,6 +3,7 @@
  * Settings (yaml.h) give each key's text with its place, the table (table.h) says
  * what the key takes, value.h moves one value. A default is YAML text too and takes the same
  * way in. Last come the checks of keys against the command and against each other. */
+#include "src/config/command.h"
 #include "src/config/config.h"
 
 #include "src/config/value.h"
@@ -90,7 +91,8 @@ static enum mm_status wrong(const struct check *c, const char *key, const char *
 static enum mm_status missing(const struct check *c, const char *key) {
     char what[64];
     snprintf(what, sizeof what, "is %s, but %s needs it",
-             mm_settings_find(c->given, key) ? "null" : "missing", mm_command_name(c->command));
+             mm_settings_find(c->given, key) ? "null" : "missing",
+             mm_command_rows[c->command].name);
     return wrong(c, key, what);
 }
 

@@ -36,8 +36,18 @@ struct mm_attack {
     size_t lora_rank;     /* of the adapters on every matrix of the layers; 0: all parameters */
 };
 
-/* Which keys a command needs: missing ones are errors. */
-enum mm_command { MM_RUN, MM_RESUME, MM_EVAL, MM_PRETRAIN, MM_PLAN, MM_TRIALS };
+/* The commands, by which keys are needed: missing ones are errors. All but the last read a config;
+ * command.h has a row for each. */
+enum mm_command {
+    MM_RUN,
+    MM_RESUME,
+    MM_EVAL,
+    MM_PRETRAIN,
+    MM_PLAN,
+    MM_TRIALS,
+    MM_INSPECT,
+    MM_COMMANDS
+};
 
 /* Stands for a whole number without a default that is not given. */
 #define MM_ABSENT SIZE_MAX
@@ -171,7 +181,9 @@ double mm_config_early_timeout(char *const *overrides, size_t overrides_n);
  * start-up, checkpoint, export and exit. */
 #define MM_PATIENCE_FOR_FILES 6
 
-/* Every key, its default, bounds and meaning, for --help. The caller frees with mm_free. */
-char *mm_config_help(void);
+/* Every key, its default, bounds and meaning, for --help, but for those of `unused`, sections or
+ * whole keys, each after a ' ' (NULL: none), and, `resumable`, those that a resume may not change.
+ * The caller frees with mm_free. */
+char *mm_config_help(const char *unused, bool resumable);
 
 #endif

@@ -4,6 +4,8 @@
  * type of the field is not the one that the row's readers and writers assume. */
 #include "src/config/table.h"
 
+#include "src/config/command.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -271,11 +273,6 @@ const struct mm_config_list *mm_config_list(enum mm_config_type type) {
 
 /* ---- looking up ---- */
 
-const char *mm_command_name(enum mm_command command) {
-    static const char *const names[] = {"run", "resume", "eval", "pretrain", "plan", "trials"};
-    return names[command];
-}
-
 const struct mm_config_row *mm_config_row(const char *name) {
     for (size_t i = 0; i < mm_config_rows_n; i++)
         if (strcmp(mm_config_rows[i].name, name) == 0)
@@ -411,14 +408,25 @@ static void print_help(FILE *out, const struct mm_config_row *row) {
     for (enum mm_command c = MM_RUN; c <= MM_TRIALS; c++)
         if (row->flags & MM_KEY_NEEDED_BY(c)) {
             fprintf(out, "%*s%s%s", *before == 'n' ? HELP_COLUMN : 0, "", before,
-                    mm_command_name(c));
+                    mm_command_rows[c].name);
             before = ", ";
         }
     if (*before != 'n')
         fputc('\n', out);
 }
 
-char *mm_config_help(void) {
+/* Whether the row's section or name is a word of `list`. */
+static bool listed(const struct mm_config_row *row, const char *list) {
+    size_t name = strlen(row->name), section = strcspn(row->name, ".");
+    for (; list && *list; list += strcspn(list, " ")) {
+        size_t n = strcspn(++list, " ");
+        if ((n == name || n == section) && strncmp(list, row->name, n) == 0)
+            return true;
+    }
+    return false;
+}
+
+char *mm_config_help(const char *unused, bool resumable) {
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
@@ -427,7 +435,9 @@ char *mm_config_help(void) {
           "unlearn.adv_lr=0.01 unlearn.target_modules=[gate_proj,v_proj] seed=7\n\n",
           out);
     for (size_t i = 0; i < mm_config_rows_n; i++)
-        print_help(out, &mm_config_rows[i]);
+        if (!listed(&mm_config_rows[i], unused) &&
+            (!resumable || mm_config_rows[i].flags & MM_KEY_RESUMABLE))
+            print_help(out, &mm_config_rows[i]);
     MM_CHECK(fclose(out) == 0, "out of memory");
     char *help = mm_strdup(text);
     free(text); /* open_memstream's, not ours to count */

@@ -56,9 +56,6 @@ struct mm_config_list {
 /* The description of the list that a row of this type holds; NULL if the type is no such list. */
 const struct mm_config_list *mm_config_list(enum mm_config_type type);
 
-/* The command's word on the command line. */
-const char *mm_command_name(enum mm_command command);
-
 /* The row called `name`, or NULL. */
 const struct mm_config_row *mm_config_row(const char *name);
 

@@ -123,6 +123,7 @@ static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
                      struct mm_mat dhidden, const struct mm_hidden_loss *states) {
     struct visit visit = {.p = p, .acts = acts, .states = states, .micro = i};
     struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
+    mm_comm_pass(p->comm);
     if (i + 1 == p->share.micros_n && !exact(p))
         visit.then = mm_shard_departures(p->shard);
     mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, overwrites(p, i),
@@ -145,6 +146,7 @@ static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_b
     struct visit visit = {
         .p = p, .acts = acts, .states = states, .micro = i, .loss = loss, .then = arrivals(p)};
     struct mm_layer_hook hook = {.call = take_terms, .self = &visit};
+    mm_comm_pass(p->comm);
     mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), mm_share_count(&p->share, i),
                p->share.T, states ? hook : visit.then);
     if (states)
@@ -160,6 +162,7 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
     for (size_t i = 0; i < p->share.micros_n; i++) {
         struct visit visit = {.p = p, .acts = acts, .states = r, .micro = i, .then = arrivals(p)};
         struct mm_layer_hook hook = {.call = keep_state, .self = &visit};
+        mm_comm_pass(p->comm);
         mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i),
                       mm_share_count(&p->share, i), p->share.T, r->end - 1, hook);
         mm_hidden_loss_keep(r, acts, first_token(&visit), r->end - 1);

@@ -171,6 +171,7 @@ static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
     struct mm_device *dev = e->model->dev;
     size_t T = batch[count - 1].length, C = e->model->arch.width, V = e->model->arch.vocab;
     struct mm_layer_hook none = {0};
+    mm_comm_pass(e->comm);
     memset(tokens, 0, count * T * sizeof *tokens);
     for (size_t i = 0; i < count; i++)
         memcpy(tokens + i * T, q->prompts + q->offsets[batch[i].index],

@@ -1,6 +1,7 @@
 /* place.c - see place.h. */
 #include "src/run/place.h"
 
+#include "kernels/blas.h"
 #include "src/run/threads.h"
 
 /* auto is bfloat16 on GPUs and float32 on CPUs, of all kinds: where a job happens to land must not
@@ -57,6 +58,13 @@ static void open_best(struct mm_device **dev, struct mm_comm *comm) {
     *dev = mm_device_create_cpu();
 }
 
+/* Where a rank has no memory for products, none goes on. */
+static enum mm_status prepare_products(struct mm_comm *comm, const struct mm_config *config,
+                                       struct mm_error *err) {
+    bool exact = config->reduction == MM_REDUCTION_EXACT;
+    return mm_comm_agree(comm, mm_blas_take_memory(mm_cpu_threads(), exact, err), err);
+}
+
 static void say(const struct mm_comm *comm, const struct mm_device *dev,
                 const struct mm_config *config) {
     int ranks = mm_comm_size(comm);
@@ -88,6 +96,8 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     if (status == MM_OK)
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);
+    if (status == MM_OK && !cuda)
+        status = prepare_products(comm, config, err);
     if (status == MM_OK)
         say(comm, *dev, config);
     return status;

@@ -9,20 +9,37 @@
 #define MARGIN_SECONDS   30.0
 #define BYTES_PER_SECOND 2e8 /* what a checkpoint is taken to reach before one was measured */
 
+#define SAME_SIGNAL 0.25
+
 static volatile sig_atomic_t asked;
-static double ends = INFINITY; /* mm_now() when the job does */
+static volatile double insisted = -1; /* mm_now() at the first SIGTERM or SIGINT; its handler's */
+static double ends = INFINITY;        /* mm_now() when the job does */
 
 static void note(int number) {
+    (void)number;
     asked = 1;
-    if (number == SIGINT)
-        signal(SIGINT, SIG_DFL);
+}
+
+/* Of one that may be meant as "now". */
+static void note_or_end(int number) {
+    double now = mm_now();
+    note(number);
+    if (insisted < 0)
+        insisted = now;
+    if (now - insisted < SAME_SIGNAL)
+        return;
+    signal(number, SIG_DFL);
+    raise(number); /* taken when this handler returns */
 }
 
 void mm_stop_listen(void) {
     struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
+    action.sa_handler = note_or_end;
+    sigaddset(&action.sa_mask, SIGTERM); /* one at a time */
+    sigaddset(&action.sa_mask, SIGINT);
+    sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
 }
 

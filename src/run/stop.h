@@ -5,8 +5,10 @@
 
 #include "comm/comm.h"
 
-/* From now on those signals are noted instead of ending the process. A second SIGINT ends it.
- * Local. */
+/* From now on those signals are noted instead of ending the process. A second SIGTERM or SIGINT,
+ * a quarter of a second after the first of the two or later, ends it at once: sooner it is the same
+ * one that came two ways, as from timeout(1). Slurm may well send SIGTERM after a SIGUSR1: those
+ * two ask for the same. Local. */
 void mm_stop_listen(void);
 /* True once one came. Local. */
 bool mm_stop_asked(void);

@@ -6,16 +6,20 @@
  *   MPI_Init_thread, MPI_Finalize
  *   save   fsync of a checkpoint's file
  *   data   the collectives that carry numbers between ranks
+ *   product   a matrix product, between parallel regions
  *
  * Calls of FUNCTION are counted from 0; ACTION is for those from FIRST to LAST, before they do
  * their work:
  *
  *   kill, stop   SIGKILL, SIGSTOP to itself
+ *   hang         it never ends, in this thread
  *   exit         _exit(9): exit(9) in the thread that writes checkpoints would tear MPI down
  *                under the one that uses it
  *   nan          an element sent: the first, but of gradients on odd ranks the last
  *   zero         everything sent
  *   log          a line "BYTES gradient" or "BYTES sum" to the file MUDMAN_FAULT_LOG, by rank 0
+ *
+ * MUDMAN_FAULT_CORE is what OpenBLAS says its kernels are while OPENBLAS_CORETYPE is not set.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -55,6 +59,8 @@ static int due(const char *function) {
         raise(SIGKILL);
     if (strcmp(fault.action, "stop") == 0)
         raise(SIGSTOP);
+    while (strcmp(fault.action, "hang") == 0)
+        pause();
     if (strcmp(fault.action, "exit") == 0)
         _exit(9);
     return 1;
@@ -76,6 +82,24 @@ static void *zero_or_copy(const void *data, size_t bytes) {
     return copy;
 }
 
+static void *next_of(const char *function) {
+    return dlsym(RTLD_NEXT, function);
+}
+
+void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a,
+                 int lda, const float *b, int ldb, float beta, float *c, int ldc) {
+    void (*next)(int, int, int, int, int, int, float, const float *, int, const float *, int, float,
+                 float *, int) = next_of("cblas_sgemm");
+    due("product");
+    next(order, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+}
+
+char *openblas_get_corename(void) {
+    char *(*next)(void) = next_of("openblas_get_corename");
+    char *told = getenv("MUDMAN_FAULT_CORE"), *asked = getenv("OPENBLAS_CORETYPE");
+    return told && !(asked && *asked) ? told : next();
+}
+
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
     due("MPI_Init_thread");
     return PMPI_Init_thread(argc, argv, required, provided);
@@ -87,7 +111,7 @@ int MPI_Finalize(void) {
 }
 
 int fsync(int fd) {
-    int (*next)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
+    int (*next)(int) = next_of("fsync");
     char link[64], path[4096] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     if (readlink(link, path, sizeof path - 1) > 0 && strstr(path, "/checkpoints/"))

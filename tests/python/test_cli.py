@@ -39,19 +39,56 @@ pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype trans
 """.split()
 
 
+COMMANDS = ("run", "resume", "eval", "pretrain", "plan", "trials", "inspect")
+
+
+def listed_keys(out: str) -> list[str]:
+    return re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)?) {2,}", out, re.M)
+
+
 def test_help() -> None:
     outcome = succeed("--help")
-    for command in ("run", "resume", "eval", "pretrain", "plan", "inspect"):
+    for command in COMMANDS:
         assert f"\n  mudman-mpi {command} " in outcome.out
-    listed = re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)?) {2,}", outcome.out, re.M)
-    assert listed == KEYS
+    assert listed_keys(outcome.out) == KEYS
     assert re.search(r"\b0 done.*\b2 bad input.*\b3 stopped.*\b4 rejected", outcome.out, re.S)
     assert outcome.err == "" and succeed("-h").out == outcome.out
 
 
 def test_version() -> None:
     project = re.search(r"project\(mudman-mpi VERSION (\S+)", (ROOT / "CMakeLists.txt").read_text())
-    assert succeed("--version").out == f"mudman-mpi {project[1]}\n"
+    lines = succeed("--version").out.splitlines()
+    assert lines[0] == f"mudman-mpi {project[1]}"
+    for name, says in (
+        ("processor", r"\S+( with \S.*)?"), ("BLAS", r"OpenBLAS \d+\.\d+\S*, \w+ kernels"), ("MPI", r".*\d.*"),
+        ("HDF5", r"\d+\.\d+\.\d+"), ("CUDA", r"not in this build|runtime \d+\.\d+, .*"),
+    ):  # fmt: skip
+        assert any(re.fullmatch(f"{name}: {says}", line) for line in lines[1:]), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str) -> None:
+    """Its usage and the keys that concern it, whatever stands beside, without an MPI or a file."""
+    outcome = succeed(command, "--help")
+    assert outcome.out.startswith(f"  mudman-mpi {command} ") and outcome.err == ""
+    assert "Exit status:" in outcome.out and ("--ranks N" in outcome.out) == (command == "plan")
+    assert {succeed(command, *words).out for words in (["-h"], ["none.yaml", "-h"])} == {outcome.out}
+    keys = listed_keys(outcome.out)
+    assert keys == [key for key in KEYS if key in keys]
+    known = {
+        "run": ("unlearn.adv_lr", "output.dir"), "resume": ("unlearn.loops", "relearn.lr"),
+        "eval": ("model.path", "evaluate.batches"), "pretrain": ("pretrain.lr", "output.dir"),
+        "plan": ("unlearn.adv_lr", "model.path"), "trials": ("unlearn.adv_lr", "relearn.lr"),
+    }.get(command, ())  # fmt: skip
+    foreign = {"resume": "unlearn.adv_lr", "pretrain": "unlearn.adv_lr"}.get(command, "pretrain.lr")
+    assert set(known) <= set(keys) and foreign not in keys
+    assert keys or command == "inspect"
+
+
+def test_options_that_are_none(tiny: Case) -> None:
+    assert "run has no option '--ranks'" in fail(2, "run", tiny.config, "--ranks", 2)
+    assert "plan has no option '--rank'" in fail(2, "plan", tiny.config, "--rank", 2, ranks=3)
+    assert "--bogus is no option" in fail(2, "--bogus")
 
 
 # -- eval ---------------------------------------------------------------------------------------------
@@ -202,6 +239,18 @@ def test_plan_counts_the_adapters_of_the_base(tiny: Case, ranks: int) -> None:
         assert table[name] == pytest.approx([0, size, 0], rel=5e-3)
     assert table["frozen model"] == pytest.approx([0, 3 * -(-22 // ranks) * 16 * 4, 0], rel=5e-3)
     assert table["checkpoint copy"] == pytest.approx([0, 3 * size, 0], rel=5e-3)
+
+
+def test_plan_takes_its_words_in_any_order(tiny: Case) -> None:
+    """Overrides, ranks and the config, as their users would type them."""
+    override, file = "unlearn.train_adversary=false", tiny.config
+    expected = succeed("plan", file, override, "--ranks", 3).out
+    assert expected != succeed("plan", file, override).out
+    for words in (
+        ["--ranks", 3, override, file], [file, "--ranks", 3, override], ["--ranks=3", file, override],
+        [override, file, "--ranks=3"],
+    ):  # fmt: skip
+        assert succeed("plan", *words).out == expected
 
 
 def test_plan_counts_the_copy_of_a_trial_server(tiny: Case) -> None:

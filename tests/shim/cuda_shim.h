@@ -217,6 +217,7 @@ const char *cudaGetErrorString(cudaError_t result);
 
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int index);
 cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int index);

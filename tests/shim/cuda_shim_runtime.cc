@@ -346,6 +346,10 @@ cudaError_t cudaDriverGetVersion(int *version) {
     return cudaSuccess;
 }
 
+cudaError_t cudaRuntimeGetVersion(int *version) {
+    return cudaDriverGetVersion(version);
+}
+
 cudaError_t cudaGetDeviceCount(int *count) {
     *count = 1;
     return cudaSuccess;

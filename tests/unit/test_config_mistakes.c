@@ -1,5 +1,6 @@
-/* Tests of the configuration: every kind of mistake, in YAML, keys, values and keys together, is
- * refused with its place and what would be right. */
+/* Tests of the configuration: every kind of mistake, in YAML, keys, values, keys together and
+ * arguments, is refused with its place and what would be right. */
+#include "src/config/command.h"
 #include "tests/unit/config_cases.h"
 
 #include <math.h>
@@ -258,7 +259,7 @@ static void test_what_commands_need(void **state) {
                                        "unlearn.retaining_rate",
                                        "unlearn.adv_lr"};
     for (size_t c = 0; c < COUNT(unlearning); c++) {
-        const char *command = mm_command_name(unlearning[c]);
+        const char *command = mm_command_rows[unlearning[c]].name;
         for (size_t k = 0; k < COUNT(keys); k++) {
             char argument[64], message[200];
             snprintf(argument, sizeof argument, "%s=null", keys[k]);

@@ -60,7 +60,7 @@ static void test_resume(void **state) {
 
 static void test_help(void **state) {
     (void)state;
-    char *help = mm_config_help();
+    char *help = mm_config_help(NULL, false);
     for (size_t i = 0; i < mm_config_rows_n; i++) {
         char *line = mm_format("\n  %s ", mm_config_rows[i].name);
         if (!strstr(help, line))

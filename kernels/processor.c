@@ -1,0 +1,45 @@
+/* processor.c - see processor.h. */
+#include "kernels/processor.h"
+
+#include <stdio.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* Whether the operating system saves the registers of AMX: bits 17 and 18 of XCR0. */
+static bool tiles_are_saved(void) {
+    unsigned a, b, c, d, low, high;
+    const unsigned osxsave = 1u << 27, tiles = 3u << 17;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & osxsave))
+        return false;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & tiles) == tiles;
+}
+
+struct mm_processor mm_processor(void) {
+    struct mm_processor p = {.level = 1};
+    unsigned a, b, c, d;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        p.level = 4;
+    else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        p.level = 3;
+    if (p.level == 4 && __get_cpuid_count(7, 1, &a, &b, &c, &d))
+        p.avx512_bf16 = a >> 5 & 1;
+    if (p.level == 4 && __get_cpuid_count(7, 0, &a, &b, &c, &d))
+        p.amx_bf16 = (d >> 22 & 1) && (d >> 24 & 1) && tiles_are_saved();
+    return p;
+}
+#else
+struct mm_processor mm_processor(void) {
+    return (struct mm_processor){0};
+}
+#endif
+
+const char *mm_processor_text(struct mm_processor p, char text[MM_PROCESSOR_TEXT]) {
+    const char *const levels[] = {"native", "x86-64", "x86-64", "x86-64-v3", "x86-64-v4"};
+    snprintf(text, MM_PROCESSOR_TEXT, "%s%s%s%s%s", levels[p.level],
+             p.avx512_bf16 || p.amx_bf16 ? " with " : "", p.avx512_bf16 ? "AVX512-BF16" : "",
+             p.avx512_bf16 && p.amx_bf16 ? ", " : "", p.amx_bf16 ? "AMX-BF16" : "");
+    return text;
+}

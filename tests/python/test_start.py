@@ -1,0 +1,144 @@
+"""How the program starts and ends: the BLAS library's kernels and memory, a rank that hangs alone, and
+stop signals that come twice."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fault_helpers import LIBRARY, faulty
+from job_helpers import Job, fail, lines_of, result_of, succeed
+from model_helpers import Case
+
+PRETEND = ["env", "-u", "OPENBLAS_CORETYPE", f"LD_PRELOAD={LIBRARY}", "MUDMAN_FAULT_CORE=Prescott"]
+ANEW = re.compile(r"^OpenBLAS \S+ chose its Prescott kernels, .* OPENBLAS_CORETYPE=(\w+)$", re.M)
+LONG = ["unlearn.loops=1000000", "evaluate.every_passes=1000000"]
+SELDOM = "checkpoint.every_loops=1000000"
+
+
+# -- kernels ------------------------------------------------------------------------------------------
+
+
+def wanted() -> str:
+    """The kernels for this processor, which must be newer than those of 2004."""
+    level = re.search(r"^processor: x86-64-v([34])", succeed("--version").out, re.M)
+    if not level:
+        pytest.skip("no processor for better kernels")
+    return {"3": "Haswell", "4": "SkylakeX"}[level[1]]
+
+
+def test_starts_anew_with_better_kernels() -> None:
+    outcome = succeed("--version", wrapper=PRETEND)
+    assert ANEW.findall(outcome.err) == [wanted()]
+    assert f", {wanted()} kernels" in outcome.out
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_job_starts_anew_once(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """One line from all ranks, before anything else; arguments, folder and results stay."""
+    core, run = wanted(), tmp_path / "run"
+    outcome = tiny.run(run, "unlearn.loops=2", wrapper=PRETEND, ranks=ranks)
+    assert ANEW.findall(outcome.err) == [core], outcome.err
+    assert len(lines_of(run, "unlearn")) == 2 and result_of(run)["status"] == "done"
+
+
+def test_the_user_s_choice_is_respected() -> None:
+    chosen = ["env", "OPENBLAS_CORETYPE=Prescott"]
+    outcome = succeed("--version", wrapper=chosen)
+    assert outcome.err == "" and ", Prescott kernels" in outcome.out
+    nothing = ["env", "OPENBLAS_CORETYPE=", *PRETEND[3:]]
+    assert ANEW.findall(succeed("--version", wrapper=nothing).err) == [wanted()]
+
+
+def test_good_kernels_are_left_alone() -> None:
+    able = ["env", "-u", "OPENBLAS_CORETYPE", f"LD_PRELOAD={LIBRARY}", "MUDMAN_FAULT_CORE=Cooperlake"]
+    assert succeed("--version", wrapper=able).err == ""
+
+
+# -- memory -------------------------------------------------------------------------------------------
+
+NO_MEMORY = "no memory for products of matrices: for {} thread"
+
+
+def test_no_memory_when_the_library_is_loaded(tiny: Case, tmp_path: Path) -> None:
+    """It would try for ever, before main."""
+    run = f"output.dir={tmp_path / 'run'}"
+    limited = ["prlimit", f"--as={150 << 20}"]
+    assert NO_MEMORY.format(1) in fail(1, "run", tiny.config, run, wrapper=limited, limit=10)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("reduction", ["fast", "exact"])
+def test_no_memory_for_the_first_product(tiny: Case, tmp_path: Path, ranks: int, reduction: str) -> None:
+    """64 threads take 8 GiB of address space; on every rank it is known before anything is made."""
+    run = tmp_path / "run"
+    limited = ["prlimit", f"--as={3 << 30}"]
+    message = fail(
+        1, "run", tiny.config, f"output.dir={run}", f"reduction={reduction}", wrapper=limited,
+        ranks=ranks, threads=64, limit=20,
+    )  # fmt: skip
+    assert NO_MEMORY.format(64) in message and "ulimit -v" in message
+    assert not run.exists()
+
+
+# -- alone and hanging --------------------------------------------------------------------------------
+
+
+def hanging(tiny: Case, run: Path, function: str, call: int, *overrides: str) -> Job:
+    return Job(
+        "run", tiny.config, f"output.dir={run}", *LONG, *overrides,
+        wrapper=faulty(-1, function, call, 10**9, "hang"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "call", "where", "seconds"),
+    [("product", 3000, r"loop \d+", 1), ("save", 0, r"checkpoint after loop \d+", 6)],
+)
+def test_a_lonely_rank_that_hangs(
+    tiny: Case, tmp_path: Path, function: str, call: int, where: str, seconds: int
+) -> None:
+    """In a product, or in the thread that writes a checkpoint: nobody waits for it but itself."""
+    checkpoints = "checkpoint.every_loops=2" if function == "save" else SELDOM
+    job = hanging(tiny, tmp_path / "run", function, call, "timeout=1", checkpoints)
+    outcome = job.wait(30)
+    assert outcome.status == 1, outcome.err
+    said = rf"rank 0: {where}: nothing has gone on for {seconds} s: this process hangs, or 'timeout'"
+    assert re.search(said, outcome.err), outcome.err
+
+
+# -- twice --------------------------------------------------------------------------------------------
+
+
+def loops_go_on(run: Path) -> bool:
+    metrics = run / "metrics.jsonl"
+    return metrics.is_file() and metrics.read_text().count('"unlearn"') > 2
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(tiny: Case, tmp_path: Path, first: int, second: int) -> None:
+    """Where the first cannot be heeded; SIGUSR1, which Slurm sends before a SIGTERM, is none."""
+    job = hanging(tiny, tmp_path / "run", "product", 3000, "timeout=0", SELDOM)
+    job.wait_until(lambda: loops_go_on(tmp_path / "run"))
+    time.sleep(0.5)
+    for number in (signal.SIGUSR1, first):
+        job.signal_ranks(number)
+        time.sleep(0.5)
+        assert job.running()
+    job.signal_ranks(second)
+    assert job.wait(5).status == -second
+
+
+def test_a_signal_that_comes_two_ways_is_one(tiny: Case, tmp_path: Path) -> None:
+    """timeout(1) signals its command and then its group."""
+    run = tmp_path / "run"
+    job = Job("run", tiny.config, f"output.dir={run}", *LONG, SELDOM)
+    job.wait_until(lambda: loops_go_on(run))
+    for _ in range(5):
+        job.signal_ranks(signal.SIGTERM)
+    assert job.wait().status == 3
