@@ -337,6 +337,13 @@ void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struc
 
 /* -- relearning and pretraining ---------------------------------------------------------------- */
 
+void CPU_NAME(cpu_add)(struct mm_device *dev, float *y, const float *x, size_t n) {
+    (void)dev;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
 static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
                              float rate) {
     for (size_t i = first; i < first + n; i++)
