@@ -134,16 +134,9 @@ static enum mm_status check_index(const struct mm_weights *weights, const cJSON 
 
 static enum mm_status open_indexed(struct mm_weights *weights, const char *path,
                                    struct mm_error *err) {
-    struct stat info;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) /* a pipe would hang the job */
-        return mm_fail(err, MM_BAD_INPUT, "%s: not a regular file", path);
-    char *text;
-    size_t bytes, names_n = 0;
-    enum mm_status status = mm_file_read(path, &text, &bytes, err);
-    if (status)
-        return status;
-    cJSON *root = mm_json_object(text, bytes, path, "the file", err);
-    mm_free(text);
+    size_t names_n = 0;
+    enum mm_status status = MM_OK;
+    cJSON *root = mm_json_file(path, NULL, err);
     if (!root)
         return MM_BAD_INPUT;
     const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");

@@ -2,6 +2,7 @@
  * export. */
 #include "io/checkpoint.h"
 #include "io/files.h"
+#include "io/json_text.h"
 #include "io/saver.h"
 #include "src/parallel/collect.h"
 #include "src/run/job.h"
@@ -280,7 +281,11 @@ static enum mm_status load(struct phase *ph, const char *folder,
     if (status != MM_OK)
         return status;
     copy_state(ph, false);
-    cJSON *extra = cJSON_Parse(info->extra);
+    bool any = *info->extra;
+    cJSON *extra = any ? mm_json_object(info->extra, strlen(info->extra), folder, "'extra'", err)
+                       : NULL;
+    if (any && !extra)
+        return MM_BAD_INPUT;
     get_losses(extra, "start", &job->at_start);
     get_losses(extra, "unlearn", &job->after_unlearning);
     cJSON_Delete(extra);
