@@ -13,10 +13,11 @@ struct mm_json_places { /* of tokens, as offsets into the text, in its order; ow
 };
 
 struct mm_json_scan {
-    struct mm_json_places names;     /* the opening quote of every member's name */
-    struct mm_json_places constants; /* NaN, Infinity, -Infinity: not JSON, but Python writes them */
-    size_t fault;                    /* where `why` applies */
-    const char *why;                 /* NULL: nothing is wrong */
+    struct mm_json_places names; /* the opening quote of every member's name */
+    struct mm_json_places
+        constants;   /* NaN, Infinity, -Infinity: not JSON, but Python writes them */
+    size_t fault;    /* where `why` applies */
+    const char *why; /* NULL: nothing is wrong */
 };
 
 /* Checks that the `bytes` of `text` are one JSON value with white space around it, nested at most

@@ -101,8 +101,8 @@ static void read_window(struct mm_fields *f, const struct mm_family_row *row,
         const char *name = cJSON_IsString(type) ? type->valuestring : "(not a string)";
         bool sliding = per_layer && strcmp(name, "sliding_attention") == 0;
         if (!sliding && strcmp(name, "full_attention") != 0)
-            mm_fields_fault(f, "'layer_types' names '%.100s', which is not supported in this family",
-                            name);
+            mm_fields_fault(
+                f, "'layer_types' names '%.100s', which is not supported in this family", name);
         any |= sliding;
         n++;
     }
@@ -129,8 +129,7 @@ static void lay_out_heads(struct mm_heads *h, bool mixed) {
     }
 }
 
-static void read_heads(struct mm_fields *f, const struct mm_family_row *row,
-                       struct mm_arch *arch) {
+static void read_heads(struct mm_fields *f, const struct mm_family_row *row, struct mm_arch *arch) {
     struct mm_heads *h = &arch->heads;
     h->heads = read_size(f, arch, "num_attention_heads", row->heads);
     h->kv_heads = h->heads;
@@ -207,7 +206,8 @@ static void read_fields(struct mm_fields *f, struct mm_arch *arch) {
     bool bias = row->bias_field ? mm_field_bool(f, "attention_bias", row->bias) : row->bias;
     arch->qkv_bias = bias || row->qkv_bias;
     arch->o_bias = bias;
-    arch->mlp_bias = row->mlp_bias_field ? mm_field_bool(f, "mlp_bias", row->mlp_bias) : row->mlp_bias;
+    arch->mlp_bias =
+        row->mlp_bias_field ? mm_field_bool(f, "mlp_bias", row->mlp_bias) : row->mlp_bias;
     arch->initializer_range = mm_field_number(f, "initializer_range", 0.02);
     mm_rope_read(f, row, arch);
     read_window(f, row, arch);

@@ -111,7 +111,7 @@ const char *mm_family_names(char *text, size_t bytes) {
     size_t used = 0;
     *text = 0;
     for (size_t i = 0; i < sizeof rows / sizeof *rows && used < bytes; i++)
-        used += (size_t)snprintf(text + used, bytes - used, "%s%s", i ? ", " : "",
-                                 rows[i].model_type);
+        used +=
+            (size_t)snprintf(text + used, bytes - used, "%s%s", i ? ", " : "", rows[i].model_type);
     return text;
 }

@@ -18,12 +18,12 @@ struct mm_family_row {
     const char *model_type;
     enum mm_family family;
     size_t vocab, width, mlp, layers, heads; /* defaults, as all below */
-    size_t kv_heads; /* where num_key_value_heads is absent; 0: as many as heads */
-    size_t positions; /* max_position_embeddings */
-    bool kv_field;    /* num_key_value_heads exists */
-    bool head_field;  /* head_dim exists; otherwise it is hidden_size / num_attention_heads */
-    bool head_null;   /* head_dim may be null */
-    bool whole_heads; /* hidden_size must be a multiple of num_attention_heads */
+    size_t kv_heads;       /* where num_key_value_heads is absent; 0: as many as heads */
+    size_t positions;      /* max_position_embeddings */
+    bool kv_field;         /* num_key_value_heads exists */
+    bool head_field;       /* head_dim exists; otherwise it is hidden_size / num_attention_heads */
+    bool head_null;        /* head_dim may be null */
+    bool whole_heads;      /* hidden_size must be a multiple of num_attention_heads */
     bool bias_field, bias; /* attention_bias exists; its default */
     bool qkv_bias;         /* q, k and v have biases, whatever attention_bias is */
     bool mlp_bias_field, mlp_bias;
@@ -32,9 +32,9 @@ struct mm_family_row {
     const char *epsilon_field;
     double epsilon;
     enum mm_activation activation;
-    const char *hidden_act[3];    /* names of the activation, the default first; NULL: no more */
-    const char *theta_field;      /* at top level */
-    const char *share_field;      /* of rotated dimensions, at top level */
+    const char *hidden_act[3]; /* names of the activation, the default first; NULL: no more */
+    const char *theta_field;   /* at top level */
+    const char *share_field;   /* of rotated dimensions, at top level */
     double share;
     bool parallel_field; /* use_parallel_residual exists, true by default */
 };

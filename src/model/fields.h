@@ -1,5 +1,5 @@
-/* fields.h - reads fields of one JSON object with a sticky fault: the first is kept, and later calls
- * return their fallbacks. All functions local. */
+/* fields.h - reads fields of one JSON object with a sticky fault: the first is kept, and later
+ * calls return their fallbacks. All functions local. */
 #ifndef MM_FIELDS_H
 #define MM_FIELDS_H
 

@@ -20,8 +20,8 @@ static const cJSON *dictionary(struct mm_fields *f, const char *name) {
         mm_fields_fault(f, "'%s' is not an object", name);
     const cJSON *member;
     cJSON_ArrayForEach(member, item) if (cJSON_IsObject(item) && cJSON_IsObject(member))
-        mm_fields_fault(f, "'%s' has settings of its own for '%.100s', which is not supported", name,
-                        member->string);
+        mm_fields_fault(f, "'%s' has settings of its own for '%.100s', which is not supported",
+                        name, member->string);
     return cJSON_IsObject(item) && item->child ? item : NULL;
 }
 
@@ -71,9 +71,8 @@ static void read_llama3(struct mm_fields *f, const struct rope *rope, struct mm_
     const struct {
         const char *name;
         double value;
-    } needed[] = {{"factor", rope->factor},
-                  {"low_freq_factor", rope->low},
-                  {"high_freq_factor", rope->high}};
+    } needed[] = {
+        {"factor", rope->factor}, {"low_freq_factor", rope->low}, {"high_freq_factor", rope->high}};
     for (size_t i = 0; i < 3; i++)
         if (isnan(needed[i].value))
             mm_fields_fault(f, "'%s' is missing in the dictionary of the llama3 rotary embedding",
