@@ -273,6 +273,8 @@ static void warn(const struct match *m) {
             used += (size_t)snprintf(names + used, sizeof names - used, "%s%.110s",
                                      used ? ", " : "", name);
     }
+    for (char *c = names; *c; c++) /* names in files may hold anything */
+        *c = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
     if (unused)
         mm_log0(
             MM_LOG_WARN,
