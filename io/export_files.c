@@ -61,7 +61,7 @@ static bool is_listed(const char *name) {
     return false;
 }
 
-/* A licence, a description: by the first word or by the suffix. */
+/* A licence, a description, a tokenizer's code: by the first word or by the suffix. */
 static bool is_text_name(const char *name) {
     static const char *const words[] = {"LICENSE", "LICENCE",    "COPYING",   "NOTICE",
                                         "README",  "USE_POLICY", "MODEL_CARD"};
@@ -69,6 +69,8 @@ static bool is_text_name(const char *name) {
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (!strcasecmp(name, words[i]))
             return true;
+    if (!strncmp(name, "tokenization_", strlen("tokenization_")) && ends_with(name, ".py"))
+        return true;
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++)
         if (name[0] != '.' && ends_with(name, suffixes[i]))
             return true;

@@ -74,6 +74,34 @@ static char *snapshot_of(const char *cache) {
     return found;
 }
 
+/* A folder in `folder` that holds a config.json, as ", perhaps PATH"; "" if there is none; mm_free.
+ */
+static char *perhaps_below(const char *folder) {
+    DIR *all = opendir(folder);
+    char *found = NULL;
+    const struct dirent *item;
+    while (!found && all && (item = readdir(all))) {
+        char *path = mm_format("%s/%s", folder, item->d_name);
+        if (item->d_name[0] != '.' && has(path, "config.json"))
+            found = mm_format(", perhaps %s", path);
+        mm_free(path);
+    }
+    if (all)
+        closedir(all);
+    return found ? found : mm_strdup("");
+}
+
+static enum mm_status explain_empty(const char *folder, struct mm_error *err) {
+    char *perhaps = perhaps_below(folder);
+    enum mm_status status =
+        mm_fail(err, MM_BAD_INPUT,
+                "model.path: %s/config.json: no such file: the folder must be a Hugging Face model "
+                "folder (config.json and *.safetensors)%s",
+                folder, perhaps);
+    mm_free(perhaps);
+    return status;
+}
+
 static enum mm_status explain_file(const char *path, struct mm_error *err) {
     char *parent = mm_path_parent(path);
     enum mm_status status =
@@ -114,10 +142,7 @@ enum mm_status mm_stored_check_folder(const char *folder, struct mm_error *err) 
                        "model.path: %s: an adapter (LoRA), not a model: merge it into its base "
                        "model (peft: merge_and_unload, then save_pretrained) and name that folder",
                        folder);
-    return mm_fail(err, MM_BAD_INPUT,
-                   "model.path: %s/config.json: no such file: the folder must be a Hugging Face "
-                   "model folder (config.json and *.safetensors)",
-                   folder);
+    return explain_empty(folder, err);
 }
 
 /* --- names --- */

@@ -177,6 +177,7 @@ static void model_paths(void **state) {
     assert_int_equal(mm_folder_make(path_in(cache, "snapshots/a0"), &err), MM_OK);
     assert_int_equal(mm_folder_make(path_in(cache, "refs"), &err), MM_OK);
     put_text(path_in(cache, "refs/main"), "a0");
+    put_text(path_in(cache, "snapshots/a0/config.json"), "{}");
     assert_int_equal(mm_folder_make(adapter, &err), MM_OK);
     put_text(path_in(adapter, "adapter_config.json"), "{}");
     char here[4096];
@@ -195,6 +196,7 @@ static void model_paths(void **state) {
         {mm_strdup(cache), "name the model folder in it, "},
         {mm_strdup(adapter), "an adapter (LoRA), not a model: merge it"},
         {mm_strdup(folder), "/config.json: no such file: the folder must be a Hugging Face model"},
+        {mm_format("%s/snapshots", cache), "snapshots/a0"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         enum mm_status status = mm_stored_check_folder(cases[i].path, &err);
