@@ -29,15 +29,20 @@ static const char *as_written(const char *path) {
 
 static enum mm_status explain_missing(const char *folder, struct mm_error *err) {
     const char *text = as_written(folder), *slash = strchr(text, '/');
-    if (*text == '~')
+    if (*text == '~' || strchr(text, '$'))
         return mm_fail(err, MM_BAD_INPUT,
-                       "model.path: %s: only a shell replaces '~': write the whole path of the "
+                       "model.path: %s: only a shell replaces '%c': write the whole path of the "
                        "model folder",
-                       text);
+                       text, *text == '~' ? '~' : '$');
     char *parent = mm_path_parent(folder);
     bool hub = slash && slash > text && slash[1] && !strchr(slash + 1, '/') && *text != '.' &&
                !mm_path_exists(parent);
     mm_free(parent);
+    if (strstr(text, "://"))
+        return mm_fail(err, MM_BAD_INPUT,
+                       "model.path: %s: an address, not a folder: nothing is downloaded here; "
+                       "download the model and name its folder",
+                       text);
     if (hub)
         return mm_fail(err, MM_BAD_INPUT,
                        "model.path: %s: no such folder. If it is the identifier of a model on the "
