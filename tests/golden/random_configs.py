@@ -5,6 +5,9 @@ Every case takes the configuration of a family as its makers publish it (sizes m
 three things in it (fields moved into another dictionary, taken away, null, of another family, beside each
 other), lets transformers say which tensors the model has, fills them at random, and evaluates the same tokens
 by transformers and by `mudman-mpi eval`. The losses agree, or the program refuses the model with exit 2.
+In a third of the cases the tensors are stored in an odd way too (a tied pair twice, names without prefix, tensors
+that nothing needs); then `mudman-mpi run` unlearns the model, and transformers must find in the exported folder
+the loss that the program found.
 
     random_configs.py --binary build/mudman-mpi --cases 300 --out tests/golden/random_configs.txt
 
@@ -20,6 +23,7 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -174,6 +178,55 @@ CHANGES: list[Callable[[Config, random.Random], None]] = [
 ]  # fmt: skip
 
 
+Tensors = dict[str, "torch.Tensor"]  # noqa: F821 (imported where it is needed)
+
+
+def names_of_pair(weights: Tensors) -> tuple[str, str]:
+    embed = next(name for name in weights if "embed_" in name and "out" not in name)
+    return embed, "embed_out.weight" if "gpt_neox" in embed else "lm_head.weight"
+
+
+def store_head(weights: Tensors) -> None:
+    """The head, too, whether tied or not; not the embedding's values."""
+    embed, head = names_of_pair(weights)
+    weights.setdefault(head, weights[embed].flip(0).contiguous())
+
+
+def store_head_alike(weights: Tensors) -> None:
+    embed, head = names_of_pair(weights)
+    weights[head] = weights[embed].clone()
+
+
+def store_head_alone(weights: Tensors) -> None:
+    embed, head = names_of_pair(weights)
+    weights[head] = weights.pop(embed)
+
+
+def store_other_head_name(weights: Tensors) -> None:
+    store_head(weights)
+    weights["lm_head.weight"] = weights.pop(names_of_pair(weights)[1])
+
+
+def store_without_prefix(weights: Tensors) -> None:
+    for name in list(weights):
+        weights[name.removeprefix("model.").removeprefix("gpt_neox.")] = weights.pop(name)
+
+
+def store_more(weights: Tensors) -> None:
+    """A layer too many, old buffers, biases that no family has."""
+    for name in [name for name in weights if "layers.1." in name]:
+        weights[name.replace("layers.1.", "layers.2.")] = weights[name].clone()
+    layer = next(name for name in weights if "layers.0." in name).split("layers.0.")[0] + "layers.0."
+    embed = weights[names_of_pair(weights)[0]]
+    for name in ("attention.rotary_emb.inv_freq", "attention.masked_bias", "mlp.other.bias"):
+        weights[layer + name] = embed[0].clone()
+
+
+STORED: list[Callable[[Tensors], None]] = [
+    store_head, store_head_alike, store_head_alone, store_other_head_name, store_without_prefix, store_more,
+]  # fmt: skip
+
+
 class Bench:
     """Both programs on the same tokens."""
 
@@ -187,12 +240,17 @@ class Bench:
             file["tokens"] = self.tokens.astype("<u4")
             file.attrs["vocab_size"] = np.uint32(VOCAB)
             file.attrs["tokenizer"], file.attrs["source"] = "none", "random"
-        data = {f"{name}_validation": str(folder / "tokens.h5") for name in ("retain", "forget")}
+        files = ("retain", "forget", "retain_validation", "forget_validation")
         sizes = {"batch_size": ROWS, "micro_batch": ROWS, "context_length": CONTEXT}
-        job = {"model": {"path": str(folder / "model"), "dtype": "float32"}, "data": data | sizes}
+        job = {
+            "model": {"path": str(folder / "model"), "dtype": "float32"},
+            "data": dict.fromkeys(files, str(folder / "tokens.h5")) | sizes,
+            "unlearn": {"loops": 2, "unlearning_rate": 0.05, "retaining_rate": 0.01, "adv_lr": 0.01},
+            "relearn": {"passes": 0}, "output": {"dir": str(folder / "run")},
+        }  # fmt: skip
         (folder / "config.yaml").write_text(json.dumps(job))
 
-    def make(self, config: Config, seed: int) -> str:
+    def make(self, config: Config, seed: int, store: Callable[[Tensors], None] | None = None) -> str:
         """The model folder; why transformers cannot make one, or ""."""
         import torch
         from safetensors.torch import save_file
@@ -216,16 +274,18 @@ class Bench:
             scale, shift = (1.5 / shape[-1] ** 0.5, 0.0) if len(shape) > 1 else (0.2, 1.0)
             stored = "embed_out.weight" if name == "lm_head.weight" and "neox" in config["model_type"] else name
             weights[stored] = values * scale + shift * name.endswith("weight")
+        if store:
+            store(weights)
         save_file(weights, model / "model.safetensors", {"format": "pt"})
         return ""
 
-    def theirs(self) -> float | str:
+    def theirs(self, folder: str = "model") -> float | str:
         import torch
         from transformers import AutoModelForCausalLM
 
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                self.folder / "model", dtype=torch.float32, attn_implementation="eager"
+                self.folder / folder, dtype=torch.float32, attn_implementation="eager"
             )
             ids = torch.from_numpy(self.tokens)
             with torch.no_grad():
@@ -235,24 +295,41 @@ class Bench:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 
-    def ours(self) -> float | str:
+    def mudman(self, *arguments: object) -> subprocess.CompletedProcess:
         alone = {"OMP_NUM_THREADS": "1", "OMPI_MCA_ess_singleton_isolated": "1"}
         for _ in range(3):  # on a busy machine Open MPI itself may fail to start, with exit 1
             run = subprocess.run(
-                [self.binary, "eval", self.folder / "config.yaml"], capture_output=True, text=True, timeout=60,
+                [self.binary, *arguments], capture_output=True, text=True, timeout=60,
                 env=os.environ | alone, check=False,
             )  # fmt: skip
             if run.returncode != 1:
                 break
-        if run.returncode == 2:
-            return run.stderr.strip()
+        assert run.returncode in (0, 2), run.stderr
+        return run
+
+    def ours(self) -> float | str:
+        run = self.mudman("eval", self.folder / "config.yaml")
+        return run.stderr.strip() if run.returncode else float(run.stdout.split("retain loss")[1].split()[0])
+
+    def exported(self, config: Config) -> tuple[float, float | str]:
+        """The retain loss after unlearning: what the program says, and what transformers finds in the folder."""
+        module = "dense_h_to_4h" if config["model_type"] == "gpt_neox" else "gate_proj"
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        run = self.mudman("run", self.folder / "config.yaml", f"unlearn.target_modules=[{module}]")
         assert run.returncode == 0, run.stderr
-        return float(run.stdout.split("retain loss")[1].split()[0])
+        said = next(line for line in (run.stdout + run.stderr).splitlines() if line.startswith("after unlearning"))
+        return float(said.split()[-1]), self.theirs("run/model")
 
 
-def outcome(bench: Bench, base: Config, config: Config, seed: int) -> tuple[str, str]:
+def alike(ours: float, theirs: float | str) -> bool:
+    return isinstance(theirs, float) and ((ours != ours and theirs != theirs) or abs(ours - theirs) < TOLERANCE * theirs)
+
+
+def outcome(
+    bench: Bench, base: Config, config: Config, seed: int, store: Callable[[Tensors], None] | None
+) -> tuple[str, str]:
     """What came of one configuration, and both answers."""
-    refused = bench.make(config, seed)
+    refused = bench.make(config, seed, store)
     if refused:  # the weights of the unchanged model then, so that only the change can be at fault
         assert not bench.make(base, seed)
         (bench.folder / "model" / "config.json").write_text(json.dumps(config))
@@ -263,8 +340,12 @@ def outcome(bench: Bench, base: Config, config: Config, seed: int) -> tuple[str,
         return "both refused" if isinstance(theirs, str) else "refused by us", said
     if isinstance(theirs, str):
         return "refused by transformers alone", said
-    both_nan = ours != ours and theirs != theirs
-    return ("agreed" if both_nan or abs(ours - theirs) < TOLERANCE * theirs else "DIFFERENT"), said
+    if not alike(ours, theirs):
+        return "DIFFERENT", said
+    if not store:
+        return "agreed", said
+    ours, theirs = bench.exported(config)
+    return "agreed" if alike(ours, theirs) else "DIFFERENT", f"exported: ours {ours}, transformers {theirs}"
 
 
 OUTCOMES = ["agreed", "refused by us", "both refused", "refused by transformers alone", "DIFFERENT"]
@@ -311,8 +392,10 @@ def main() -> int:
                 changes = dice.choices(CHANGES, k=dice.choice([1, 1, 2, 3]))
                 for change in changes:
                     change(config, dice)
-                got, said = outcome(bench, base, config, case)
+                store = dice.choice(STORED) if dice.random() < 0.33 else None
+                got, said = outcome(bench, base, config, case, store)
                 families[family, got] += 1
+                changes += [store] if store else []
                 for name in {change.__name__ for change in changes}:
                     kinds[name, got] += 1
                 if log or got == "DIFFERENT":
@@ -322,7 +405,7 @@ def main() -> int:
         f"transformers {transformers.__version__}, seed {arguments.seed}, {arguments.cases} configurations a family;",
         "made by tests/golden/random_configs.py. A configuration with several changes counts for each of them.", "",
         *table(families, arguments.families, "family"), "",
-        *table(kinds, [change.__name__ for change in CHANGES], "change"),
+        *table(kinds, [change.__name__ for change in CHANGES + STORED], "change"),
     ]  # fmt: skip
     print("\n".join(lines))
     if arguments.out:
