@@ -29,8 +29,11 @@ static double or_nan(struct mm_fields *in, const char *name) {
     return mm_field(in, name) ? mm_field_number(in, name, 0) : NAN;
 }
 
-static double or_else(double first, double second) {
-    return isnan(first) ? second : first;
+/* `value`, else the field, else `fallback`. What is not needed is not read. */
+static double or_field(double value, struct mm_fields *f, const char *name, double fallback) {
+    if (isnan(value))
+        value = or_nan(f, name);
+    return isnan(value) ? fallback : value;
 }
 
 /* What holds if `dict`, which may be NULL, is the dictionary. */
@@ -45,12 +48,12 @@ static struct rope settle(struct mm_fields *f, const struct mm_family_row *row, 
     rope.high = or_nan(&in, "high_freq_factor");
     rope.original = or_nan(&in, "original_max_position_embeddings");
     f->status = in.status;
-    rope.theta = or_else(or_else(rope.theta, or_nan(f, row->theta_field)), 10000);
-    rope.share = or_else(or_else(rope.share, or_nan(f, row->share_field)), row->share);
+    rope.theta = or_field(rope.theta, f, row->theta_field, 10000);
+    rope.share = or_field(rope.share, f, row->share_field, row->share);
     if (strcmp(rope.type, "llama3") == 0) { /* the one setting where the top level comes first */
-        rope.original = or_else(or_nan(f, "original_max_position_embeddings"), rope.original);
-        rope.original = or_else(
-            rope.original, mm_field_number(f, "max_position_embeddings", (double)row->positions));
+        rope.original = or_field(NAN, f, "original_max_position_embeddings", rope.original);
+        rope.original =
+            or_field(rope.original, f, "max_position_embeddings", (double)row->positions);
     }
     return rope;
 }

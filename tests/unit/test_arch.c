@@ -89,6 +89,7 @@ static void where_rope_settings_stand(void **state) {
         {LLAMA ",\"rope_theta\":5}", 5, 2, 0},
         {LLAMA ",\"rope_theta\":5,\"rope_parameters\":{\"rope_type\":\"default\"}}", 5, 2, 0},
         {LLAMA ",\"rope_theta\":5,\"rope_parameters\":{\"rope_theta\":6}}", 6, 2, 0},
+        {LLAMA ",\"rope_theta\":null,\"rope_parameters\":{\"rope_theta\":6}}", 6, 2, 0},
         {LLAMA ",\"rope_theta\":5,\"rope_scaling\":{\"type\":\"default\",\"rope_theta\":6}}", 6, 2,
          0},
         {LLAMA ",\"rope_scaling\":{},\"rope_parameters\":{\"rope_theta\":6}}", 6, 2, 0},
