@@ -322,7 +322,9 @@ class Bench:
 
 
 def alike(ours: float, theirs: float | str) -> bool:
-    return isinstance(theirs, float) and ((ours != ours and theirs != theirs) or abs(ours - theirs) < TOLERANCE * theirs)
+    if not isinstance(theirs, float):
+        return False
+    return (ours != ours and theirs != theirs) or abs(ours - theirs) < TOLERANCE * theirs
 
 
 def outcome(
