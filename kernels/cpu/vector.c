@@ -307,7 +307,7 @@ SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, void *b, const
     float adv_step = o ? (float)(half ? o->adv_rate : o->adv_rate * scale) : 0.0f;
     for (size_t i = begin + first; i < begin + first + n; i++) {
         float x = round_to(half, g[i]);
-        bool kept = !masking || agrees(x, get(half, m, i));
+        bool kept = !masking | agrees(x, get(half, m, i));
         if (o && o->discard != 1)
             x = discarded(half, o, i, x);
         float scaled = round_to(half, x * s);

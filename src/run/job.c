@@ -3,6 +3,7 @@
 
 #include "io/files.h"
 #include "src/method/method.h"
+#include "src/model/stored.h"
 
 #include <math.h>
 #include <string.h>
@@ -65,29 +66,11 @@ static enum mm_status open_weights(struct mm_job *job, struct mm_error *err) {
     return MM_OK;
 }
 
-/* Whether every tensor of the model is there in the right shape: what is allocated for the model is
- * then in proportion to its files. */
-static enum mm_status check_tensors(const struct mm_job *job, struct mm_error *err) {
-    struct mm_arena *arena = mm_arena_create(job->dev, true);
-    struct mm_model *model = mm_model_create(arena, &job->arch, mm_config_dtype(job->config), 1);
-    enum mm_status status = MM_OK;
-    for (size_t i = 0; i < model->params_n && status == MM_OK; i++) {
-        const struct mm_param *p = &model->params[i];
-        const struct mm_stored_tensor *t = mm_weights_find(job->weights, p->name);
-        float unused;
-        if (!t || t->dims_n != (p->vector ? 1u : 2u) || t->dims[0] != p->rows ||
-            (!p->vector && t->dims[1] != p->cols))
-            status = mm_weights_load(job->weights, p->name, p->rows, p->vector ? 0 : p->cols,
-                                     &unused, MM_F32, err);
-    }
-    mm_model_free(model);
-    mm_arena_free(arena);
-    return status;
-}
-
 static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, struct mm_error *err) {
     const struct mm_config *c = job->config;
     bool pretrain = kind == MM_JOB_PRETRAIN;
+    if (!pretrain)
+        TRY(mm_stored_check_folder(c->model.path, err));
     char *path =
         pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
     enum mm_status status = mm_arch_read(&job->arch, path, err);
@@ -103,7 +86,7 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     if (pretrain)
         return MM_OK;
     TRY(open_weights(job, err));
-    return check_tensors(job, err);
+    return mm_stored_match(&job->arch, job->weights, job->dev, err);
 }
 
 static void create_evaluations(struct mm_job *job) {

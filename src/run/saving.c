@@ -1,6 +1,8 @@
 /* saving.c - binding, saving and loading the state of a run; see saving.h. */
 #include "src/run/saving.h"
 
+#include "io/json_text.h"
+
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <string.h>
@@ -133,7 +135,11 @@ enum mm_status mm_saving_load(struct mm_saving *s, const char *folder,
     if (status != MM_OK)
         return status;
     mm_state_restore(&s->copy);
-    cJSON *extra = cJSON_Parse(info->extra);
+    bool any = *info->extra;
+    cJSON *extra =
+        any ? mm_json_object(info->extra, strlen(info->extra), folder, "'extra'", err) : NULL;
+    if (any && !extra)
+        return MM_BAD_INPUT;
     get_losses(extra, "start", &job->results.at_start);
     get_losses(extra, "unlearn", &job->results.after_unlearning);
     cJSON_Delete(extra);
