@@ -3,6 +3,7 @@
 
 #include "io/files.h"
 #include "src/mudman.h"
+#include "src/run/rows.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -96,6 +97,8 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     TRY(status);
     TRY(check_config(job, err));
     TRY(mm_data_read(&job->data, c, job->arch.vocab, err));
+    if (kind == MM_JOB_TRAIN || kind == MM_JOB_PLAN)
+        TRY(mm_rows_check(&job->data, c, err));
     size_t longest = mm_data_longest(&job->data, c);
     if (job->arch.sliding_window && job->arch.sliding_window < longest)
         return mm_fail(err, MM_BAD_INPUT,

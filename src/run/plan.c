@@ -4,6 +4,7 @@
 #include "src/run/job.h"
 #include "src/mudman.h"
 #include "src/run/place.h"
+#include "src/run/rows.h"
 
 #include <stdio.h>
 
@@ -108,6 +109,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
             mm_relearn_plan(&job, arenas[2]);
         print_head(&job, loops, cuda);
         print_plan(&job, arenas, cuda);
+        mm_rows_print(&job.data, config, loops);
     }
     mm_arena_free(arenas[1]);
     mm_arena_free(arenas[2]);

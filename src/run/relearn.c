@@ -2,6 +2,7 @@
  * unlearned weights. */
 #include "src/run/job.h"
 #include "src/run/progress.h"
+#include "src/run/rows.h"
 #include "src/run/stop.h"
 
 #include <math.h>
@@ -13,9 +14,9 @@ struct attack {
     struct mm_attack how;
     struct mm_training *training;
     uint32_t *tokens;
-    size_t first_batch; /* the batches before it are for evaluation */
-    size_t diverged;    /* the step whose loss was not finite, or NOT_YET */
-    double best;        /* lowest forget loss seen */
+    struct mm_attack_rows rows;
+    size_t diverged; /* the step whose loss was not finite, or NOT_YET */
+    double best;     /* lowest forget loss seen */
     struct mm_stopwatch stopwatch;
     struct mm_evaluation last;
 };
@@ -67,7 +68,7 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     mm_job_watch(a->job, "relearning step", index);
-    mm_passes_read(a->training->passes, set, a->first_batch + index, a->tokens);
+    mm_passes_read(a->training->passes, set, index, a->tokens);
     return mm_training_attack(a->training, a->tokens, &a->how);
 }
 
@@ -110,9 +111,9 @@ static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
 
 static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct mm_error *err) {
     double retain = 0;
-    *loss = step(a, &a->job->data.forget_validation, i);
+    *loss = step(a, &a->rows.forget, i);
     if (a->how.with_retain && isfinite(*loss))
-        retain = step(a, &a->job->data.retain_validation, i);
+        retain = step(a, &a->rows.retain, i);
     if (!isfinite(*loss) || !isfinite(retain))
         a->diverged = i;
     enum mm_status status = write_step(a->job, i, *loss, err);
@@ -149,7 +150,6 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     a->how = mm_config_attack(job->config, i);
     a->training = create(job, arena, i);
     a->tokens = mm_calloc(a->training->passes->share * a->training->passes->T, sizeof *a->tokens);
-    a->first_batch = job->data.forget_evaluation.tokens ? 0 : job->config->evaluate.batches;
     a->diverged = NOT_YET;
     a->best = a->last.forget_loss = a->last.retain_loss = NAN;
     job->attack = a->how.name;
@@ -215,7 +215,9 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     job->attack_scores = mm_calloc(n, sizeof *job->attack_scores);
     for (size_t i = 0; i < n; i++)
         job->attack_scores[i] = NAN;
-    enum mm_status status = run_all(&a, keep_weights(job, arena), &ended, err);
+    enum mm_status status = mm_attack_rows(&a.rows, &job->data, job->config, err);
+    if (status == MM_OK)
+        status = run_all(&a, keep_weights(job, arena), &ended, err);
     if (status == MM_OK && !ended) {
         *reason = why_rejected(&a);
         status = MM_REJECTED;
@@ -223,6 +225,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     *score = NAN;
     for (size_t i = 0; i < n && status == MM_OK; i++)
         *score = fmin(*score, job->attack_scores[i]);
+    mm_attack_rows_free(&a.rows);
     mm_free(a.last.accuracy);
     mm_arena_free(arena);
     return status;

@@ -4,6 +4,7 @@
 #include "io/files.h"
 #include "io/lines.h"
 #include "src/mudman.h"
+#include "src/run/rows.h"
 #include "src/run/stop.h"
 #include "src/run/trial_line.h"
 
@@ -151,6 +152,16 @@ static enum mm_status run(struct server *s, const struct mm_config *config, doub
     return status;
 }
 
+/* A trial may evaluate more rows than the server's config, or attack with retain rows. */
+static enum mm_status check_rows(const struct server *s, const struct mm_config *config,
+                                 struct mm_error *err) {
+    struct mm_attack_rows rows;
+    enum mm_status status = mm_attack_rows(&rows, &s->job.data, config, err);
+    if (status == MM_OK)
+        mm_attack_rows_free(&rows);
+    return status;
+}
+
 static enum mm_status trial(struct server *s, const char *line, struct mm_error *err) {
     struct mm_config config;
     double score = NAN;
@@ -164,6 +175,8 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
         status = mm_job_loops(&config, &loops, err);
     if (status == MM_OK)
         status = mm_job_check_attacks(&config, err);
+    if (status == MM_OK)
+        status = check_rows(s, &config, err);
     bool ran = status == MM_OK;
     if (ran) {
         passes = loops * mm_mudman_passes(&config) + mm_config_relearn_passes(&config);
