@@ -2,6 +2,7 @@
 #include "io/checkpoint.h"
 #include "io/files.h"
 #include "src/run/job.h"
+#include "src/run/output.h"
 #include "src/run/place.h"
 #include "src/run/plan.h"
 #include "src/run/pretrain.h"
@@ -92,6 +93,12 @@ static enum mm_status parse(struct command_line *line, int argc, char **argv,
     return MM_OK;
 }
 
+/* Whether a command has a state to save when it is stopped. */
+static bool trains(const char *command) {
+    return strcmp(command, "run") == 0 || strcmp(command, "resume") == 0 ||
+           strcmp(command, "trials") == 0;
+}
+
 /* From here on the config says how long ranks wait for each other. */
 static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
                                  struct mm_config *config, bool resumed, struct mm_error *err) {
@@ -108,7 +115,6 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     struct mm_job job;
     double score = NAN;
     char *reason = NULL;
-    mm_stop_listen();
     mm_stop_read_limit();
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
     if (status != MM_OK)
@@ -174,8 +180,13 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
             printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
                    job.at_start.accuracy[i], job.data.questions[i].n);
     }
+    if (!mm_evaluation_finite(&job.at_start, job.data.questions_n))
+        status = mm_fail(err, MM_REJECTED,
+                         "%s: the evaluation is not finite: the weights hold a NaN or infinity, or "
+                         "model.dtype has too small a range for them",
+                         config->model.path);
     mm_job_close(&job);
-    return MM_OK;
+    return status;
 }
 
 static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
@@ -231,22 +242,34 @@ static enum mm_status dispatch(struct mm_comm *comm, struct mm_device **dev,
                                                 : with_config(comm, dev, line, err);
 }
 
+/* After --help and --version. */
+static int printed(void) {
+    struct mm_error err;
+    enum mm_status status = mm_output_end(&err);
+    if (status != MM_OK)
+        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+    return status;
+}
+
 int main(int argc, char **argv) {
+    mm_output_begin();
     if (argc > 1 && strcmp(argv[1], "--version") == 0) {
         puts("mudman-mpi " MM_VERSION);
-        return MM_OK;
+        return printed();
     }
     if (argc > 1 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
         char *keys = mm_config_help();
         printf("%s%s", usage, keys);
         mm_free(keys);
-        return MM_OK;
+        return printed();
     }
     struct mm_error err = {""};
     struct command_line line;
     struct mm_device *dev = NULL;
     enum mm_status status = parse(&line, argc, argv, &err);
     double patience = mm_config_early_timeout(line.overrides, line.overrides_n);
+    if (status == MM_OK && trains(line.command))
+        mm_stop_listen(); /* from the start: a signal while files are read is no other */
     struct mm_comm *comm = mm_comm_join(&argc, &argv, MM_PATIENCE_FOR_FILES * patience, &err);
     if (!comm) {
         fprintf(stderr, "mudman-mpi: %s\n", err.text);
@@ -256,6 +279,8 @@ int main(int argc, char **argv) {
     mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
     if (status == MM_OK)
         status = dispatch(comm, &dev, &line, &err);
+    if (status == MM_OK)
+        status = mm_output_end(&err);
     if (status != MM_OK && rank == 0)
         fprintf(stderr, "mudman-mpi: %s\n", err.text);
     mm_comm_free(comm); /* before the device, whose memory it works on */

@@ -4,6 +4,7 @@
 #include "io/files.h"
 #include "src/mudman.h"
 #include "src/run/rows.h"
+#include "src/run/stop.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -127,6 +128,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     enum mm_status status = open_inputs(job, kind, err);
     if (!dry)
         status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK && kind == MM_JOB_TRAIN)
+        status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
         if (!dry)
             mm_comm_broadcast(comm, 0, job->weights_hash, sizeof job->weights_hash);

@@ -15,7 +15,7 @@ struct attack {
     struct mm_training *training;
     uint32_t *tokens;
     struct mm_attack_rows rows;
-    size_t diverged; /* the step whose loss was not finite, or NOT_YET */
+    size_t diverged; /* the step whose loss, or evaluation, was not finite, or NOT_YET */
     double best;     /* lowest forget loss seen */
     struct mm_stopwatch stopwatch;
     struct mm_evaluation last;
@@ -72,9 +72,13 @@ static double step(struct attack *a, const struct mm_dataset *set, size_t index)
     return mm_training_attack(a->training, a->tokens, &a->how);
 }
 
-static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error *err) {
+/* After `step`. */
+static enum mm_status evaluate(struct attack *a, size_t step, size_t passes, struct mm_error *err) {
     enum mm_status status = mm_job_evaluate(a->job, "relearn", passes, &a->last, err);
-    a->best = isnan(a->best) || a->last.forget_loss < a->best ? a->last.forget_loss : a->best;
+    if (!mm_evaluation_finite(&a->last, a->job->data.questions_n))
+        a->diverged = step;
+    else
+        a->best = fmin(a->best, a->last.forget_loss);
     return status;
 }
 
@@ -135,7 +139,7 @@ static enum mm_status steps(struct attack *a, struct mm_error *err) {
         mm_progress_step(&progress, i + 1, "forget loss %.4f", loss);
         bool due = (i + 1) * each / every > i * each / every || i + 1 == n;
         if (status == MM_OK && due && a->diverged == NOT_YET)
-            status = evaluate(a, (i + 1) * each, err);
+            status = evaluate(a, i, (i + 1) * each, err);
     }
     job->busy += mm_now() - started;
     mm_progress_end(&progress);
@@ -176,7 +180,7 @@ static void keep_worst(struct attack *a, bool ended) {
 
 static char *why_rejected(const struct attack *a) {
     const char *name = a->how.name;
-    return mm_format("relearning diverged%s: the loss%s%s is not finite at step %zu",
+    return mm_format("relearning diverged%s: the loss or evaluation%s%s is not finite at step %zu",
                      name ? " in every attack" : "", name ? " of " : "", name ? name : "",
                      a->diverged);
 }
@@ -199,7 +203,8 @@ static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
         if (status == MM_OK && a->diverged == NOT_YET)
             job->attack_scores[i] = a->best;
         else if (status == MM_OK && a->how.name)
-            mm_log0(MM_LOG_WARN, "attack %s diverged: its loss is not finite at step %zu",
+            mm_log0(MM_LOG_WARN,
+                    "attack %s diverged: its loss or evaluation is not finite at step %zu",
                     a->how.name, a->diverged);
     }
     return status;

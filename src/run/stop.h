@@ -1,15 +1,18 @@
-/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT), or the time limit of
- * the job it runs in. */
+/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT, SIGHUP), or the time
+ * limit of the job it runs in. */
 #ifndef MM_STOP_H
 #define MM_STOP_H
 
 #include "comm/comm.h"
 
-/* From now on those signals are noted instead of ending the process. A second SIGINT ends it.
+/* From now on those signals are noted instead of ending the process, SIGHUP unless it is ignored
+ * (nohup). A second SIGINT ends it.
  * Local. */
 void mm_stop_listen(void);
 /* True once one came. Local. */
 bool mm_stop_asked(void);
+/* While nothing is written yet: MM_STOPPED on every rank once one came to any. Collective. */
+enum mm_status mm_stop_before_start(struct mm_comm *comm, struct mm_error *err);
 
 /* Takes the end of the job from SLURM_JOB_END_TIME (seconds since 1970), where it is set; rank 0
  * says so. One that is no time, or has passed, is ignored with a warning. Local. */

@@ -208,6 +208,9 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
 static enum mm_status say_ready(struct server *s, struct mm_error *err) {
     enum mm_status status = MM_OK;
     mm_evaluate(s->job.evaluator, &s->job.at_start);
+    if (!mm_evaluation_finite(&s->job.at_start, s->job.data.questions_n))
+        return mm_fail(err, MM_REJECTED, "%s: the evaluation of this model is not finite",
+                       s->base->model.path);
     if (s->answers) {
         mm_metrics_begin_event(s->answers, "ready");
         mm_metrics_count(s->answers, "ranks", (uint64_t)mm_comm_size(s->comm));
@@ -229,7 +232,6 @@ enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_
                          struct mm_error *err) {
     struct server s = {.comm = comm, .base = config, .lines = {.fd = STDIN_FILENO}};
     size_t bytes;
-    mm_stop_listen();
     enum mm_status status = mm_comm_agree(comm, mm_file_read(path, &s.text, &bytes, err), err);
     if (status == MM_OK)
         status = mm_job_open(&s.job, comm, dev, config, MM_JOB_TRAIN, err);

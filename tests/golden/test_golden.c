@@ -372,24 +372,29 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
                         const struct mm_attack *attack, struct mm_training *t, double drift) {
     struct mm_dataset retain = trace_dataset(f->traces, "retain_validation");
     struct mm_dataset forget = trace_dataset(f->traces, "forget_validation");
+    struct mm_dataset retain_rest, forget_rest;
     struct mm_passes *p = t->passes;
+    mm_dataset_view(&retain_rest, &retain, p->batch_size, &retain, p->batch_size);
+    mm_dataset_view(&forget_rest, &forget, p->batch_size, &forget, p->batch_size);
     uint32_t *tokens = mm_calloc(p->share * p->T, sizeof *tokens);
     double *loss = trace_read(group, "loss", NULL, NULL);
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_passes_read(p, &forget, i + 1, tokens);
+        mm_passes_read(p, &forget_rest, i, tokens);
         expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 1e-5,
                     drift);
         if (!attack->with_retain)
             continue;
-        mm_passes_read(p, &retain, i + 1, tokens);
+        mm_passes_read(p, &retain_rest, i, tokens);
         expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
                     retain_loss[i], 1e-5, 2 * drift);
     }
     mm_free(loss);
     mm_free(retain_loss);
     mm_free(tokens);
+    mm_dataset_free(&retain_rest);
+    mm_dataset_free(&forget_rest);
     mm_dataset_free(&retain);
     mm_dataset_free(&forget);
 }
