@@ -153,9 +153,10 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
 }
 
 void mm_dataset_free(struct mm_dataset *set) {
-    mm_free(set->path);
-    if (!set->rows)
+    if (!set->rows) { /* else borrowed */
+        mm_free(set->path);
         mm_free(set->tokens);
+    }
     mm_free(set->rows);
     *set = (struct mm_dataset){0};
 }
@@ -194,7 +195,6 @@ void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size
         others[i] = (struct row){other->tokens + i * T, bytes};
     qsort(others, other_n, sizeof *others, by_tokens);
     *view = *set;
-    view->path = mm_strdup(set->path);
     view->rows = mm_calloc(set->examples, sizeof *view->rows);
     view->examples = 0;
     for (size_t i = 0; i < set->examples; i++) {

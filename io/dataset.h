@@ -27,8 +27,8 @@ void mm_dataset_free(struct mm_dataset *set);
 
 /* view (=) the rows of `set` from row `first` (modulo its examples) on, round to the row before it,
  * without those whose tokens are the tokens of one of the first `other_n` rows of `other`, a set of
- * the same context_length. None may be left: examples is 0. It borrows the tokens of `set`; the
- * caller frees it. */
+ * the same context_length. None may be left: examples is 0. It borrows path and tokens of
+ * `set`; the caller frees it. */
 void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size_t first,
                      const struct mm_dataset *other, size_t other_n);
 

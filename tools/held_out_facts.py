@@ -25,10 +25,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from search_config import read_yaml
-from search_summary import as_argument
 from text_records import InputError
 from token_files import Origin, file_sha256, replace_file, write_token_file
+from tool_ends import fault_status, fault_words, run_tool
+from yaml_reader import as_argument, read_config
 
 EXIT_FAILED, EXIT_BAD_INPUT, REJECTED = 1, 2, 4
 ROW_ORDER_SEED = 42
@@ -302,7 +302,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run all rotations; print and write what they gave."""
-    content = read_yaml(options.config)
+    content = read_config(options.config)
     if not options.output:
         folder = (content.get("output") or {}).get("dir")
         if not folder:
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _end(EXIT_FAILED, str(error))
     except OSError as error:
-        return _end(EXIT_BAD_INPUT, f"{error.filename}: {error.strerror}")
+        return _end(fault_status(error), fault_words(error))
     return 0
 
 
@@ -345,4 +345,4 @@ def _end(status: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("held_out_facts.py", main))

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from report_page import Table
 from text_records import InputError
+from yaml_reader import read_yaml
 
 ACCURACY = "accuracy_"
 Line = dict[str, Any]
@@ -101,14 +100,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def read_config(path: Path, notes: list[str]) -> dict[str, str]:
-    """The run's config with every value as it was written; empty, and noted, where unreadable."""
+    """The run's config; empty, and noted, where unreadable."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        notes.append(f"{path}: {reason}; its settings are not shown")
+        return flatten(read_yaml(path))
+    except InputError as error:
+        notes.append(f"{error}; its settings are not shown")
         return {}
-    return flatten(tree) if isinstance(tree, dict) else {}
 
 
 def point(line: Line, passes: float, step: float) -> Point:

@@ -12,8 +12,8 @@ import yaml
 import import_study
 from job_helpers import ROOT, succeed
 from model_helpers import TOKEN_SETS, Case, write_questions
-from search_config import Search, Variant, read_search, read_yaml
-from search_summary import as_argument
+from search_config import Search, Variant, read_search
+from yaml_reader import as_argument, read_yaml
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDY = """\
