@@ -382,13 +382,13 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
         mm_passes_read(p, &forget_rest, i, tokens);
-        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 1e-5,
+        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 5e-5,
                     drift);
         if (!attack->with_retain)
             continue;
         mm_passes_read(p, &retain_rest, i, tokens);
         expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
-                    retain_loss[i], 1e-5, 2 * drift);
+                    retain_loss[i], 5e-5, 2 * drift);
     }
     mm_free(loss);
     mm_free(retain_loss);
@@ -532,7 +532,7 @@ static void relearning(void **state) {
 static void relearning_otherwise(void **state) {
     (void)state;
     check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.015);
-    check_relearning("llama-gqa-tied", "relearn_lora", 5e-5, 0.045);
+    check_relearning("llama-gqa-tied", "relearn_lora", 3e-4, 0.045);
     check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.015);
     check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.045);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
