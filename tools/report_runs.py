@@ -190,11 +190,13 @@ def status(run: Run) -> str:
 def stages(run: Run) -> list[Point | None]:
     """The evaluations at the start, after unlearning and after relearning, where there are any.
 
-    Of several attacks the strongest counts: the one that ends with the lowest forget loss.
+    Of several attacks the strongest counts: the one that ends with the lowest forget loss; one that
+    diverged has none.
     """
     start = run.unlearning[0] if run.unlearning else None
     unlearned = run.unlearning[-1] if len(run.unlearning) > 1 else None
     ends = [points[-1] for points in run.attacks.values() if len(points) > 1]
+    ends = [end for end in ends if math.isfinite(end.forget)]
     return [start, unlearned, min(ends, key=lambda end: end.forget, default=None)]
 
 

@@ -25,7 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.trial import Trial, TrialState
 
-from search_config import Limit, Search, Variant, read_search
+from search_config import Limit, Search, Variant, is_finite, read_search
 from search_server import ServerDied, TrialServer
 from search_storage import (
     STORAGE_FAULTS,
@@ -124,7 +124,7 @@ class Evaluations:
             reasons = (limit.broken_by(event) for limit in self._limits)
             self.broken = self.broken or next(filter(None, reasons), None)
         value = event.get(self._figure)
-        if value is not None and step not in self._reported:
+        if is_finite(value) and step not in self._reported:
             self._trial.report(value, step)
             self._reported.add(step)
         return self.broken is not None
@@ -281,7 +281,7 @@ class Driver:
         value = result.get(self._search.objective)
         if status == "done" and self._search.objective not in result:
             status, reason = "error", f"objective: a result has no {self._search.objective}"
-        elif status == "done" and value is None:
+        elif status == "done" and not is_finite(value):
             status = result["status"] = "pruned"
             reason = result["reason"] = f"{self._search.objective} is not finite"
         failed = status not in ("done", "rejected", "pruned")
@@ -353,7 +353,7 @@ class Driver:
         request = {"id": "baseline", "overrides": overrides | {"unlearn.loops": 0}}
         result = self._with_server(lambda server: server.run_trial(request, lambda _: False))
         value = result.get(self._search.objective)
-        if result["status"] != "done" or value is None:
+        if result["status"] != "done" or not is_finite(value):
             raise InputError(f"{self._search.path}: baseline: {result.get('reason') or 'no score'}")
         say(f"relearning only: {value:.4f}")
         return value

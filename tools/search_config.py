@@ -46,6 +46,11 @@ class Range:
         return "lower" if position < EDGE else "upper" if position > 1 - EDGE else None
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a figure of the program's lines is a number: null stands for what is not finite."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Limit:
     """A trial is pruned when this figure of an evaluation during unlearning leaves the bounds."""
@@ -57,7 +62,7 @@ class Limit:
     def broken_by(self, evaluation: Mapping[str, Any]) -> str | None:
         """The reason, or None; a figure that is not finite breaks every limit."""
         value = evaluation.get(self.figure)
-        if value is None:
+        if not is_finite(value):
             return f"{self.figure} is not finite"
         if self.below is not None and value < self.below:
             return f"{self.figure} {value:.6g} is below {self.below:g}"

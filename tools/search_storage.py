@@ -178,12 +178,31 @@ def _end_of_lines(file: int, step: int = 1 << 16) -> int:
     return 0
 
 
+class _LinkLock(JournalFileSymlinkLock):
+    """Optuna's link, also where a killed driver left one that leads nowhere: made by a relative
+    path, it does, and Optuna then never finds it old."""
+
+    def acquire(self) -> bool:
+        seen, since = None, time.monotonic()
+        while os.path.islink(self._lock_file) and not os.path.exists(self._lock_file):
+            try:
+                made = os.lstat(self._lock_file).st_mtime
+                if made != seen:
+                    seen, since = made, time.monotonic()
+                if time.monotonic() - since > self.grace_period:
+                    self.release()
+                time.sleep(0.1)
+            except (FileNotFoundError, RuntimeError):
+                continue  # its holder, or another driver, removed it
+        return super().acquire()
+
+
 class _JournalLock(BaseJournalFileLock):
     """The first of Optuna's locks that the file system has, or none."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._kinds = [JournalFileSymlinkLock(str(path)), JournalFileOpenLock(str(path))]
+        self._kinds = [_LinkLock(str(path)), JournalFileOpenLock(str(path))]
         self._held: BaseJournalFileLock | None = None
 
     def acquire(self) -> bool:

@@ -193,7 +193,7 @@ def test_resume_relearns_with_other_attacks(tiny: Case, tmp_path: Path) -> None:
 def test_one_diverged_attack_does_not_count(tiny: Case, tmp_path: Path, first: bool) -> None:
     """It has no score; the others do, and start where they would without it."""
     run, single = tmp_path / "run", tmp_path / "single"
-    tame, wild = {"tame": ATTACKS["slow"]}, {"wild": {"lr": 5, "passes": 120}}
+    tame, wild = {"tame": ATTACKS["slow"]}, {"wild": {"lr": 2.5, "passes": 120}}
     every = "evaluate.every_passes=4"
     outcome = tiny.run(run, every, listed(wild | tame if first else tame | wild))
     tiny.run(single, every, *alone(ATTACKS["slow"]))
@@ -203,8 +203,9 @@ def test_one_diverged_attack_does_not_count(tiny: Case, tmp_path: Path, first: b
     for key in ("score", "forget_loss_relearn", "retain_loss_relearn"):
         assert result[key] == expected[key]
     last = [line for line in of_attack(run, "wild") if line["phase"] == "relearn"][-1]
-    assert last["loss"] is None and last["step"] < 59
-    low = min(line["forget_loss"] for line in of_attack(run, "wild") if line["phase"] == "eval")
+    seen = [line["forget_loss"] for line in of_attack(run, "wild") if line["phase"] == "eval"]
+    assert (last["loss"] is None or seen[-1] is None) and last["step"] < 59
+    low = min(loss for loss in seen if loss is not None)
     assert low < result["forget_loss_relearn"], "it was ahead: otherwise this shows nothing"
     words = f"attack wild diverged: its loss or evaluation is not finite at step {last['step']}"
     assert words in outcome.err

@@ -83,7 +83,8 @@ def test_none_left(config: Path, tmp_path: Path) -> None:
     assert "data.retain_validation" in fail(2, "plan", config, retain, "relearn.with_retain=true")
     succeed("plan", config, retain)  # only evaluated
     succeed("plan", config, f"data.forget_validation={small}", "relearn.passes=0")
-    message = fail(2, "run", config, f"data.forget_validation={small}", ranks=2)
+    folder = f"output.dir={tmp_path / 'r'}"
+    message = fail(2, "run", config, f"data.forget_validation={small}", folder, ranks=2)
     assert "finds no row" in message
 
 
