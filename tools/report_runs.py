@@ -16,7 +16,7 @@ from typing import Any
 
 from report_page import Table
 from text_records import InputError
-from yaml_reader import read_yaml
+from yaml_reader import read_texts
 
 ACCURACY = "accuracy_"
 Line = dict[str, Any]
@@ -100,11 +100,12 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def read_config(path: Path, notes: list[str]) -> dict[str, str]:
-    """The run's config; empty, and noted, where unreadable."""
+    """The run's config with every value as it was written; empty, and noted, where unreadable."""
     try:
-        return flatten(read_yaml(path))
+        return flatten(read_texts(path))
     except InputError as error:
-        notes.append(f"{error}; its settings are not shown")
+        reason = str(error).removeprefix(f"{path}:").strip()
+        notes.append(f"{path}: {reason}; its settings are not shown")
         return {}
 
 

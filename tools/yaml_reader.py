@@ -73,10 +73,16 @@ for _kind in ("int", "float"):
     Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", Loader.construct_number)
 
 
-def open_loader(path: Path) -> Loader:
-    """A loader of the file's text, for `parsing`."""
+class _TextLoader(Loader):
+    """Every scalar as it was written."""
+
+    yaml_implicit_resolvers: dict[str, list] = {}
+
+
+def open_loader(path: Path, loader: type[Loader] = Loader) -> Loader:
+    """A loader of the file's text."""
     try:
-        return Loader(path.read_bytes().decode("utf-8-sig"))
+        return loader(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -93,9 +99,18 @@ def yaml_error(path: Path, error: yaml.YAMLError) -> InputError:
     return InputError(f"{path}: {' '.join(str(error).split())}")
 
 
+def read_texts(path: Path) -> dict[str, Any]:
+    """A YAML file whose top is a mapping, its values as they were written, to be shown."""
+    return _read(path, _TextLoader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top is a mapping."""
-    loader = open_loader(path)
+    return _read(path, Loader)
+
+
+def _read(path: Path, kind: type[Loader]) -> dict[str, Any]:
+    loader = open_loader(path, kind)
     try:
         content = loader.get_single_data()
     except yaml.YAMLError as error:

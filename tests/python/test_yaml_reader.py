@@ -59,7 +59,7 @@ def test_keys_are_texts(tmp_path: Path) -> None:
         ("[1]: 2", ":1: a key must be a name"),
         ("- 1", ": keys and values are needed"),
         ("", ": keys and values are needed"),
-        ("a: [", ":2: "),
+        ("a: [", ":1: expected"),
         ("a: \x07", "special characters are not allowed"),
         ("a: " + "[" * 5000, "nested too deeply"),
     ],
