@@ -4,6 +4,8 @@
 #include "io/files.h"
 #include "src/method/method.h"
 #include "src/model/stored.h"
+#include "src/run/rows.h"
+#include "src/run/stop.h"
 
 #include <math.h>
 #include <string.h>
@@ -78,6 +80,8 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     TRY(status);
     TRY(check_config(job, err));
     TRY(mm_data_read(&job->data, c, job->arch.vocab, err));
+    if (kind == MM_JOB_TRAIN || kind == MM_JOB_PLAN)
+        TRY(mm_rows_check(&job->data, c, err));
     size_t longest = mm_data_longest(&job->data, c);
     if (job->arch.sliding_window && job->arch.sliding_window < longest)
         return mm_fail(err, MM_BAD_INPUT,
@@ -107,6 +111,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     enum mm_status status = open_inputs(job, kind, err);
     if (!dry)
         status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK && kind == MM_JOB_TRAIN)
+        status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
         if (!dry)
             mm_comm_broadcast(comm, 0, job->weights_hash, sizeof job->weights_hash);

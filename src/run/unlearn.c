@@ -140,7 +140,7 @@ static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error 
     enum mm_status status = mm_report_evaluate(job, "unlearn", ph->done * ph->each, e, err);
     if (status != MM_OK)
         return status;
-    if (!isfinite(e->retain_loss) || !isfinite(e->forget_loss))
+    if (!mm_evaluation_finite(e, job->data.questions_n))
         *reason = mm_format("the evaluation after loop %zu is not finite", ph->done - 1);
     else if (e->retain_loss > job->results.at_start.retain_loss + budget)
         *reason =
@@ -238,6 +238,11 @@ static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error
     double started = mm_now();
     if (!ph->resumed && !job->trial)
         status = mm_report_evaluate(job, "start", 0, &job->results.at_start, err);
+    if (status == MM_OK && !ph->resumed &&
+        !mm_evaluation_finite(&job->results.at_start, job->data.questions_n)) {
+        *reason = mm_strdup("the evaluation of the model as it is in model.path is not finite");
+        status = MM_REJECTED;
+    }
     if (status == MM_OK && !ph->resumed && ph->loops == 0)
         status = mm_saving_start(&ph->saving, ph->done, err);
     ph->progress = mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm), "unlearn", "loop",
@@ -288,6 +293,8 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
     status = mm_comm_agree(job->comm, status, err);
     if (status == MM_OK)
         status = begin(&ph, resume, info, err);
+    if (status == MM_OK && !job->trial)
+        status = mm_stop_before_start(job->comm, err);
     if (status == MM_OK && !job->trial)
         status = mm_job_open_folder(job, resume != NULL, resume ? info->metrics_bytes : 0, err);
     if (status == MM_OK)

@@ -20,9 +20,9 @@ import pytest
 import prepare_data
 from job_helpers import BINARY, ROOT, succeed
 from model_helpers import GOLDEN, write_questions, write_tokens
-from search_config import Search, Variant, read_search, read_yaml
+from search_config import Search, Variant, read_search
 from search_server import TrialServer
-from search_summary import as_argument
+from yaml_reader import as_argument, read_yaml
 
 CONFIGS = ROOT / "configs"
 DOCUMENT = ROOT / "docs" / "experiments.md"

@@ -168,6 +168,31 @@ static void batches_wrap(void **state) {
     mm_dataset_free(&set);
 }
 
+/* Rows from the third on, round to the second, without those that another set begins with. */
+static void views_leave_rows_out(void **state) {
+    (void)state;
+    struct mm_dataset set, view;
+    uint32_t out[8];
+    uint32_t others[] = {36, 39, 7, 7, 0, 3}; /* row 3, none, row 0 */
+    struct mm_dataset other = {.examples = 3, .context_length = 2, .tokens = others};
+    write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
+    assert_int_equal(mm_dataset_read(&set, path, 2, 60, &err), MM_OK);
+    mm_dataset_view(&view, &set, 2, &other, 2);
+    assert_int_equal(view.examples, 4);
+    mm_dataset_batch(&view, 0, 4, 0, 4, out);
+    assert_memory_equal(out, ((uint32_t[]){24, 27, 48, 51, 0, 3, 12, 15}), sizeof out);
+    mm_dataset_batch(&view, 1, 3, 0, 3, out); /* rows 4, 5, 6 of 4 */
+    assert_memory_equal(out, ((uint32_t[]){12, 15, 24, 27, 48, 51}), 24);
+    mm_dataset_free(&view);
+    mm_dataset_view(&view, &set, 0, &other, 9); /* all of the other's three */
+    assert_int_equal(view.examples, 3);
+    mm_dataset_free(&view);
+    mm_dataset_view(&view, &set, 5, &set, 5);
+    assert_int_equal(view.examples, 0);
+    mm_dataset_free(&view);
+    mm_dataset_free(&set);
+}
+
 static void values_out_of_range(void **state) {
     (void)state;
     write_tokens(H5T_STD_I32LE, H5P_DEFAULT, -1);
@@ -462,6 +487,7 @@ int main(void) {
         TEST(refuses_other_filters),
         TEST(reads_more_than_a_buffer),
         TEST(batches_wrap),
+        TEST(views_leave_rows_out),
         TEST(values_out_of_range),
         TEST(wrong_datasets),
         TEST(huge_shapes),
