@@ -57,7 +57,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config["max_position_embeddings"] = 128
         (folder / name / "config.json").write_text(json.dumps(config))
         vocab.append(config["vocab_size"])
-    tokens = np.random.default_rng(5).integers(0, min(vocab), (64, 100))
+    tokens = np.random.default_rng(5).integers(0, min(vocab), (128, 100))
     write_tokens(folder / "tokens.h5", tokens, min(vocab))
     write_questions(folder / "questions.h5", [[1, 2, 3]], np.array([[1, 2, 3, 4]]), np.array([0]))
     return folder

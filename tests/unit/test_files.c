@@ -202,69 +202,70 @@ static void finds_members(void **state) {
     mm_free(edited);
 }
 
+static const char *const good_json[] = {
+    "{}",
+    "  {\"a\":\"\\\\u0000\"}  \r\n",
+    "{\"a\":\"\\u0001\\n\\ud83d\\ude00 \xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80\"}",
+    "\xef\xbb\xbf{\"a\":1}",
+    "{\"a\":[-0.5e+3,0,1E5,true,false,null,[],{}],\"b\":{\"a\":2},\"c\":[{\"a\":1},{\"a\":2}]}",
+    "{\"a\":NaN,\"b\":[Infinity,-Infinity]}",
+};
+static const struct {
+    const char *text, *fault;
+} bad_json[] = {
+    {"", "f: it is not JSON (near its byte 0): it ends too early"},
+    {"{\"a\":1", "it is not JSON (near its byte 6): it ends too early"},
+    {"{} x", "is not JSON (near its byte 3): something stands behind the end"},
+    {"{}{}", "(near its byte 2): something stands behind the end"},
+    {"[]", "f: it is not a JSON object"},
+    {"NaN", "f: it is not a JSON object"},
+    {"{\"a\":\"\\u0000\"}", "(near its byte 6): a NUL character"},
+    {"{\"a\":\"\\\\\\u0000\"}", "a NUL character"},
+    {"{\"a\":1,\"a\":1}", "(near its byte 7): one object has a name twice: 'a'"},
+    {"{\"b\":[{\"x\":{},\"a\":1,\"\\u0061\":1}]}",
+     "(near its byte 20): one object has a name twice: 'a'"},
+    {"{\"a\":{\"b\":1,\"b\":1},\"a\":1}", "one object has a name twice: 'b'"},
+    {"{\"a\":1,}", "a comma before the closing bracket"},
+    {"{\"a\":[1,]}", "a comma before the closing bracket"},
+    {"{,}", "a name in double quotes is expected"},
+    {"{a:1}", "a name in double quotes is expected"},
+    {"{\"a\" 1}", "':' is expected"},
+    {"{\"a\":1 \"b\":1}", "',' or '}' is expected"},
+    {"{\"a\":[1 2]}", "',' or ']' is expected"},
+    {"{\"a\":01}", "not a number as JSON writes it"},
+    {"{\"a\":-}", "not a number as JSON writes it"},
+    {"{\"a\":1.}", "not a number as JSON writes it"},
+    {"{\"a\":1e}", "not a number as JSON writes it"},
+    {"{\"a\":+1}", "a value is expected"},
+    {"{\"a\":.5}", "a value is expected"},
+    {"{\"a\":nan}", "a value is expected"},
+    {"{\"a\":'b'}", "a value is expected"},
+    {"{\"a\":\"\n\"}", "a control character in a string"},
+    {"{\"a\":\"\\x\"}", "no such escape"},
+    {"{\"a\":\"\\u12g4\"}", "no such escape"},
+    {"{\"a\":\"\\ud83d\"}", "half a character"},
+    {"{\"a\":\"\\ude00\"}", "half a character"},
+    {"{\"a\":\"\xff\"}", "not UTF-8"},
+    {"{\"a\":\"\xc0\x80\"}", "not UTF-8"},
+    {"{\"a\":\"\xed\xa0\x80\"}", "not UTF-8"},
+    {"{\"a\":\"\xe2\x82\"}", "not UTF-8"},
+    {"{\"a\":\"b", "a string without an end"},
+    {"\xff\xfe{", "a value is expected"},
+    {"{\"a\":1234567890123456789012345678901234567890123456789012345678901}",
+     "a number of more than 60 characters"},
+};
+
 static void reads_strictly(void **state) {
     (void)state;
-    static const char *const good[] = {
-        "{}",
-        "  {\"a\":\"\\\\u0000\"}  \r\n",
-        "{\"a\":\"\\u0001\\n\\ud83d\\ude00 \xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80\"}",
-        "\xef\xbb\xbf{\"a\":1}",
-        "{\"a\":[-0.5e+3,0,1E5,true,false,null,[],{}],\"b\":{\"a\":2},\"c\":[{\"a\":1},{\"a\":2}]}",
-        "{\"a\":NaN,\"b\":[Infinity,-Infinity]}",
-    };
-    static const struct {
-        const char *text, *fault;
-    } bad[] = {
-        {"", "f: it is not JSON (near its byte 0): it ends too early"},
-        {"{\"a\":1", "it is not JSON (near its byte 6): it ends too early"},
-        {"{} x", "is not JSON (near its byte 3): something stands behind the end"},
-        {"{}{}", "(near its byte 2): something stands behind the end"},
-        {"[]", "f: it is not a JSON object"},
-        {"NaN", "f: it is not a JSON object"},
-        {"{\"a\":\"\\u0000\"}", "(near its byte 6): a NUL character"},
-        {"{\"a\":\"\\\\\\u0000\"}", "a NUL character"},
-        {"{\"a\":1,\"a\":1}", "(near its byte 7): one object has a name twice: 'a'"},
-        {"{\"b\":[{\"x\":{},\"a\":1,\"\\u0061\":1}]}",
-         "(near its byte 20): one object has a name twice: 'a'"},
-        {"{\"a\":{\"b\":1,\"b\":1},\"a\":1}", "one object has a name twice: 'b'"},
-        {"{\"a\":1,}", "a comma before the closing bracket"},
-        {"{\"a\":[1,]}", "a comma before the closing bracket"},
-        {"{,}", "a name in double quotes is expected"},
-        {"{a:1}", "a name in double quotes is expected"},
-        {"{\"a\" 1}", "':' is expected"},
-        {"{\"a\":1 \"b\":1}", "',' or '}' is expected"},
-        {"{\"a\":[1 2]}", "',' or ']' is expected"},
-        {"{\"a\":01}", "not a number as JSON writes it"},
-        {"{\"a\":-}", "not a number as JSON writes it"},
-        {"{\"a\":1.}", "not a number as JSON writes it"},
-        {"{\"a\":1e}", "not a number as JSON writes it"},
-        {"{\"a\":+1}", "a value is expected"},
-        {"{\"a\":.5}", "a value is expected"},
-        {"{\"a\":nan}", "a value is expected"},
-        {"{\"a\":'b'}", "a value is expected"},
-        {"{\"a\":\"\n\"}", "a control character in a string"},
-        {"{\"a\":\"\\x\"}", "no such escape"},
-        {"{\"a\":\"\\u12g4\"}", "no such escape"},
-        {"{\"a\":\"\\ud83d\"}", "half a character"},
-        {"{\"a\":\"\\ude00\"}", "half a character"},
-        {"{\"a\":\"\xff\"}", "not UTF-8"},
-        {"{\"a\":\"\xc0\x80\"}", "not UTF-8"},
-        {"{\"a\":\"\xed\xa0\x80\"}", "not UTF-8"},
-        {"{\"a\":\"\xe2\x82\"}", "not UTF-8"},
-        {"{\"a\":\"b", "a string without an end"},
-        {"\xff\xfe{", "a value is expected"},
-        {"{\"a\":1234567890123456789012345678901234567890123456789012345678901}",
-         "a number of more than 60 characters"},
-    };
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        cJSON *root = mm_json_object(good[i], strlen(good[i]), "f", "it", &err);
+    for (size_t i = 0; i < sizeof good_json / sizeof *good_json; i++) {
+        cJSON *root = mm_json_object(good_json[i], strlen(good_json[i]), "f", "it", &err);
         if (!root)
-            fail_msg("%s: %s", good[i], err.text);
+            fail_msg("%s: %s", good_json[i], err.text);
         cJSON_Delete(root);
     }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_null(mm_json_object(bad[i].text, strlen(bad[i].text), "f", "it", &err));
-        expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, bad[i].fault);
+    for (size_t i = 0; i < sizeof bad_json / sizeof *bad_json; i++) {
+        assert_null(mm_json_object(bad_json[i].text, strlen(bad_json[i].text), "f", "it", &err));
+        expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, bad_json[i].fault);
     }
     assert_null(mm_json_object("{}\0", 3, "f", "it", &err));
     expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, "a NUL character");

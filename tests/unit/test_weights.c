@@ -8,33 +8,7 @@
 #include <math.h>
 #include <sys/stat.h>
 
-#include "io/weights.h"
-#include "tests/unit/scratch.h"
-
-static struct mm_error err;
-
-static struct mm_weights *open_good(const char *folder) {
-    struct mm_weights *weights;
-    if (mm_weights_open(&weights, folder, &err))
-        fail_msg("%s", err.text);
-    return weights;
-}
-
-static void expect_bad(const char *folder, const char *piece) {
-    struct mm_weights *weights = (void *)1;
-    enum mm_status status = mm_weights_open(&weights, folder, &err);
-    assert_null(weights);
-    expect_fault(status, MM_BAD_INPUT, &err, piece);
-    assert_int_equal(mm_live_blocks(), 0);
-}
-
-static const char *single(void **state) {
-    return path_in(*state, "model.safetensors");
-}
-
-static const char *index_path(void **state) {
-    return path_in(*state, "model.safetensors.index.json");
-}
+#include "tests/unit/weights_cases.h"
 
 /* Tensors of every kind, 48 bytes of data; the header's 8-byte length and odd size put floats at
  * odd addresses. */
