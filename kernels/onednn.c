@@ -81,7 +81,7 @@ static void make_matmul(dnnl_primitive_desc_t *made, dnnl_engine_t engine, layou
 /* All that a program depends on; compared as bytes. */
 struct key {
     size_t rows, cols, depth, a_ld, b_ld, c_ld;
-    unsigned a_transposed, b_transposed, accumulate, bias, packed, c_dtype;
+    unsigned a_transposed, b_transposed, accumulate, bias, packed, dtype, c_dtype;
 };
 
 /* The memory objects hold no memory: each product says where its matrices are. */
@@ -127,7 +127,7 @@ struct mm_onednn *mm_onednn_create(bool pack) {
     return o;
 }
 
-/* Before the first product: float32 runs need no engine. */
+/* Before the first product: not every table asks for one. */
 static void start(struct mm_onednn *o) {
     if (o->engine)
         return;
@@ -168,8 +168,12 @@ void mm_onednn_free(struct mm_onednn *o) {
 
 /* -- preparing --------------------------------------------------------------------------------- */
 
+static dnnl_data_type_t type_of(struct mm_mat m) {
+    return m.dtype == MM_F32 ? dnnl_f32 : dnnl_bf16;
+}
+
 static void matrix_layout(dnnl_memory_desc_t *l, struct mm_mat m, bool transposed) {
-    dnnl_data_type_t type = m.dtype == MM_F32 ? dnnl_f32 : dnnl_bf16;
+    dnnl_data_type_t type = type_of(m);
     dnnl_dims_t as_stored = {(dnnl_dim_t)m.rows, (dnnl_dim_t)m.cols};
     dnnl_dims_t turned = {(dnnl_dim_t)m.cols, (dnnl_dim_t)m.rows};
     dnnl_dims_t strides = {(dnnl_dim_t)m.ld, 1}, turned_strides = {1, (dnnl_dim_t)m.ld};
@@ -196,6 +200,7 @@ static struct key key_of(const struct mm_product *p, bool packed) {
     k.accumulate = p->accumulate;
     k.bias = p->bias != NULL;
     k.packed = packed;
+    k.dtype = p->a.dtype;
     k.c_dtype = p->c.dtype;
     return k;
 }
@@ -211,9 +216,9 @@ static void prepare(const struct mm_onednn *o, struct prepared *to, const struct
     dnnl_primitive_desc_t made;
     matrix_layout(&a, p->a, p->a_transposed);
     matrix_layout(&c, p->c, false);
-    layout_plain(&bias, dnnl_bf16, bias_dims, bias_strides);
+    layout_plain(&bias, type_of(p->a), bias_dims, bias_strides);
     if (packed)
-        layout_any(&b, dnnl_bf16, b_dims);
+        layout_any(&b, type_of(p->b), b_dims);
     else
         matrix_layout(&b, p->b, p->b_transposed);
     CHECK(dnnl_primitive_attr_create(&attr));
@@ -336,9 +341,9 @@ static bool packed_product(struct mm_onednn *o, const struct mm_product *p) {
 }
 
 bool mm_onednn_product(struct mm_onednn *o, const struct mm_product *p) {
-    MM_CHECK(p->a.dtype == MM_BF16 && p->b.dtype == MM_BF16, "operands of %s and %s",
-             mm_dtype_name(p->a.dtype), mm_dtype_name(p->b.dtype));
-    if (!o->multiplies)
+    MM_CHECK(p->a.dtype == p->b.dtype, "operands of %s and %s", mm_dtype_name(p->a.dtype),
+             mm_dtype_name(p->b.dtype));
+    if (p->a.dtype == MM_BF16 && !o->multiplies)
         return false;
     start(o);
     if (packed_product(o, p))
@@ -351,9 +356,9 @@ bool mm_onednn_product(struct mm_onednn *o, const struct mm_product *p) {
 
 char *mm_onednn_text(void) {
     const dnnl_version_t *v = dnnl_version();
-    return mm_format("%d.%d.%d, %s", v->major, v->minor, v->patch,
-                     mm_onednn_has_tiles() ? "multiplies bfloat16 in tiles (AMX)"
-                     : mm_onednn_multiplies()
-                         ? "multiplies bfloat16 (AVX512-BF16)"
-                         : "not used: this processor has no bfloat16 products");
+    return mm_format("%d.%d.%d, for %s", v->major, v->minor, v->patch,
+                     mm_onednn_has_tiles()           ? "float32 and, with AMX, bfloat16"
+                     : mm_onednn_multiplies()        ? "float32 and, with AVX512-BF16, bfloat16"
+                     : has(dnnl_cpu_isa_avx512_core) ? "float32"
+                                                     : "nothing: this processor has no AVX-512");
 }

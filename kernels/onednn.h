@@ -1,5 +1,5 @@
-/* onednn.h - matrix products of bfloat16 on CPUs whose instructions multiply it (AVX512-BF16, AMX),
- * through oneDNN. All functions local. */
+/* onednn.h - matrix products through oneDNN: of float32, and of bfloat16 on CPUs whose instructions
+ * multiply it (AVX512-BF16, AMX). All functions local. */
 #ifndef MM_ONEDNN_H
 #define MM_ONEDNN_H
 
@@ -37,7 +37,7 @@ void mm_onednn_hold(struct mm_onednn *onednn, struct mm_mat w);
 /* No weights are held any more. */
 void mm_onednn_let_go(struct mm_onednn *onednn);
 
-/* "2.6.3, multiplies bfloat16 (AVX512-BF16)"; the caller frees with mm_free. */
+/* "2.6.3, for float32 and, with AVX512-BF16, bfloat16"; the caller frees with mm_free. */
 char *mm_onednn_text(void);
 
 #endif

@@ -1,9 +1,17 @@
-/* matrix.c - matrix products: OpenBLAS's sgemm on row-major matrices of float32; of bfloat16
- * oneDNN's on processors that multiply those, and elsewhere OpenBLAS's after widening. */
+/* matrix.c - matrix products. With AVX-512 they are oneDNN's, which was 5 to 40 % faster than
+ * OpenBLAS at every shape that was measured (docs/benchmarks.md), and which alone multiplies
+ * bfloat16. Without, and with reduction: exact, they are OpenBLAS's sgemm, after widening where
+ * operands are bfloat16. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/onednn.h"
 
 #include <cblas.h>
+
+#ifdef __AVX512F__
+#define THROUGH_ONEDNN true
+#else
+#define THROUGH_ONEDNN false
+#endif
 
 /* Below this many multiply-adds one thread is faster than waking the others. */
 #define PARALLEL_WORK 32768
@@ -117,12 +125,15 @@ static void product(struct mm_device *dev, const struct mm_product *p) {
                  (p->a_transposed ? a->rows : a->cols) == (p->b_transposed ? b->cols : b->rows),
              "shapes don't match: [%zu, %zu] [%zu, %zu] -> [%zu, %zu]", a->rows, a->cols, b->rows,
              b->cols, c->rows, c->cols);
-    if (a->dtype == MM_F32) {
-        if (p->bias)
-            add_bias(*c, p->bias, p->accumulate);
-        float_product(dev, p);
-    } else if (dev->exact || !mm_onednn_product(CPU_NAME(cpu_onednn)(dev), p))
+    if (THROUGH_ONEDNN && !dev->exact && mm_onednn_product(CPU_NAME(cpu_onednn)(dev), p))
+        return;
+    if (a->dtype == MM_BF16) {
         widened_product(dev, p);
+        return;
+    }
+    if (p->bias)
+        add_bias(*c, p->bias, p->accumulate);
+    float_product(dev, p);
 }
 
 void CPU_NAME(cpu_linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
