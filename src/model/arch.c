@@ -237,7 +237,8 @@ static void read_fields(struct reader *r, struct mm_arch *arch) {
 
 enum mm_status mm_arch_read(struct mm_arch *arch, const char *path, struct mm_error *err) {
     char *json;
-    enum mm_status status = mm_file_read(path, &json, NULL, err);
+    size_t bytes;
+    enum mm_status status = mm_file_read(path, &json, &bytes, err);
     if (status != MM_OK)
         return status;
     cJSON *object = cJSON_Parse(json);
@@ -252,6 +253,7 @@ enum mm_status mm_arch_read(struct mm_arch *arch, const char *path, struct mm_er
         read_fields(&r, arch);
         status = r.status;
     }
+    mm_bytes_hash(json, bytes, arch->hash);
     cJSON_Delete(object);
     mm_free(json);
     return status;

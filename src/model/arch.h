@@ -25,6 +25,7 @@ struct mm_arch {
     } rope_scaling;
     size_t sliding_window; /* tokens; 0: none */
     double initializer_range;
+    char hash[33]; /* XXH3 128-bit, of the bytes of config.json */
 };
 
 /* Reads a config.json in the transformers 4 or 5 form. MM_BAD_INPUT names file, field, value. */
