@@ -12,6 +12,7 @@
 #include "src/run/relearn.h"
 #include "src/run/report.h"
 #include "src/run/resume.h"
+#include "src/run/standing.h"
 #include "src/run/stop.h"
 #include "src/run/trials.h"
 #include "src/run/unlearn.h"
@@ -70,7 +71,7 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
         status = mm_config_parse(&config, info.config, path, line->overrides, line->overrides_n,
                                  MM_RESUME, err);
         if (status == MM_OK)
-            status = mm_resume_check_inputs(&config, err);
+            status = mm_resume_find_inputs(&config, line->subject, err);
         status = mm_comm_agree(comm, status, err);
     }
     /* The folder may have been moved since: it is where the user says it is. */
@@ -109,6 +110,7 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
         for (size_t i = 0; i < job.data.questions_n; i++)
             printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
                    job.results.at_start.accuracy[i], job.data.questions[i].n);
+        mm_standing_print(&job);
     }
     mm_job_close(&job);
     return MM_OK;

@@ -7,20 +7,47 @@
 
 #include <string.h>
 
-enum mm_status mm_resume_check_inputs(const struct mm_config *config, struct mm_error *err) {
-    for (size_t i = 0; i < mm_config_rows_n; i++) {
+/* config.yaml of the run folder as a resume would read it; false, with the reason, if it cannot. */
+static bool read_edited(struct mm_config *edited, const char *run_dir, char *const *overrides,
+                        size_t overrides_n, struct mm_error *err) {
+    char *path = mm_format("%s/config.yaml", run_dir);
+    *err = (struct mm_error){""};
+    bool readable = mm_path_exists(path) &&
+                    mm_config_read(edited, path, overrides, overrides_n, MM_RESUME, err) == MM_OK;
+    mm_free(path);
+    return readable;
+}
+
+static char **path_of(const struct mm_config_row *row, struct mm_config *config) {
+    return (char **)((char *)config + row->offset);
+}
+
+enum mm_status mm_resume_find_inputs(struct mm_config *config, const char *run_dir,
+                                     struct mm_error *err) {
+    struct mm_config edited = {0};
+    struct mm_error unused;
+    enum mm_status status = MM_OK;
+    bool readable = read_edited(&edited, run_dir, NULL, 0, &unused);
+    for (size_t i = 0; i < mm_config_rows_n && status == MM_OK; i++) {
         const struct mm_config_row *row = &mm_config_rows[i];
         bool read = strncmp(row->name, "data.", 5) == 0 || strncmp(row->name, "model.", 6) == 0;
         if (row->type != MM_KEY_PATH || !read)
             continue;
-        const char *path = *(char *const *)((const char *)config + row->offset);
-        if (path && !mm_path_exists(path))
-            return mm_fail(err, MM_BAD_INPUT,
-                           "%s: %s is not there any more: if it was moved, say where it is: "
-                           "%s=PATH",
-                           row->name, path, row->name);
+        char **path = path_of(row, config), *other = readable ? *path_of(row, &edited) : NULL;
+        if (!*path || mm_path_exists(*path))
+            continue;
+        if (!other || !mm_path_exists(other)) {
+            status = mm_fail(err, MM_BAD_INPUT,
+                             "%s: %s is not there any more: if it was moved, say where it is: "
+                             "%s=PATH",
+                             row->name, *path, row->name);
+        } else {
+            mm_free(*path);
+            *path = mm_strdup(other);
+        }
     }
-    return MM_OK;
+    mm_config_free(&edited);
+    return status;
 }
 
 static void warn_differences(const char *path, const char *there, const char *here) {
@@ -40,10 +67,8 @@ void mm_resume_warn_edited(const char *run_dir, const struct mm_config *config,
     struct mm_config edited = {0};
     struct mm_error err;
     char *path = mm_format("%s/config.yaml", run_dir);
-    bool exists = mm_path_exists(path);
-    bool readable =
-        exists && mm_config_read(&edited, path, overrides, overrides_n, MM_RESUME, &err) == MM_OK;
-    if (exists && !readable)
+    bool readable = read_edited(&edited, run_dir, overrides, overrides_n, &err);
+    if (!readable && *err.text)
         mm_log0(MM_LOG_WARN, "%s; a resume goes by the checkpoint's settings", err.text);
     if (readable) {
         mm_free(edited.output.dir); /* the folder may have been moved */

@@ -72,6 +72,10 @@ cJSON *mm_standing_hashes(const struct mm_job *job) {
     return all;
 }
 
+static const char *stored_text(const cJSON *stored, const char *name) {
+    return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(stored, name));
+}
+
 /* -- lines ------------------------------------------------------------------------------------- */
 
 /* Writes the object as a field, and frees it. */
@@ -133,6 +137,14 @@ void mm_standing_write_settings(const struct mm_job *job, struct mm_metrics *to)
     write_object(to, "identity", mm_standing_hashes(job));
 }
 
+void mm_standing_print(const struct mm_job *job) {
+    static const char *const names[] = {"config.json", "weights", "evaluation"};
+    cJSON *all = mm_standing_hashes(job);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        printf("hash %s %s\n", names[i], stored_text(all, names[i]));
+    cJSON_Delete(all);
+}
+
 /* -- a checkpoint's ------------------------------------------------------------------------------
  */
 
@@ -156,10 +168,6 @@ enum mm_status mm_standing_check_input(const struct mm_job *job, const char *fol
                    "%s: made from another %s than %s (hash %s, not %s): put back what it was made "
                    "from, or say where that is: %s=PATH",
                    folder, name, input->path, hash, input->hash, key);
-}
-
-static const char *stored_text(const cJSON *stored, const char *name) {
-    return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(stored, name));
 }
 
 /* What may change between loops and attack, or between one version and the next. */

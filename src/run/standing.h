@@ -18,6 +18,9 @@ void mm_standing_write(const struct mm_job *job, struct mm_metrics *to, double s
 /* The same of a server of trials: the hashes, and the keys that decide results as "settings". */
 void mm_standing_write_settings(const struct mm_job *job, struct mm_metrics *to);
 
+/* The hashes that an evaluation alone stands on, a line each, on standard output. */
+void mm_standing_print(const struct mm_job *job);
+
 /* Compares what a checkpoint stands on, as mm_standing_hashes gave it, with this job. `stored`
  * NULL, of an older version: nothing is compared, with a warning. MM_BAD_INPUT if the finished
  * loops were made from another content; the text names checkpoint, file and both hashes. Another

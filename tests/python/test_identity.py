@@ -191,6 +191,26 @@ def test_resume_of_a_moved_folder(stopped: Stopped, finished: Path) -> None:
     assert not stopped.warnings(*stopped.overrides())
     assert_same_run(finished, stopped.run)
     assert f"path: '{stopped.model}'" in (stopped.run / "config.yaml").read_text()
+    # Once told, it needs no telling again, also where no checkpoint has been written since.
+    shutil.rmtree(stopped.run / "checkpoints" / "8")
+    assert not stopped.warnings()
+    other_token(stopped.data / "forget.h5")
+    shutil.rmtree(stopped.run / "checkpoints" / "8")
+    assert "made from another data.forget" in fail(2, "resume", stopped.run)
+
+
+@pytest.mark.parametrize("seed", [42, 7])
+def test_ranks_that_resume_other_runs(
+    tiny: Case, finished: Path, tmp_path: Path, seed: int
+) -> None:
+    """As on a folder that the ranks do not share: another state, or the same state twice."""
+    run, other = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "other"
+    tiny.run(other, f"seed={seed}", "unlearn.adv_lr=0.4" if seed == 7 else "unlearn.adv_lr=0.5")
+    script = f'[ "$OMPI_COMM_WORLD_RANK" = 1 ] && exec "$0" "$1" {other}; exec "$0" "$@"'
+    before = snapshot(tmp_path)
+    message = fail(2, "resume", run, ranks=2, wrapper=["sh", "-c", script])
+    assert ("rank 1" in message) and ("another checkpoint" in message or "output.dir" in message)
+    assert snapshot(tmp_path) == before
 
 
 def test_override_with_another_content(stopped: Stopped) -> None:
@@ -341,3 +361,11 @@ def test_result_names_the_attack(tiny: Case, tmp_path: Path) -> None:
     assert attack["lr"] == {"weak": 1e-6, "strong": 0.5}[best]
     tiny.run(tmp_path / "none", "relearn.passes=0")
     assert result_of(tmp_path / "none")["attack_of_score"] is None
+
+
+def test_eval_says_what_it_stands_on(tiny: Case, finished: Path) -> None:
+    """The same hashes as a run's, so that the two can be held against each other."""
+    identity = result_of(finished)["identity"]
+    names = ("config.json", "weights", "evaluation")
+    lines = succeed("eval", tiny.config, ranks=2).out.splitlines()
+    assert lines[2:] == [f"hash {name} {identity[name]}" for name in names]
