@@ -42,9 +42,7 @@ struct over_nccl {
     struct mm_watched_work work; /* of this transport */
     struct mm_comm *comm;
     struct mm_device *dev;
-    struct mm_device beside; /* launches on the stream beside the device's */
-    struct cuda_context beside_context;
-    cudaStream_t stream; /* the same */
+    cudaStream_t stream; /* beside the device's */
     int rank, size;
     ncclComm_t nccl;
     cudaEvent_t ready, summed, done[MM_BUCKETS];
@@ -117,8 +115,8 @@ __global__ static void add_kernel(S *sum, const P *parts, int size, size_t n) {
 /* -- between the streams ----------------------------------------------------------------------- */
 
 static void mark(struct over_nccl *t, uint64_t doing) {
-    MM_LAUNCH(mark_kernel, 1, 1, 0, &t->beside, mm_watch_progress(mm_comm_watch(t->comm)), t->steps,
-              doing);
+    MM_LAUNCH_ON(t->stream, mark_kernel, 1, 1, 0, mm_watch_progress(mm_comm_watch(t->comm)),
+                 t->steps, doing);
 }
 
 /* What is put on the stream now follows all that was asked of the device. */
@@ -150,8 +148,8 @@ static void nccl_sum(struct mm_transport *base, double *values, size_t n, uint64
         reserve(t, &t->doubles, n * static_cast<size_t>(t->size) * sizeof *all));
     leave_device(t, watched);
     CHECK_NCCL(ncclAllGather(values, all, n, ncclFloat64, t->nccl, t->stream));
-    MM_LAUNCH(add_kernel, blocks_for(n, BLOCK), BLOCK, 0, &t->beside, values,
-              static_cast<const double *>(all), t->size, n);
+    MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(n, BLOCK), BLOCK, 0, values,
+                 static_cast<const double *>(all), t->size, n);
     finish(t, t->summed, watched);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
@@ -214,8 +212,8 @@ static void reduce_rounded(struct over_nccl *t, const struct mm_reduction *tenso
     bf16 *out = outbox;
     for (const struct mm_reduction *r = tensors; r < tensors + n; out += elements_of(r), r++)
         if (elements_of(r))
-            MM_LAUNCH(round_kernel, blocks_for(elements_of(r), BLOCK), BLOCK, 0, &t->beside, out,
-                      static_cast<const float *>(r->full.data), elements_of(r));
+            MM_LAUNCH_ON(t->stream, round_kernel, blocks_for(elements_of(r), BLOCK), BLOCK, 0, out,
+                         static_cast<const float *>(r->full.data), elements_of(r));
     out = outbox;
     CHECK_NCCL(ncclGroupStart());
     for (const struct mm_reduction *r = tensors; r < tensors + n; out += elements_of(r), r++)
@@ -224,8 +222,8 @@ static void reduce_rounded(struct over_nccl *t, const struct mm_reduction *tenso
     for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
         size_t own_n = blocks_of(t, r).own_n;
         if (own_n)
-            MM_LAUNCH(add_kernel, blocks_for(own_n, BLOCK), BLOCK, 0, &t->beside, r->own,
-                      static_cast<const bf16 *>(r->full.data), t->size, own_n);
+            MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(own_n, BLOCK), BLOCK, 0, r->own,
+                         static_cast<const bf16 *>(r->full.data), t->size, own_n);
     }
 }
 
@@ -390,9 +388,7 @@ extern "C" struct mm_transport *mm_transport_nccl(struct mm_comm *comm, struct m
     fill_table(&t->base);
     t->work = {t->base.name, t, nccl_failed, nccl_abandon};
     t->base.work = &t->work;
-    t->stream = t->beside_context.stream = open_stream();
-    t->beside.ops = dev->ops;
-    t->beside.context = &t->beside_context;
+    t->stream = open_stream();
     t->steps = static_cast<uint64_t *>(dev->ops->alloc(dev, sizeof *t->steps));
     MM_CUDA(cudaEventCreateWithFlags(&t->ready, cudaEventDisableTiming));
     MM_CUDA(cudaEventCreateWithFlags(&t->summed, cudaEventDisableTiming));

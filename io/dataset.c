@@ -6,6 +6,7 @@
 #include "io/dataset.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "io/files.h"
@@ -153,8 +154,11 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
 }
 
 void mm_dataset_free(struct mm_dataset *set) {
-    mm_free(set->path);
-    mm_free(set->tokens);
+    if (!set->rows) { /* else borrowed */
+        mm_free(set->path);
+        mm_free(set->tokens);
+    }
+    mm_free(set->rows);
     *set = (struct mm_dataset){0};
 }
 
@@ -172,9 +176,43 @@ void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_s
              first + count, batch_size);
     for (size_t i = 0; i < count; i++) {
         size_t row = (index * batch_size + first + i) % set->examples;
+        row = set->rows ? set->rows[row] : row;
         memcpy(out + i * set->context_length, set->tokens + row * set->context_length,
                set->context_length * sizeof *out);
     }
+}
+
+/* Views ------------------------------------------------------------------------------------- */
+
+struct row {
+    const uint32_t *tokens;
+    size_t bytes;
+};
+
+static int by_tokens(const void *left, const void *right) {
+    const struct row *a = left, *b = right;
+    return memcmp(a->tokens, b->tokens, a->bytes);
+}
+
+void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size_t first,
+                     const struct mm_dataset *other, size_t other_n) {
+    size_t T = set->context_length, bytes = T * sizeof *set->tokens;
+    MM_CHECK(other->context_length == T, "rows of %zu and of %zu tokens", T, other->context_length);
+    other_n = other_n < other->examples ? other_n : other->examples;
+    struct row *others = mm_calloc(other_n, sizeof *others);
+    for (size_t i = 0; i < other_n; i++)
+        others[i] = (struct row){other->tokens + i * T, bytes};
+    qsort(others, other_n, sizeof *others, by_tokens);
+    *view = *set;
+    view->rows = mm_calloc(set->examples, sizeof *view->rows);
+    view->examples = 0;
+    for (size_t i = 0; i < set->examples; i++) {
+        size_t at = (first + i) % set->examples;
+        struct row row = {set->tokens + at * T, bytes};
+        if (!bsearch(&row, others, other_n, sizeof *others, by_tokens))
+            view->rows[view->examples++] = at;
+    }
+    mm_free(others);
 }
 
 /* Multiple-choice files --------------------------------------------------------------------- */

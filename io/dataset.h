@@ -13,7 +13,8 @@ struct mm_dataset {
     size_t examples, context; /* of the file */
     size_t context_length;    /* what is used: the first columns */
     uint32_t vocab_size;      /* attribute; 0 where the file has none */
-    uint32_t *tokens;         /* [examples, context_length], owned */
+    uint32_t *tokens;         /* [examples, context_length], owned; of a view borrowed */
+    size_t *rows;             /* of a view [examples]: which rows of `tokens`; else NULL */
 };
 
 /* Reads the first context_length columns (0: all) of the whole file, of any integer type. Tokens
@@ -29,6 +30,13 @@ void mm_dataset_free(struct mm_dataset *set);
 /* XXH3 128-bit hash, 32 hex digits, of what was read: the number of rows, the columns that are used
  * and the tokens in them. A file that stores the same in another way has the same hash. */
 void mm_dataset_hash(const struct mm_dataset *set, char hex[33]);
+
+/* view (=) the rows of `set` from row `first` (modulo its examples) on, round to the row before it,
+ * without those whose tokens are the tokens of one of the first `other_n` rows of `other`, a set of
+ * the same context_length. None may be left: examples is 0. It borrows path and tokens of
+ * `set`; the caller frees it. */
+void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size_t first,
+                     const struct mm_dataset *other, size_t other_n);
 
 /* out[count·context_length] (=) sequences [first, first + count) of batch `index` of size B. */
 void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_size, size_t first,

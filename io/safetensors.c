@@ -116,7 +116,7 @@ static bool count_of(const cJSON *item, size_t *count) {
     return (double)*count == item->valuedouble;
 }
 
-/* The three members of a tensor's object, each there exactly once. */
+/* The three members of a tensor's object. */
 static bool members_of(const cJSON *object, const cJSON **dtype, const cJSON **shape,
                        const cJSON **offsets) {
     *dtype = *shape = *offsets = NULL;
@@ -128,8 +128,6 @@ static bool members_of(const cJSON *object, const cJSON **dtype, const cJSON **s
                               : !strcmp(member->string, "shape")        ? shape
                               : !strcmp(member->string, "data_offsets") ? offsets
                                                                         : NULL;
-        if (place && *place)
-            return false;
         if (place)
             *place = member;
     }
@@ -188,7 +186,7 @@ static enum mm_status read_entry(const struct mm_safetensors *file,
     const cJSON *dtype, *shape, *offsets;
     if (!members_of(object, &dtype, &shape, &offsets))
         return mm_fail(err, MM_BAD_INPUT,
-                       "%s: tensor '%.200s' has not one dtype, one shape and one data_offsets: "
+                       "%s: tensor '%.200s' has not a dtype, a shape and data_offsets: "
                        "damaged, download it again",
                        file->path, entry->name);
     entry->dtype = mm_strdup(dtype->valuestring);
@@ -216,11 +214,6 @@ static enum mm_status read_entry(const struct mm_safetensors *file,
     return MM_OK;
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const struct mm_safetensors_entry *)a)->name,
-                  ((const struct mm_safetensors_entry *)b)->name);
-}
-
 /* An empty tensor comes before the one that starts at the same byte. */
 static int by_place(const void *a, const void *b) {
     const struct mm_safetensors_entry *x = a, *y = b;
@@ -231,15 +224,9 @@ static int by_place(const void *a, const void *b) {
     return strcmp(x->name, y->name);
 }
 
-/* No name twice; the data covered without gap or overlap. Leaves the entries in order of data. */
+/* The data covered without gap or overlap. Leaves the entries in order of data. */
 static enum mm_status check_layout(struct mm_safetensors *file, struct mm_error *err) {
     struct mm_safetensors_entry *entries = file->entries;
-    qsort(entries, file->entries_n, sizeof *entries, by_name);
-    for (size_t i = 1; i < file->entries_n; i++)
-        if (!strcmp(entries[i - 1].name, entries[i].name))
-            return mm_fail(err, MM_BAD_INPUT,
-                           "%s: the header names tensor '%.200s' twice: damaged, download it again",
-                           file->path, entries[i].name);
     qsort(entries, file->entries_n, sizeof *entries, by_place);
     size_t place = file->data_begin;
     for (size_t i = 0; i < file->entries_n; i++) {
@@ -273,11 +260,10 @@ static enum mm_status read_tensors(struct mm_safetensors *file, const cJSON *roo
                 return status;
             continue;
         }
-        if (file->metadata || !cJSON_IsObject(member))
-            return mm_fail(
-                err, MM_BAD_INPUT,
-                "%s: \"__metadata__\" is not one JSON object: damaged, download it again",
-                file->path);
+        if (!cJSON_IsObject(member))
+            return mm_fail(err, MM_BAD_INPUT,
+                           "%s: \"__metadata__\" is not a JSON object: damaged, download it again",
+                           file->path);
         char *text = cJSON_PrintUnformatted(member);
         MM_CHECK(text, "out of memory");
         file->metadata = mm_strdup(text);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include "io/files.h"
@@ -58,12 +59,22 @@ static enum mm_status index_files(const cJSON *map, const char *path, const char
     return MM_OK;
 }
 
+static bool is_there(const char *folder, const char *name) {
+    char *path = mm_format("%s/%s", folder, name);
+    bool there = access(path, F_OK) == 0;
+    mm_free(path);
+    return there;
+}
+
+/* A file that an index names may be missing: perhaps nobody asks for what it holds. */
 static enum mm_status open_files(struct mm_weights *weights, const char *const *names,
                                  size_t names_n, struct mm_error *err) {
     weights->files = mm_calloc(names_n, sizeof *weights->files);
     for (size_t i = 0; i < names_n; i++) {
+        if (weights->index && !is_there(weights->folder, names[i]))
+            continue;
         enum mm_status status =
-            mm_safetensors_open(&weights->files[i], weights->folder, names[i], err);
+            mm_safetensors_open(&weights->files[weights->files_n], weights->folder, names[i], err);
         if (status)
             return status;
         weights->files_n++;
@@ -107,60 +118,23 @@ static enum mm_status build_tables(struct mm_weights *weights, struct mm_error *
     return MM_OK;
 }
 
-static enum mm_status check_index(const struct mm_weights *weights, const cJSON *map,
-                                  const char *path, struct mm_error *err) {
-    const char **names = mm_calloc((size_t)cJSON_GetArraySize(map), sizeof *names);
-    size_t names_n = 0;
-    enum mm_status status = MM_OK;
-    const cJSON *row;
-    cJSON_ArrayForEach(row, map) {
-        names[names_n++] = row->string;
-        const struct mm_safetensors_entry *entry = mm_weights_entry(weights, row->string);
-        if (!status &&
-            (!entry || strcmp(weights->files[entry->tensor.file].name, row->valuestring)))
-            status = mm_fail(err, MM_BAD_INPUT,
-                             "%s: tensor '%.200s' should be in %s, which lacks it: download both "
-                             "again",
-                             path, row->string, row->valuestring);
-    }
-    qsort(names, names_n, sizeof *names, by_text);
-    for (size_t i = 1; i < names_n && !status; i++)
-        if (!strcmp(names[i - 1], names[i]))
-            status = mm_fail(err, MM_BAD_INPUT,
-                             "%s: names tensor '%.200s' twice: download it again", path, names[i]);
-    mm_free(names);
-    return status;
-}
-
 static enum mm_status open_indexed(struct mm_weights *weights, const char *path,
                                    struct mm_error *err) {
-    struct stat info;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) /* a pipe would hang the job */
-        return mm_fail(err, MM_BAD_INPUT, "%s: not a regular file", path);
-    char *text;
-    size_t bytes, names_n = 0;
-    enum mm_status status = mm_file_read(path, &text, &bytes, err);
-    if (status)
-        return status;
-    cJSON *root = mm_json_object(text, bytes, path, "the file", err);
-    mm_free(text);
-    if (!root)
+    weights->index = mm_json_file(path, NULL, err);
+    if (!weights->index)
         return MM_BAD_INPUT;
-    const cJSON *map = cJSON_GetObjectItemCaseSensitive(root, "weight_map");
-    const char **names = NULL;
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(weights->index, "weight_map");
     if (!cJSON_IsObject(map) || !map->child)
-        status = mm_fail(err, MM_BAD_INPUT,
-                         "%s: no \"weight_map\" that names tensors: download it again", path);
-    if (!status)
-        status = index_files(map, path, &names, &names_n, err);
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: no \"weight_map\" that names tensors: download it again", path);
+    const char **names = NULL;
+    size_t names_n = 0;
+    enum mm_status status = index_files(map, path, &names, &names_n, err);
     if (!status)
         status = open_files(weights, names, names_n, err);
     if (!status)
         status = build_tables(weights, err);
-    if (!status)
-        status = check_index(weights, map, path, err);
     mm_free(names);
-    cJSON_Delete(root);
     return status;
 }
 
@@ -185,7 +159,6 @@ static enum mm_status open_folder(struct mm_weights *weights, struct mm_error *e
         if (!status)
             status = build_tables(weights, err);
     } else if (mm_path_exists(index)) {
-        weights->indexed = true;
         status = open_indexed(weights, index, err);
     } else {
         status = mm_fail(err, MM_BAD_INPUT,
@@ -215,6 +188,10 @@ void mm_weights_free(struct mm_weights *weights) {
         return;
     for (size_t f = 0; f < weights->files_n; f++)
         mm_safetensors_close(&weights->files[f]);
+    for (size_t i = 0; i < weights->aliases_n; i++)
+        mm_free(weights->aliases[i].name);
+    mm_free(weights->aliases);
+    cJSON_Delete(weights->index);
     mm_free(weights->files);
     mm_free(weights->entries);
     mm_free(weights->listed);
@@ -233,20 +210,70 @@ const struct mm_stored_tensor *mm_weights_at(const struct mm_weights *weights, s
     return weights->listed[index];
 }
 
+static int by_alias(const void *a, const void *b) {
+    return strcmp(((const struct mm_weights_alias *)a)->name,
+                  ((const struct mm_weights_alias *)b)->name);
+}
+
+static const struct mm_safetensors_entry *stored_entry(const struct mm_weights *weights,
+                                                       const char *name) {
+    const struct mm_safetensors_entry key = {.name = (char *)(uintptr_t)name}, *place = &key;
+    const struct mm_safetensors_entry **found =
+        bsearch(&place, weights->entries, weights->entries_n, sizeof *found, by_entry_name);
+    return found ? *found : NULL;
+}
+
 const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
                                                     const char *name) {
-    size_t low = 0, high = weights->entries_n;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, weights->entries[middle]->name);
-        if (order == 0)
-            return weights->entries[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
+    const struct mm_weights_alias key = {.name = (char *)(uintptr_t)name}, *found = NULL;
+    if (weights->aliases_n)
+        found = bsearch(&key, weights->aliases, weights->aliases_n, sizeof key, by_alias);
+    return found ? found->entry : stored_entry(weights, name);
+}
+
+void mm_weights_alias(struct mm_weights *weights, const char *name, const char *stored) {
+    const struct mm_safetensors_entry *entry = stored_entry(weights, stored);
+    MM_CHECK(entry, "no tensor '%s'", stored);
+    size_t n = weights->aliases_n++;
+    weights->aliases = mm_realloc(weights->aliases, (n + 1) * sizeof *weights->aliases);
+    while (n && strcmp(weights->aliases[n - 1].name, name) > 0) {
+        weights->aliases[n] = weights->aliases[n - 1];
+        n--;
     }
-    return NULL;
+    weights->aliases[n] = (struct mm_weights_alias){mm_strdup(name), entry};
+}
+
+size_t mm_weights_names_n(const struct mm_weights *weights) {
+    return weights->entries_n;
+}
+
+const char *mm_weights_name(const struct mm_weights *weights, size_t index) {
+    MM_CHECK(index < weights->entries_n, "tensor %zu of %zu", index, weights->entries_n);
+    return weights->entries[index]->name;
+}
+
+void mm_weights_untie(struct mm_weights *weights) {
+    weights->untied = true;
+}
+
+bool mm_weights_same(const struct mm_weights *weights, const char *a, const char *b) {
+    enum { CHUNK = 4096 };
+    const struct mm_stored_tensor *x = mm_weights_find(weights, a),
+                                  *y = mm_weights_find(weights, b);
+    if (!x || !y || x->dims_n != y->dims_n || memcmp(x->dims, y->dims, sizeof x->dims))
+        return false;
+    float values[2][CHUNK];
+    for (size_t i = 0, n; i < x->elements; i += n) {
+        n = x->elements - i < CHUNK ? x->elements - i : CHUNK;
+        mm_convert(values[0], MM_F32, (const char *)x->data + i * mm_dtype_bytes(x->dtype),
+                   x->dtype, n);
+        mm_convert(values[1], MM_F32, (const char *)y->data + i * mm_dtype_bytes(y->dtype),
+                   y->dtype, n);
+        for (size_t k = 0; k < n; k++)
+            if (!(values[0][k] == values[1][k]))
+                return false;
+    }
+    return true;
 }
 
 const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name) {
@@ -257,10 +284,17 @@ const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights,
 static enum mm_status explain_missing(const struct mm_weights *weights, const char *name,
                                       struct mm_error *err) {
     const struct mm_safetensors_entry *entry = mm_weights_entry(weights, name);
+    const cJSON *map = cJSON_GetObjectItemCaseSensitive(weights->index, "weight_map");
+    const cJSON *row = cJSON_GetObjectItemCaseSensitive(map, name);
+    if (!entry && row)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s/%s: tensor '%s' should be in %s, which %s: download it again",
+                       weights->folder, index_name, name, row->valuestring,
+                       is_there(weights->folder, row->valuestring) ? "lacks it" : "is missing");
     if (!entry)
         return mm_fail(err, MM_BAD_INPUT,
                        "%s/%s: no tensor '%s': config.json and the weights do not belong together",
-                       weights->folder, weights->indexed ? index_name : single_name, name);
+                       weights->folder, weights->index ? index_name : single_name, name);
     if (!entry->floating)
         return mm_fail(err, MM_BAD_INPUT,
                        "%s: tensor '%s' has dtype %.20s, which is not supported (F32, F16 and BF16 "
@@ -271,9 +305,8 @@ static enum mm_status explain_missing(const struct mm_weights *weights, const ch
                    file_of(weights, entry), name, entry->dims_n, entry->shape);
 }
 
-enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
-                               size_t cols, void *dst, enum mm_dtype dst_dtype,
-                               struct mm_error *err) {
+enum mm_status mm_weights_check(const struct mm_weights *weights, const char *name, size_t rows,
+                                size_t cols, struct mm_error *err) {
     const struct mm_safetensors_entry *entry = mm_weights_entry(weights, name);
     if (!entry || !entry->listed)
         return explain_missing(weights, name, err);
@@ -288,6 +321,16 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
                        "weights do not belong together",
                        file_of(weights, entry), name, entry->shape, wanted);
     }
+    return MM_OK;
+}
+
+enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
+                               size_t cols, void *dst, enum mm_dtype dst_dtype,
+                               struct mm_error *err) {
+    enum mm_status status = mm_weights_check(weights, name, rows, cols, err);
+    if (status)
+        return status;
+    const struct mm_stored_tensor *tensor = mm_weights_find(weights, name);
     if (tensor->elements)
         mm_convert(dst, dst_dtype, tensor->data, tensor->dtype, tensor->elements);
     return MM_OK;

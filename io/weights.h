@@ -23,7 +23,8 @@ struct mm_weights; /* a folder's weight files, mapped */
 /* Opens model.safetensors, or else the files that model.safetensors.index.json names, in `folder`.
  * Local. MM_BAD_INPUT: no such file, truncated, header not JSON, data offsets that overlap, leave
  * gaps or leave the file, shape and size that disagree, a name twice, an index that names a file
- * outside the folder or a tensor its file lacks. Tensors of a dtype other than F32, F16, BF16 or of
+ * outside the folder. A file that the index names and that is missing is missed when one of its
+ * tensors is loaded. Tensors of a dtype other than F32, F16, BF16 or of
  * more than 4 dimensions are kept out of the list: mm_weights_load says so when asked for one.
  * *weights is NULL on failure; the caller frees. */
 enum mm_status mm_weights_open(struct mm_weights **weights, const char *folder,
@@ -36,9 +37,27 @@ const struct mm_stored_tensor *mm_weights_at(const struct mm_weights *weights, s
 /* NULL where none is listed. Local. */
 const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name);
 
-/* Copies the tensor into dst, converted to dst_dtype. MM_BAD_INPUT, naming file, tensor, both
- * shapes, if there is no such tensor or its shape is not [rows, cols] (cols == 0: a vector
- * [rows]). Local. */
+/* Every tensor of the files, of whatever dtype, by name; index < names_n. */
+size_t mm_weights_names_n(const struct mm_weights *weights);
+const char *mm_weights_name(const struct mm_weights *weights, size_t index);
+
+/* From now on `name` means the tensor that the files call `stored`, which is there. To be called
+ * once a name. */
+void mm_weights_alias(struct mm_weights *weights, const char *name, const char *stored);
+
+/* Whether two tensors that are there have the same shape and, as float32, the same values. False
+ * where one is of a dtype that is not supported. */
+bool mm_weights_same(const struct mm_weights *weights, const char *a, const char *b);
+
+/* config.json says that head and embedding are one, but they are not: an export says so. */
+void mm_weights_untie(struct mm_weights *weights);
+
+/* MM_BAD_INPUT, naming file, tensor, both shapes, if there is no such tensor or its shape is not
+ * [rows, cols] (cols == 0: a vector [rows]). Local. */
+enum mm_status mm_weights_check(const struct mm_weights *weights, const char *name, size_t rows,
+                                size_t cols, struct mm_error *err);
+
+/* Copies the tensor into dst, converted to dst_dtype. Errors as mm_weights_check. Local. */
 enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
                                size_t cols, void *dst, enum mm_dtype dst_dtype,
                                struct mm_error *err);
@@ -65,17 +84,18 @@ struct mm_export_report {
 };
 
 /* Writes `out` as a complete Hugging Face folder. Every weight file is written anew: the same
- * tensors, metadata, dtypes and order, replaced tensors rounded from float32. Regular files of the
- * input folder that are not weights are copied (config.json, tokenizers, ...); subfolders, dotfiles
- * and weights in any format (*.safetensors, *.bin, *.pt, *.pth, *.h5, *.msgpack, *.gguf, ...) are
- * not: they would still hold what was unlearned. Where save_dtype is not NULL every F32, F16 and
- * BF16 tensor is written in *save_dtype, and config.json's "torch_dtype" or "dtype" and the index's
- * total_size say so.
+ * tensors, metadata, dtypes and order, replaced tensors rounded from float32. Of the rest of the
+ * input folder only what a list knows is copied: configuration, tokenizer, chat template, licence
+ * and text. Anything else may hold the weights before unlearning; it is left out, and one warning
+ * names it. config.json is written without a byte order mark, "tie_word_embeddings" false after
+ * mm_weights_untie; an index lists the tensors that are there. Where save_dtype is not NULL every
+ * F32, F16 and BF16 tensor is written in *save_dtype, and config.json's "torch_dtype" or "dtype"
+ * and the index's total_size say so.
  *
  * Written into OUT.writing, synced, renamed; the remains of an earlier attempt are removed first,
  * and after a failure nothing stays. Parent folders are made. Local: one rank calls. MM_BAD_INPUT:
- * `out` exists already, a replacement that no tensor matches, a path not permitted; MM_FAILED: disk
- * full and the like. `report` may be NULL. */
+ * `out` exists already, a replacement that no tensor matches, a config.json that is not JSON, a
+ * path not permitted; MM_FAILED: disk full and the like. `report` may be NULL. */
 enum mm_status mm_weights_export(const struct mm_weights *weights, const char *out,
                                  const struct mm_replacement *replacements, size_t replacements_n,
                                  const enum mm_dtype *save_dtype, struct mm_export_report *report,

@@ -4,18 +4,14 @@
  * held whole. Unless dtypes change, headers are copied byte for byte. */
 #include "io/weights.h"
 
-#include <dirent.h>
-#include <cJSON.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-#include <sys/stat.h>
 
+#include "io/export_files.h"
 #include "io/files.h"
-#include "io/json_text.h"
 #include "io/weights_folder.h"
 
 enum { CHUNK = 1 << 16 }; /* elements */
@@ -24,8 +20,11 @@ struct export {
     const struct mm_weights *weights;
     const char *folder; /* being written */
     const enum mm_dtype *save_dtype;
-    const struct mm_replacement **replacements; /* by name */
-    size_t replacements_n;
+    struct replaced {
+        const struct mm_safetensors_entry *entry;
+        const struct mm_replacement *by;
+    } * replaced; /* by entry */
+    size_t replaced_n;
     struct mm_export_report report;
     struct chunk {
         float original[CHUNK];     /* as stored */
@@ -46,23 +45,24 @@ static size_t target_bytes(const struct export *job, const struct mm_safetensors
                            : entry->bytes;
 }
 
-static int by_name(const void *a, const void *b) {
-    const struct mm_replacement *const *x = a, *const *y = b;
-    return strcmp((*x)->name, (*y)->name);
+static int by_entry(const void *a, const void *b) {
+    const struct replaced *x = a, *y = b;
+    return (x->entry > y->entry) - (x->entry < y->entry);
 }
 
-static const struct mm_replacement *replacement_of(const struct export *job, const char *name) {
-    struct mm_replacement key = {.name = name};
-    const struct mm_replacement *place = &key, **found;
-    found = bsearch(&place, job->replacements, job->replacements_n, sizeof *found, by_name);
-    return found ? *found : NULL;
+static const struct mm_replacement *replacement_of(const struct export *job,
+                                                   const struct mm_safetensors_entry *entry) {
+    const struct replaced key = {.entry = entry}, *found = NULL;
+    if (job->replaced_n)
+        found = bsearch(&key, job->replaced, job->replaced_n, sizeof key, by_entry);
+    return found ? found->by : NULL;
 }
 
 /* Sorts the replacements; each must name a tensor of its size, once. */
 static enum mm_status take_replacements(struct export *job,
                                         const struct mm_replacement *replacements, size_t n,
                                         struct mm_error *err) {
-    job->replacements = mm_calloc(n, sizeof *job->replacements);
+    job->replaced = mm_calloc(n, sizeof *job->replaced);
     for (size_t i = 0; i < n; i++) {
         const struct mm_stored_tensor *tensor = mm_weights_find(job->weights, replacements[i].name);
         if (!tensor || tensor->elements != replacements[i].elements)
@@ -70,13 +70,14 @@ static enum mm_status take_replacements(struct export *job,
                            "%s: cannot replace tensor '%s' by %zu elements: it holds %zu",
                            job->weights->folder, replacements[i].name, replacements[i].elements,
                            tensor ? tensor->elements : 0);
-        job->replacements[job->replacements_n++] = &replacements[i];
+        job->replaced[job->replaced_n++] = (struct replaced){
+            mm_weights_entry(job->weights, replacements[i].name), &replacements[i]};
     }
-    qsort(job->replacements, n, sizeof *job->replacements, by_name);
+    qsort(job->replaced, n, sizeof *job->replaced, by_entry);
     for (size_t i = 1; i < n; i++)
-        if (!strcmp(job->replacements[i - 1]->name, job->replacements[i]->name))
+        if (job->replaced[i - 1].entry == job->replaced[i].entry)
             return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' is replaced twice",
-                           job->weights->folder, job->replacements[i]->name);
+                           job->weights->folder, job->replaced[i].by->name);
     return MM_OK;
 }
 
@@ -116,7 +117,7 @@ static void convert_chunk(struct export *job, const struct mm_safetensors_entry 
 
 static enum mm_status write_tensor(struct export *job, const struct mm_safetensors_entry *entry,
                                    struct mm_output *out, struct mm_error *err) {
-    const struct mm_replacement *replacement = replacement_of(job, entry->name);
+    const struct mm_replacement *replacement = replacement_of(job, entry);
     if (!replacement && (!entry->floating || target_dtype(job, entry) == entry->tensor.dtype))
         return mm_output_write(out, entry->tensor.data, entry->bytes, err);
     size_t width = mm_dtype_bytes(target_dtype(job, entry));
@@ -166,118 +167,11 @@ static enum mm_status write_weights(struct export *job, struct mm_error *err) {
     return status;
 }
 
-/* --- the other files --- */
-
-/* The text of config.json, one JSON object, with the dtype's name set. */
-static char *config_text(const char *text, enum mm_dtype dtype) {
-    static const char *const keys[] = {"torch_dtype", "dtype"};
-    char *quoted = mm_format("\"%s\"", mm_dtype_name(dtype)), *out = mm_strdup(text);
-    const char *begin, *end;
-    size_t found = 0;
-    for (size_t k = 0; k < 2; k++) {
-        if (!mm_json_member(out, keys[k], &begin, &end))
-            continue;
-        char *next = mm_json_replace(out, begin, end, quoted);
-        mm_free(out);
-        out = next;
-        found++;
-    }
-    const char *brace = strchr(out, '{');
-    if (!found && brace) {
-        bool empty = brace[1 + strspn(brace + 1, " \t\r\n")] == '}';
-        char *member = mm_format("\n  \"%s\": %s%s", keys[0], quoted, empty ? "\n" : ",");
-        char *next = mm_json_replace(out, brace + 1, brace + 1, member);
-        mm_free(member);
-        mm_free(out);
-        out = next;
-    }
-    mm_free(quoted);
-    return out;
-}
-
-/* The index's text with metadata.total_size, where it has one, set to the bytes written. */
-static char *index_text(const struct export *job, const char *text) {
+static size_t all_bytes(const struct export *job) {
     size_t total = 0;
     for (size_t i = 0; i < job->weights->entries_n; i++)
         total += target_bytes(job, job->weights->entries[i]);
-    char digits[24];
-    snprintf(digits, sizeof digits, "%zu", total);
-    const char *begin, *end;
-    if (mm_json_member(text, "metadata", &begin, &end) &&
-        mm_json_member(begin, "total_size", &begin, &end))
-        return mm_json_replace(text, begin, end, digits);
-    return mm_strdup(text);
-}
-
-static const char index_name[] = "model.safetensors.index.json";
-
-/* config.json or the index, edited for *save_dtype. */
-static enum mm_status write_edited(const struct export *job, const char *name, const char *from,
-                                   const char *to, struct mm_error *err) {
-    char *text;
-    size_t bytes;
-    enum mm_status status = mm_file_read(from, &text, &bytes, err);
-    if (status)
-        return status;
-    cJSON *root = mm_json_object(text, bytes, from, "the file", err);
-    if (root) {
-        char *edited =
-            strcmp(name, index_name) ? config_text(text, *job->save_dtype) : index_text(job, text);
-        status = mm_file_write(to, edited, strlen(edited), err);
-        mm_free(edited);
-    } else {
-        status = MM_BAD_INPUT;
-    }
-    cJSON_Delete(root);
-    mm_free(text);
-    return status;
-}
-
-/* Weights of any format would still hold what was unlearned, and indexes would name them. */
-static bool is_weights_name(const char *name) {
-    static const char *const suffixes[] = {
-        ".safetensors", ".index.json", ".bin", ".pt",   ".pth",  ".ckpt",  ".h5",
-        ".msgpack",     ".onnx",       ".ot",  ".gguf", ".ggml", ".tflite"};
-    size_t length = strlen(name);
-    for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
-        size_t n = strlen(suffixes[i]);
-        if (length >= n && !strcasecmp(name + length - n, suffixes[i]))
-            return true;
-    }
-    return false;
-}
-
-static enum mm_status write_other(const struct export *job, const char *name,
-                                  struct mm_error *err) {
-    bool index = !strcmp(name, index_name) && job->weights->indexed;
-    if (name[0] == '.' || (is_weights_name(name) && !index))
-        return MM_OK;
-    enum mm_status status = MM_OK;
-    char *from = mm_format("%s/%s", job->weights->folder, name);
-    char *to = mm_format("%s/%s", job->folder, name);
-    struct stat info;
-    if (stat(from, &info))
-        mm_log(MM_LOG_WARN, "%s: not copied: %s", from, strerror(errno));
-    else if (S_ISREG(info.st_mode) && job->save_dtype && (index || !strcmp(name, "config.json")))
-        status = write_edited(job, name, from, to, err);
-    else if (S_ISREG(info.st_mode))
-        status = mm_file_copy(from, to, err);
-    mm_free(from);
-    mm_free(to);
-    return status;
-}
-
-static enum mm_status write_others(const struct export *job, struct mm_error *err) {
-    DIR *folder = opendir(job->weights->folder);
-    if (!folder)
-        return mm_fail(err, MM_BAD_INPUT, "%s: cannot list: %s", job->weights->folder,
-                       strerror(errno));
-    enum mm_status status = MM_OK;
-    const struct dirent *item;
-    while (!status && (item = readdir(folder)))
-        status = write_other(job, item->d_name, err);
-    closedir(folder);
-    return status;
+    return total;
 }
 
 /* --- the folder --- */
@@ -289,7 +183,7 @@ static enum mm_status write_folder(struct export *job, const char *out, struct m
         return status;
     status = mm_folder_make(job->folder, err);
     if (!status)
-        status = write_others(job, err);
+        status = mm_export_files(job->weights, job->folder, job->save_dtype, all_bytes(job), err);
     if (!status)
         status = write_weights(job, err);
     if (!status)
@@ -329,7 +223,7 @@ enum mm_status mm_weights_export(const struct mm_weights *weights, const char *o
         status = write_folder(&job, target, err);
     if (!status && report)
         *report = job.report;
-    mm_free(job.replacements);
+    mm_free(job.replaced);
     mm_free(job.chunk);
     mm_free(folder);
     mm_free(target);

@@ -5,10 +5,19 @@
 
 #include "io/safetensors.h"
 
+/* What a tensor is asked for by, where that is not its name in the file. */
+struct mm_weights_alias {
+    char *name;
+    const struct mm_safetensors_entry *entry;
+};
+
 /* An opened folder: the inside of struct mm_weights. */
 struct mm_weights {
     char *folder;
-    bool indexed;                 /* by model.safetensors.index.json */
+    struct cJSON *index;              /* model.safetensors.index.json; NULL: one file */
+    bool untied;                      /* mm_weights_untie */
+    struct mm_weights_alias *aliases; /* by name */
+    size_t aliases_n;
     struct mm_safetensors *files; /* by name */
     size_t files_n;
     const struct mm_safetensors_entry **entries; /* of all files and dtypes, by tensor name */
@@ -17,7 +26,7 @@ struct mm_weights {
     size_t listed_n;
 };
 
-/* The entry, listed or not; NULL where there is none. */
+/* The entry, listed or not, by alias or name; NULL where there is none. */
 const struct mm_safetensors_entry *mm_weights_entry(const struct mm_weights *weights,
                                                     const char *name);
 

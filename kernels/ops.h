@@ -279,6 +279,8 @@ struct mm_ops {
                          const struct mm_unlearn_options *options, const uint32_t *stop);
 
     /* -- vectors: relearning and pretraining --------------------------------------------------- */
+    /* y = y + x, float32, n elements */
+    void (*add)(struct mm_device *dev, float *y, const float *x, size_t n);
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
     /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale
@@ -295,7 +297,7 @@ struct mm_ops {
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
             op(loss) op(sequence_loss) op(state_loss) op(add_squares) op(sum) op(scale)            \
                 op(scale_scalar) op(sum_squares) op(guard) op(guard_dead) op(fork) op(retain_step) \
-                    op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step)            \
+                    op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step) op(add)    \
                         op(sgd_step) op(adamw_step)
 
 struct mm_device {

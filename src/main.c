@@ -6,6 +6,7 @@
 #include "kernels/onednn.h"
 #include "src/config/command.h"
 #include "src/run/job.h"
+#include "src/run/output.h"
 #include "src/run/place.h"
 #include "src/run/plan.h"
 #include "src/run/pretrain.h"
@@ -23,6 +24,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whether a command has a state to save when it is stopped. */
+static bool trains(enum mm_command command) {
+    return command == MM_RUN || command == MM_RESUME || command == MM_TRIALS;
+}
+
 /* From here on the config says how long ranks wait for each other. */
 static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
                                  struct mm_config *config, bool resumed, struct mm_error *err) {
@@ -39,7 +45,6 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     struct mm_job job;
     double score = NAN;
     char *reason = NULL;
-    mm_stop_listen();
     mm_stop_read_limit();
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
     if (status != MM_OK)
@@ -112,8 +117,13 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
                    job.results.at_start.accuracy[i], job.data.questions[i].n);
         mm_standing_print(&job);
     }
+    if (!mm_evaluation_finite(&job.results.at_start, job.data.questions_n))
+        status = mm_fail(err, MM_REJECTED,
+                         "%s: the evaluation is not finite: the weights hold a NaN or infinity, or "
+                         "model.dtype has too small a range for them",
+                         config->model.path);
     mm_job_close(&job);
-    return MM_OK;
+    return status;
 }
 
 static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
@@ -202,11 +212,22 @@ static void print_help(const struct mm_command_line *line) {
     mm_free(text);
 }
 
+/* After --help and --version. */
+static enum mm_status printed(void) {
+    struct mm_error err;
+    enum mm_status status = mm_output_end(&err);
+    if (status != MM_OK)
+        fprintf(stderr, "mudman-mpi: %s\n", err.text);
+    return status;
+}
+
 /* On all ranks of the job. */
 static enum mm_status run_job(const struct mm_command_line *line, int *argc, char ***argv,
                               enum mm_status status, struct mm_error *err) {
     struct mm_device *dev = NULL;
     double patience = mm_config_early_timeout(line->overrides, line->overrides_n);
+    if (status == MM_OK && trains(line->command))
+        mm_stop_listen(); /* from the start: a signal while files are read is no other */
     struct mm_comm *comm = mm_comm_join(argc, argv, MM_PATIENCE_FOR_FILES * patience, err);
     if (!comm) {
         fprintf(stderr, "mudman-mpi: %s\n", err->text);
@@ -217,6 +238,8 @@ static enum mm_status run_job(const struct mm_command_line *line, int *argc, cha
     status = agree_command(comm, line, status, err);
     if (status == MM_OK)
         status = dispatch(comm, &dev, line, err);
+    if (status == MM_OK)
+        status = mm_output_end(err);
     if (status != MM_OK && rank == 0)
         fprintf(stderr, "mudman-mpi: %s\n", err->text);
     mm_comm_free(comm); /* before the device, whose memory it works on */
@@ -225,6 +248,7 @@ static enum mm_status run_job(const struct mm_command_line *line, int *argc, cha
 }
 
 int main(int argc, char **argv) {
+    mm_output_begin();
     struct mm_error err = {""};
     struct mm_command_line line;
     enum mm_status status = mm_command_line_read(&line, argc, argv, &err);
@@ -235,8 +259,7 @@ int main(int argc, char **argv) {
         print_version();
     if (line.help)
         print_help(&line);
-    if (job)
-        status = run_job(&line, &argc, &argv, status, &err);
+    status = job ? run_job(&line, &argc, &argv, status, &err) : printed();
     mm_free(line.overrides);
     if (mm_live_blocks() != 0)
         mm_log(MM_LOG_DEBUG, "%ld blocks were not freed", mm_live_blocks());

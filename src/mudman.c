@@ -11,6 +11,7 @@
 static void keep_frozen(struct mm_mudman *u);
 static void base_gradient(struct mm_mudman *u, const struct mm_batch *batch,
                           struct mm_objective objective, double *loss, double *plain_loss);
+static void train_adversary(struct mm_mudman *u);
 static void unlearning_gradient(struct mm_mudman *u);
 static struct mm_vector gradient(const struct mm_mudman *u);
 static void check(struct mm_mudman *u, const double *loss, enum mm_guard loss_code,
@@ -22,17 +23,18 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
     const struct mm_mudman_settings *c = &u->settings;
     struct mm_loop_scalars *s = u->scalars;
     struct mm_unlearn_options all = ablations(u);
-    const struct mm_unlearn_options *options = all.f.data || all.a.data || all.discard != 1 ? &all : NULL;
+    bool any = all.f.data || all.a.data || all.discard != 1;
+    const struct mm_unlearn_options *options = any ? &all : NULL;
     size_t tensors = u->layout->tensors_n;
 
 /*  3 */    if (fork)
 /*  4 */        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);
-            keep_frozen(u);
+/*  6 */    keep_frozen(u); /* of the batches, which mm_mudman_loop has sent */
 /*  7 */    base_gradient(u, &u->retain, c->retaining, &s->retain_loss, NULL);
             check(u, &s->retain_loss, MM_GUARD_RETAIN_LOSS, MM_GUARD_RETAIN_GRADIENT, MM_GUARD_RETAIN_DEAD);
 /*  8 */    OPS(u)->retain_step(u->dev, u->m, u->b, gradient(u),
 /*  9 */                        c->retain_momentum, c->retaining_rate, &s->stop);
-/* 11 */
+/* 11 */    train_adversary(u);
 /* 12 */    unlearning_gradient(u);
             OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_GUARD_UNLEARNING_LOSS, &s->stop);
             if (u->unrounded.data && u->asked == 0)
@@ -40,51 +42,34 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
 /* 13 */    mm_sums_mask(&u->over_w, u->sums, gradient(u), u->m, c->use_masking, options);
             OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization,
                                   c->rate_scale == MM_RATE_STUDY, u->layout->total, u->b.dtype, s);
-/* 14 */
-/* 15 */    OPS(u)->unlearn_step(u->dev, u->b, gradient(u), u->m, u->over_w.offsets, tensors, u->scale,
-                                 c->unlearning_rate, c->use_masking, options, &s->stop);
+/* 14 */    OPS(u)->unlearn_step(u->dev, u->b, gradient(u), u->m, u->over_w.offsets, tensors,
+/* 15 */                         u->scale, c->unlearning_rate, c->use_masking, options, &s->stop);
 }
 /* clang-format on */
 
-/* -- lines 11 and 12: the adversary's own step, and g = the unlearning gradient ------------------
- *
- * Three ways of taking it; without an adversary there is a fourth, at the base. */
+/* -- line 12: g = the unlearning gradient, in three ways
+ * ------------------------------------------- */
 
 static void use_adversary(struct mm_mudman *u);
-static void adversary_step(struct mm_mudman *u);
 
-/* The published code: one forward, and two backwards through it. The second runs through the
- * weights after the step with the activations from before it. */
+/* The published code: a second backward through the forward of line 11. It runs through the weights
+ * after the adversary's step with the activations from before it. */
 static void listing_gradient(struct mm_mudman *u) {
-    const struct mm_mudman_settings *c = &u->settings;
-    struct mm_loop_scalars *s = u->scalars;
-    use_adversary(u);
-    mm_passes_gradient_held(u->passes, &u->forget, c->unlearning, u->g, &s->adversary_loss,
-                            &s->unlearning_loss);
-    adversary_step(u);
     use_adversary(u);
     mm_passes_second_gradient(u->passes, u->g);
 }
 
 /* Algorithm 1 to the letter: forward and backward again at the adversary after its step. */
 static void fresh_gradient(struct mm_mudman *u) {
-    const struct mm_mudman_settings *c = &u->settings;
-    struct mm_loop_scalars *s = u->scalars;
     use_adversary(u);
-    mm_passes_gradient(u->passes, &u->forget, c->training, u->g, &s->adversary_loss, NULL);
-    adversary_step(u);
-    use_adversary(u);
-    mm_passes_gradient(u->passes, &u->forget, c->unlearning, u->g, &s->unlearning_loss, NULL);
+    mm_passes_gradient(u->passes, &u->forget, u->settings.unlearning, u->g,
+                       &u->scalars->unlearning_loss, NULL);
 }
 
-/* The cheapest, for neg_cross_entropy only: the adversary's own gradient, negated. */
+/* The cheapest, for neg_cross_entropy only: the gradient of line 11, negated. */
 static void reused_gradient(struct mm_mudman *u) {
-    const struct mm_mudman_settings *c = &u->settings;
     struct mm_loop_scalars *s = u->scalars;
     struct mm_mat g = mm_mat(u->g.data, MM_F32, 1, u->g.n);
-    use_adversary(u);
-    mm_passes_gradient(u->passes, &u->forget, c->training, u->g, &s->adversary_loss, NULL);
-    adversary_step(u);
     OPS(u)->scale(u->dev, g, g, -1.0f);
     OPS(u)->scale_scalar(u->dev, &s->unlearning_loss, &s->adversary_loss, -1.0);
 }
@@ -100,6 +85,26 @@ static void unlearning_gradient(struct mm_mudman *u) {
         fresh_gradient(u);
     else
         reused_gradient(u);
+}
+
+/* -- line 11: the adversary's own step
+ * ------------------------------------------------------------- */
+
+static void adversary_step(struct mm_mudman *u);
+
+/* The forward of `listing` is held for line 12. */
+static void train_adversary(struct mm_mudman *u) {
+    const struct mm_mudman_settings *c = &u->settings;
+    struct mm_loop_scalars *s = u->scalars;
+    if (!c->train_adversary)
+        return;
+    use_adversary(u);
+    if (c->graph == MM_GRAPH_LISTING)
+        mm_passes_gradient_held(u->passes, &u->forget, c->unlearning, u->g, &s->adversary_loss,
+                                &s->unlearning_loss);
+    else
+        mm_passes_gradient(u->passes, &u->forget, c->training, u->g, &s->adversary_loss, NULL);
+    adversary_step(u);
 }
 
 /* The adversary's weights as the working ones; adapters lie on b, and the sum is formed in g. */

@@ -72,7 +72,7 @@ struct mm_mudman {
 
 extern const struct mm_method mm_mudman_method;
 
-/* As struct mm_method says; the two below are its loop without the host, and its store. */
+/* What the table of methods calls, and tests too: as struct mm_method says. */
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
                                    struct mm_comm *comm, struct mm_model *model,
                                    struct mm_shard *shard);

@@ -76,6 +76,7 @@ first && /^#ifndef / {
 # `files` lists what there is. A path is looked up as it is, a bare name anywhere.
 citations='
 BEGIN {
+    pattern = "[A-Za-z0-9_][A-Za-z0-9_./-]*[.](" cited ")($|[^A-Za-z0-9_.(])"
     while ((getline path < files) > 0) {
         there[path]
         sub(/.*\//, "", path)
@@ -89,7 +90,7 @@ function exists(name) { return name in there }
     comment = FILENAME ~ /[.](py|sh|cmake|txt)$/ ? rest ~ /#/ : rest ~ /^[ \t]*(\/?\*|\/\/)|\/\*|\/\//
     if (!comment)
         next
-    while (match(rest, /[A-Za-z0-9_][A-Za-z0-9_.\/-]*[.](c|h|cu|cuh|cc|inc)($|[^A-Za-z0-9_.(])/)) {
+    while (match(rest, pattern)) {
         name = substr(rest, RSTART, RLENGTH)
         rest = substr(rest, RSTART + RLENGTH - 1)
         sub(/[^A-Za-z0-9_]$/, "", name)
@@ -116,8 +117,7 @@ sources() {
 }
 everything() {
     find . \( -name .git -o -name .venv -o -name 'build*' -o -name runs -o -name data \) -prune -o \
-        -type f \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' -o -name '*.cc' \
-        -o -name '*.py' -o -name '*.sh' \) "$@"
+        -type f "$@"
 }
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
@@ -126,9 +126,10 @@ everything -print | sed 's,^\./,,' >"$list"
 offenders=$(
     sources awk "$includes"
     find $layers tests -type f -name '*.h' -exec awk "$guards" {} +
-    sources awk -v files="$list" "$citations"
+    sources awk -v files="$list" -v cited='c|h|cu|cuh|cc|inc|md' "$citations"
     sources awk "$functions"
-    everything -exec awk 'FNR == 501 { print FILENAME ": over 500 lines" }' {} +
+    everything \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc' -o -name '*.cc' \
+        -o -name '*.py' -o -name '*.sh' \) -exec awk 'FNR == 501 { print FILENAME ": over 500 lines" }' {} +
 )
 [ -z "$offenders" ] && exit 0
 printf '%s\n' "$offenders"

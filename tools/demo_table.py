@@ -7,6 +7,7 @@ The figures are those of the last line of each run's metrics.jsonl, which the ru
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_run(folder: Path) -> dict:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return f"{value:.{digits}f}" if value is not None and math.isfinite(value) else "-"
 
 
 def is_above(run: dict) -> bool:

@@ -26,15 +26,16 @@ import h5py
 import numpy as np
 
 from identities import difference, inputs
-from search_config import read_yaml
-from search_summary import as_argument
 from text_records import InputError
 from token_files import Origin, file_sha256, replace_file, write_token_file
+from tool_ends import fault_status, fault_words, run_tool
+from yaml_reader import as_argument, read_config
 
 EXIT_FAILED, EXIT_BAD_INPUT, REJECTED = 1, 2, 4
 ROW_ORDER_SEED = 42
 RESULT = "held-out-facts.json"
 ACCURACY = "held_out"
+CONTEXT_LENGTH = 100  # the program's default
 ROOT = Path(__file__).resolve().parents[1]
 
 DESCRIPTION = """\
@@ -97,6 +98,8 @@ def read_rows(paths: Sequence[Path]) -> tuple[list[np.ndarray], Origin]:
 def write_joined(path: Path, splits: Sequence[np.ndarray], origin: Origin, what: str) -> None:
     """Write the rows of several splits in one random order."""
     rows = np.concatenate(splits)
+    if not len(rows):
+        raise InputError(f"{path}: {what} have no row that is not held out: nothing to attack with")
     order = np.random.default_rng(ROW_ORDER_SEED).permutation(len(rows))
     write_token_file(path, rows[order], Origin(origin.vocab_size, origin.tokenizer, what))
 
@@ -109,6 +112,7 @@ class Evaluation:
         self._output = options.output
         self._rows, self._origin = read_rows(options.splits)
         self._stands: dict[str, str] = {}  # the inputs that all runs have in common
+        self._context = options.context
         self.rotations = [
             Rotation(split, prefix == "", self._output / f"{prefix}{split + 1}")
             for prefix in (("", "baseline-") if options.baseline else ("",))
@@ -133,8 +137,9 @@ class Evaluation:
                 )
             return
         write_joined(self._output / "all.h5", self._rows, self._origin, "all splits")
-        for held_out in range(len(self._rows)):
+        for held_out, rows in enumerate(self._rows):
             others = self._rows[:held_out] + self._rows[held_out + 1 :]
+            others = [self._unlike(rows, other, held_out) for other in others]
             what = f"all splits but {held_out + 1}"
             write_joined(self._without(held_out), others, self._origin, what)
         replace_file(noted, json.dumps(settings, indent=2).encode())
@@ -149,6 +154,18 @@ class Evaluation:
         if len(old) != len(new):
             return "the number of files"
         return next((key for key in ("config", "set") if before[key] != now[key]), None)
+
+    def _unlike(self, held_out: np.ndarray, rows: np.ndarray, split: int) -> np.ndarray:
+        """The rows that are not among those held out: an attack never sees what is evaluated."""
+        seen = {row.tobytes() for row in held_out[:, : self._context]}
+        kept = np.array([row.tobytes() not in seen for row in rows[:, : self._context]], bool)
+        if not kept.all():
+            print(
+                f"held_out_facts.py: warning: {np.sum(~kept)} rows of other splits are also in "
+                f"{self._options.splits[split]}: its attack leaves them out",
+                file=sys.stderr,
+            )
+        return rows[kept]
 
     def _without(self, split: int) -> Path:
         return self._output / f"without-{split + 1}.h5"
@@ -225,10 +242,23 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None  # stopped within a line
     if not parsed or parsed[-1].get("phase") != "result":
         return None
-    evaluations = [line for line in parsed if line["phase"] == "eval"]
     key = f"accuracy_{ACCURACY}"
-    figures = {f"{key}_{line['at']}": line[key] for line in evaluations if key in line}
+    ends = {
+        (line["at"], line.get("attack")): line[key]
+        for line in parsed
+        if line.get("phase") == "eval" and key in line
+    }
+    # Of several attacks the one that brings most back; one that diverged has no accuracy.
+    figures: dict[str, Any] = {}
+    for (at, _), value in ends.items():
+        name = f"{key}_{at}"
+        figures[name] = max((v for v in (figures.get(name), value) if finite(v)), default=None)
     return parsed[-1] | figures
+
+
+def finite(value: Any) -> bool:
+    """Whether a figure is a number: null stands for what is not finite."""
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 COLUMNS = (
@@ -245,7 +275,7 @@ COLUMNS = (
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return f"{value:.3f}" if finite(value) else "-"
 
 
 def is_above(result: dict[str, Any]) -> bool:
@@ -257,7 +287,8 @@ def is_above(result: dict[str, Any]) -> bool:
 
 def table(results: dict[Rotation, dict[str, Any]]) -> list[list[str]]:
     """A line a run; after those with and those without unlearning their mean and its standard
-    error (std with ddof 0, as in the study) over the runs that were not rejected."""
+    error (std with ddof 0, as in the study) over the runs that were not rejected; none of a figure
+    that one of these does not have."""
     columns = [(head, key) for head, key in COLUMNS if any(key in r for r in results.values())]
     lines = [["held out", *(head for head, _ in columns)]]
     for unlearns in (True, False):
@@ -266,7 +297,8 @@ def table(results: dict[Rotation, dict[str, Any]]) -> list[list[str]]:
         valid = [result for result in mine.values() if result["status"] == "done"]
         if not valid:
             continue
-        known = [[r[key] for r in valid if r.get(key) is not None] for _, key in columns]
+        known = [[r.get(key) for r in valid] for _, key in columns]
+        known = [values if all(map(finite, values)) else [] for values in known]
         errors = [statistics.pstdev(k) / math.sqrt(len(k)) if k else None for k in known]
         lines.append(["mean", *(number(statistics.fmean(k) if k else None) for k in known)])
         lines.append(["standard error", *map(number, errors)])
@@ -341,14 +373,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def context_length(config: dict[str, Any], settings: Sequence[str]) -> int:
+    """The columns of a row that the program reads."""
+    given = (config.get("data") or {}).get("context_length", CONTEXT_LENGTH)
+    for key, _, value in (setting.partition("=") for setting in settings):
+        given = value if key == "data.context_length" else given
+    return int(given) if str(given).isdecimal() else CONTEXT_LENGTH  # the program says what is wrong
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Run all rotations; print and write what they gave."""
-    content = read_yaml(options.config)
+    content = read_config(options.config)
     if not options.output:
         folder = (content.get("output") or {}).get("dir")
         if not folder:
             raise InputError(f"{options.config}: no output.dir; give --output")
         options.output = Path(folder)
+    options.context = context_length(content, options.set)
     evaluation = Evaluation(options)
     evaluation.prepare()
     results = {}
@@ -375,7 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         return _end(EXIT_FAILED, str(error))
     except OSError as error:
-        return _end(EXIT_BAD_INPUT, f"{error.filename}: {error.strerror}")
+        return _end(fault_status(error), fault_words(error))
     return 0
 
 
@@ -386,4 +427,4 @@ def _end(status: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("held_out_facts.py", main))

@@ -21,6 +21,8 @@ from study_keys import (
     ONE_FOR_ALL, RATES, RELEARN, SECTIONS,
 )  # fmt: skip
 from text_records import InputError
+from tool_ends import fault_status, fault_words, run_tool
+from yaml_reader import Loader, open_loader, yaml_error
 
 EXIT_BAD_INPUT = 2
 
@@ -106,16 +108,11 @@ class Study:
 
 def read_study(path: Path) -> Study:
     """Read the file; a key that is not known, or given twice, is an error."""
+    loader = open_loader(path)
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise yaml_error(path, error) from None
     top = _members(path, root, SECTIONS)
     for section in ("general_config", "hyperparams"):
         if section not in top:
@@ -165,12 +162,15 @@ def _members(
 
 
 def _entries(
-    path: Path, loader: yaml.SafeLoader, node: yaml.Node, known: Sequence[str]
+    path: Path, loader: Loader, node: yaml.Node, known: Sequence[str]
 ) -> dict[str, Entry]:
-    return {
-        name: Entry(loader.construct_object(value, deep=True), _place(path, value))
-        for name, value in _members(path, node, known).items()
-    }
+    try:
+        return {
+            name: Entry(loader.construct_object(value, deep=True), _place(path, value))
+            for name, value in _members(path, node, known).items()
+        }
+    except yaml.YAMLError as error:
+        raise yaml_error(path, error) from None
 
 
 # -- values -------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _is_none(entry: Entry | None) -> bool:
 def _number(entry: Entry, name: str, value: Any = None) -> float:
     value = entry.value if value is None else value
     try:
-        # YAML 1.1 takes 1e-3, without a point, for a text.
+        # In quotes it is a text.
         number = float(value) if isinstance(value, str) else value
     except ValueError:
         number = None
@@ -480,15 +480,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _end(str(error))
     except OSError as error:
-        return _end(f"{error.filename}: {error.strerror}")
+        return _end(fault_words(error), fault_status(error))
     return 0
 
 
-def _end(message: str) -> int:
+def _end(message: str, status: int = EXIT_BAD_INPUT) -> int:
     # A message may quote the input; it stays one line all the same.
     print(f"import_study.py: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("import_study.py", main))

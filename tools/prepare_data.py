@@ -22,24 +22,17 @@ from tqdm import tqdm
 from multiple_choice import question_prompt, right_answer, tokenize_questions
 from python_functions import read_functions
 from python_strip import strip_python
-from text_records import (
-    JSON_SUFFIXES,
-    TEXT_SUFFIXES,
-    TEXT_UNITS,
-    Condition,
-    InputError,
-    TextFilter,
-    find_files,
-    read_json_lines,
-    read_json_texts,
-    read_plain_texts,
-)
+from record_files import ALL_SUFFIXES, RECORD_SUFFIXES, ends_in
+from text_files import TEXT_UNITS, find_files, read_field, read_plain_texts, read_records
+from text_records import Condition, InputError, TextFilter
 from text_tokenizer import TextTokenizer, open_tokenizer
 from token_files import Origin, file_sha256, write_multiple_choice_file, write_token_file
+from tool_ends import fault_status, fault_words, run_tool
 
 EXIT_BAD_INPUT = 2
 SPLIT_SEED = 42
 TOKENIZE_AT_ONCE = 512
+EXAMPLE_CHARACTERS = 200
 ALL = "all"
 
 DESCRIPTION = """\
@@ -47,10 +40,11 @@ Turn text into the token files (HDF5) that mudman-mpi reads: PREFIX-train.h5,
 PREFIX-validation.h5 and PREFIX-test.h5. Unlearning uses train; evaluation and relearning
 use validation.
 
-Input: JSON lines (.jsonl, .ndjson; --field names the text), plain text files, folders of
-these (.txt .text .md .jsonl .ndjson), or with --python-functions Python files and
-folders: every function and method, comments, docstrings and blank lines removed, files
-that do not parse left out.
+Input: JSON lines (.jsonl .ndjson) and parquet (.parquet), in which --field names the text,
+plain text (.txt .text .md), these and JSON lines also compressed (.gz .zst), folders of
+them, or with --python-functions Python files (.py) and folders: every function and method,
+comments, docstrings and blank lines removed, files that do not parse left out. A file that
+is named and ends in something else is an error; text is UTF-8.
 
 The paper's split: records in a random order fixed by seed 42, half of them train, a
 quarter validation, a quarter test. --where, --match and --exclude choose records before
@@ -59,7 +53,7 @@ fewer. With --pack the records follow one another, a line break after each, and 
 dropped: for short facts. With --no-split all go into one file PREFIX.h5. The same input
 gives the same bytes.
 
-With --multiple-choice: JSON lines with `question`, four `choices` and `answer` (0 to 3)
+With --multiple-choice: JSON lines or parquet with `question`, four `choices` and `answer` (0 to 3)
 become one file PREFIX.h5. A prompt is the question, the lines "A. ..." to "D. ...", and
 "Answer:"; the answers are the tokens " A" to " D", each of which must be one token. With
 --tokenizer bytes the prompt ends in "Answer: " and the answers are the bytes "A" to "D".
@@ -107,7 +101,10 @@ class Corpus:
 
     texts: list[str]
     read: int
-    unparsable: int
+    by_where: int  # left out, and so by --match and --exclude
+    by_match: int
+    unparsable: int  # files, and those of folders that are of no format that is read
+    of_other_kinds: int
     source: str
 
 
@@ -139,14 +136,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(fault_words(error), fault_status(error))
     return 0
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = EXIT_BAD_INPUT) -> int:
     # A message may quote the input; it stays one line all the same.
     print(f"prepare_data.py: {' '.join(message.split())}", file=sys.stderr)
-    return EXIT_BAD_INPUT
+    return status
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -183,7 +180,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--field",
         metavar="NAME",
-        help="the text's field in JSON lines (default text); a.b reaches into objects",
+        help="the text's field in JSON lines and parquet (default text); a.b reaches into objects",
     )
     add(
         "--records",
@@ -195,7 +192,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="keep JSON lines whose field is this, or with != is not; repeatable, all must hold",
+        help="keep records whose field is this, or with != is not; repeatable, all must hold",
     )
     add(
         "--match",
@@ -300,9 +297,9 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
     """Read the records that the filters keep, in the order of the input."""
     wanted = TextFilter.compile(options.match, options.exclude)
     conditions = [Condition.parse(text) for text in options.where]
-    suffixes = (".py",) if options.python_functions else (*TEXT_SUFFIXES, *JSON_SUFFIXES)
-    files = find_files(options.inputs, suffixes)
-    texts, read, unparsable = [], 0, 0
+    suffixes = (".py",) if options.python_functions else ALL_SUFFIXES
+    files, others = find_files(options.inputs, suffixes)
+    texts, read, by_where, unparsable = [], 0, 0, 0
     for path in tqdm(files, desc="reading", unit="file", disable=None):
         records = (
             read_functions(path)
@@ -314,6 +311,7 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
             continue
         for text in records:
             read += 1
+            by_where += text is None
             if text is not None and options.strip_python:
                 text = strip_python(text)
             if text is not None and wanted.holds(text):
@@ -323,18 +321,21 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
     words += ["Python, comments stripped"] if options.strip_python else []
     words += [f"where={condition}" for condition in conditions] + [str(wanted)]
     words += ["packed"] if options.pack else []
-    return Corpus(texts, read, unparsable, " ".join(filter(None, words)))
+    by_match = read - by_where - len(texts)
+    source = " ".join(filter(None, words))
+    return Corpus(texts, read, by_where, by_match, unparsable, len(others), source)
 
 
 def read_texts(
     path: Path, options: argparse.Namespace, conditions: Sequence[Condition]
 ) -> Iterator[str | None]:
     """Yield a file's texts; None stands for a record that a condition leaves out."""
-    if path.suffix in JSON_SUFFIXES:
-        return read_json_texts(path, options.field or "text", conditions)
-    if conditions:
+    if ends_in(path, RECORD_SUFFIXES):
+        return read_field(path, options.field or "text", conditions)
+    if conditions or options.field:
+        option = "--where" if conditions else "--field"
         raise InputError(
-            f"{path}: --where needs JSON lines ({' '.join(JSON_SUFFIXES)}): "
+            f"{path}: {option} needs JSON lines or parquet ({' '.join(RECORD_SUFFIXES)}): "
             "plain text has no fields"
         )
     return read_plain_texts(path, options.records or "paragraph")
@@ -403,6 +404,8 @@ def print_summary(
     print(f"records: {corpus.read} read, {len(corpus.texts)} kept by the filters")
     if corpus.unparsable:
         print(f"files left out because they do not parse: {corpus.unparsable}")
+    if corpus.of_other_kinds:
+        print(f"files of the folders left out because of their suffix: {corpus.of_other_kinds}")
     print(f"tokenizer: {tokenizer.name}, vocabulary {tokenizer.vocab_size}")
     print(
         f"{'split':<12}{'records':>9}{'too short':>11}{'examples':>10}{'tokens':>11}  "
@@ -415,6 +418,26 @@ def print_summary(
             f"{paths[split.name]}"
         )
         print(f"{'':<55}{file_sha256(paths[split.name])}")
+    print(f"dropped: {dropped_words(corpus, splits)}")
+    print(f"example, the first row of {paths[splits[0].name]}:")
+    print(f"    {example(tokenizer, splits[0].rows[0])}")
+
+
+def dropped_words(corpus: Corpus, splits: Sequence[Split]) -> str:
+    """How many records are in no file, and why."""
+    dropped = {
+        "by --where": corpus.by_where,
+        "by --match or --exclude": corpus.by_match,
+        f"shorter than {splits[0].rows.shape[1]} tokens": sum(s.too_short for s in splits),
+    }
+    return ", ".join(f"{count} {why}" for why, count in dropped.items() if count) or "none"
+
+
+def example(tokenizer: TextTokenizer, tokens: np.ndarray) -> str:
+    """The beginning of what tokens say, on one line: line breaks and the like as escapes."""
+    text = tokenizer.decode([int(token) for token in tokens])
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown if len(shown) <= EXAMPLE_CHARACTERS else shown[:EXAMPLE_CHARACTERS] + " ..."
 
 
 def prepare_questions(options: argparse.Namespace) -> None:
@@ -422,8 +445,11 @@ def prepare_questions(options: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(options.tokenizer, not options.no_special_tokens)
     conditions = [Condition.parse(text) for text in options.where]
     read, asked = 0, []
-    for path in find_files(options.inputs, JSON_SUFFIXES):
-        for place, record in read_json_lines(path):
+    fields = ["question", "choices", "answer", *(condition.field for condition in conditions)]
+    fields += [options.describe] if options.describe else []
+    files, _ = find_files(options.inputs, RECORD_SUFFIXES)
+    for path in files:
+        for place, record in read_records(path, fields):
             read += 1
             if all(condition.holds(record, place) for condition in conditions):
                 prompt = question_prompt(record, place, options.describe, options.about)
@@ -444,11 +470,14 @@ def prepare_questions(options: argparse.Namespace) -> None:
     )
     lengths = [len(question.prompt) for question in questions]
     print(f"questions: {read} read, {len(questions)} kept")
+    print(f"dropped: {f'{read - len(questions)} by --where' if read > len(questions) else 'none'}")
     print(f"tokenizer: {tokenizer.name}, vocabulary {tokenizer.vocab_size}")
     print(f"prompt tokens: {sum(lengths)} in all, {min(lengths)} to {max(lengths)} in one")
     print(f"answer tokens: {' '.join(map(str, questions[0].choices))}")
     print(f"{path}  {file_sha256(path)}")
+    print(f"example, the first question; {'ABCD'[questions[0].answer]} is right:")
+    print(f"    {example(tokenizer, np.asarray(questions[0].prompt))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("prepare_data.py", main))

@@ -28,6 +28,7 @@ from report_studies import (
 from report_study_charts import bars, history, importances, slices
 from text_records import InputError
 from token_files import replace_file
+from tool_ends import fault_status, fault_words, run_tool
 
 EXIT_BAD_INPUT = 2
 
@@ -193,9 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"report.py: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:
-        place = error.filename or options.out
-        print(f"report.py: {place}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        error.filename = error.filename or str(options.out)
+        print(f"report.py: {fault_words(error)}", file=sys.stderr)
+        return fault_status(error)
     for section in sections:
         for note in section.notes:
             print(f"report.py: {note}", file=sys.stderr)
@@ -204,4 +205,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("report.py", main))

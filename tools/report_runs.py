@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from identities import inputs
 from report_page import Table
 from text_records import InputError
+from yaml_reader import read_texts
 
 ACCURACY = "accuracy_"
 Line = dict[str, Any]
@@ -104,12 +103,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 def read_config(path: Path, notes: list[str]) -> dict[str, str]:
     """The run's config with every value as it was written; empty, and noted, where unreadable."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        return flatten(read_texts(path))
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}:").strip()
         notes.append(f"{path}: {reason}; its settings are not shown")
         return {}
-    return flatten(tree) if isinstance(tree, dict) else {}
 
 
 def point(line: Line, passes: float, step: float) -> Point:
@@ -225,6 +223,7 @@ def stages(run: Run) -> list[Point | None]:
         for name, points in run.attacks.items()
         if len(points) > 1 and run.result.get(f"diverged_{name}") is None
     ]
+    ends = [end for end in ends if math.isfinite(end.forget)]
     return [start, unlearned, min(ends, key=lambda end: end.forget, default=None)]
 
 

@@ -7,10 +7,14 @@ mean of the last N completed trials with its standard error std / sqrt(n), std w
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
+import os
+import shutil
 import sqlite3
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +105,7 @@ def open_file(path: Path) -> BaseStorage:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if head.startswith(SQLITE_MAGIC):
+        path = writable(path)
         check_sqlite(path)
         return RDBStorage(f"sqlite:///{path.resolve()}", skip_table_creation=True)
     try:
@@ -110,6 +115,19 @@ def open_file(path: Path) -> BaseStorage:
     if not is_journal:
         raise InputError(f"{path}: neither a run folder nor an Optuna storage (SQLite or journal)")
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def writable(path: Path) -> Path:
+    """The database where SQLite can open it: on a read-only mount a copy, for SQLite writes beside
+    it even to read, and the newest trials may lie in the file beside it."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return path
+    folder = Path(tempfile.mkdtemp(prefix="report-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for part in (path, path.with_name(f"{path.name}-wal")):
+        if part.is_file():
+            (folder / part.name).write_bytes(part.read_bytes())
+    return folder / path.name
 
 
 def check_sqlite(path: Path) -> None:

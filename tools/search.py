@@ -26,8 +26,14 @@ from optuna.samplers import TPESampler
 from optuna.trial import Trial, TrialState
 
 from identities import without_paths
-from search_config import Limit, Search, Variant, read_search
+from search_config import Limit, Search, Variant, is_finite, read_search
 from search_server import ServerDied, TrialServer
+from search_storage import (
+    STORAGE_FAULTS,
+    one_driver_at_a_time,
+    open_storage,
+    storage_words,
+)
 from search_study import (
     ALIVE_SECONDS,
     MOST_RETRIES,
@@ -36,13 +42,13 @@ from search_study import (
     hold_identity,
     mark_alive,
     mark_own,
-    one_driver_at_a_time,
-    open_storage,
     recover,
     trials_in,
 )
-from search_summary import as_argument, duration, print_summary, study_words
+from search_summary import duration, print_summary, study_words
 from text_records import InputError
+from tool_ends import run_tool, say
+from yaml_reader import as_argument
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 3
 MOST_FAILURES = 3
@@ -85,7 +91,8 @@ examples:
 
 storage: SQLite (the default) is for one machine: on file systems shared between machines its
 locks are not reliable. There use journal:PATH (a file that is only appended to) or a database
-server: postgresql://user@host/name.
+server: postgresql://user@host/name. A storage that fails in mid-search (a full disk) ends it with
+status 1; nothing that was stored is lost, and the same command continues.
 
 exit status: 0 done; 2 bad input or arguments, with one line that says where; 3 stopped by a
 signal, the running trial is queued again; 1 anything else
@@ -120,7 +127,7 @@ class Evaluations:
             reasons = (limit.broken_by(event) for limit in self._limits)
             self.broken = self.broken or next(filter(None, reasons), None)
         value = event.get(self._figure)
-        if value is not None and step not in self._reported:
+        if is_finite(value) and step not in self._reported:
             self._trial.report(value, step)
             self._reported.add(step)
         return self.broken is not None
@@ -279,7 +286,7 @@ class Driver:
         value = result.get(self._search.objective)
         if status == "done" and self._search.objective not in result:
             status, reason = "error", f"objective: a result has no {self._search.objective}"
-        elif status == "done" and value is None:
+        elif status == "done" and not is_finite(value):
             status = result["status"] = "pruned"
             reason = result["reason"] = f"{self._search.objective} is not finite"
         failed = status not in ("done", "rejected", "pruned")
@@ -299,7 +306,7 @@ class Driver:
         self._failures = self._failures + 1 if failed else 0
         outcome = f"{value:.4f}" if status == "done" else f"{status} ({reason})"
         statistics = study_words(self._search, study)
-        print(f"{self._progress(variant, study)}: {outcome}; {statistics}", flush=True)
+        say(f"{self._progress(variant, study)}: {outcome}; {statistics}")
         if self._failures == MOST_FAILURES:
             raise ServerDied(f"{MOST_FAILURES} trials in a row failed: {reason}")
 
@@ -355,9 +362,9 @@ class Driver:
         request = {"id": "baseline", "overrides": overrides | {"unlearn.loops": 0}}
         result = self._with_server(lambda server: server.run_trial(request, lambda _: False))
         value = result.get(self._search.objective)
-        if result["status"] != "done" or value is None:
+        if result["status"] != "done" or not is_finite(value):
             raise InputError(f"{self._search.path}: baseline: {result.get('reason') or 'no score'}")
-        print(f"relearning only: {value:.4f}", flush=True)
+        say(f"relearning only: {value:.4f}")
         return value
 
     def _progress(self, variant: Variant, study: optuna.Study) -> str:
@@ -434,17 +441,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         search = read_search(options.config, options.study, options.variant)
         options.storage = options.storage or f"sqlite:///runs/search/{search.name}.db"
         driver = Driver(search, options)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, driver.stop_soon)
+        listen(driver)
         driver.run()
+        print_summary(search, driver.studies)
     except InputError as error:
         return _end(EXIT_BAD_INPUT, str(error))
     except Stopped:
         return _end(EXIT_STOPPED, "stopped; the same command continues")
     except ServerDied as died:
         return _end(EXIT_FAILED, f"the trial server: {died}")
-    print_summary(search, driver.studies)
+    except STORAGE_FAULTS as error:
+        return _end(
+            EXIT_FAILED,
+            f"{storage_words(error)}; finished trials are kept: when that is mended, the same "
+            f"command continues (--storage {options.storage})",
+        )
     return 0
+
+
+def listen(driver: Driver) -> None:
+    """Signals stop the search in order; SIGHUP unless it is ignored, as by nohup."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, driver.stop_soon)
 
 
 def _end(status: int, message: str) -> int:
@@ -454,4 +473,4 @@ def _end(status: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("search.py", main))

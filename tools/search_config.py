@@ -6,15 +6,13 @@ Parameter and override names are those of the run's config, with dots: unlearn.a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from text_records import InputError
+from yaml_reader import read_config, read_yaml
 
 KEYS = {
     "config",
@@ -48,6 +46,11 @@ class Range:
         return "lower" if position < EDGE else "upper" if position > 1 - EDGE else None
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a figure of the program's lines is a number: null stands for what is not finite."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Limit:
     """A trial is pruned when this figure of an evaluation during unlearning leaves the bounds."""
@@ -59,7 +62,7 @@ class Limit:
     def broken_by(self, evaluation: Mapping[str, Any]) -> str | None:
         """The reason, or None; a figure that is not finite breaks every limit."""
         value = evaluation.get(self.figure)
-        if value is None:
+        if not is_finite(value):
             return f"{self.figure} is not finite"
         if self.below is not None and value < self.below:
             return f"{self.figure} {value:.6g} is below {self.below:g}"
@@ -109,45 +112,6 @@ class Search:
         }
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as the program reads it: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top is a mapping."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise InputError(f"{path}:{mark.line + 1 if mark else 1}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: keys and values are needed")
-    return content
-
-
 def read_search(path: Path, name: str | None = None, wanted: Sequence[str] | None = None) -> Search:
     """Read and check a search file; `name` replaces its own, `wanted` names variants to keep."""
     content = read_yaml(path)
@@ -159,7 +123,7 @@ def read_search(path: Path, name: str | None = None, wanted: Sequence[str] | Non
             raise InputError(f"{path}: {key} is needed")
     name = name or _typed(path, "name", content.get("name", path.stem), str, "a text")
     config = _typed(path, "config", content["config"], str, "a path")
-    base = read_yaml(Path(config))
+    base = read_config(Path(config))
     variants = _variants(path, content, name)
     for variant in wanted or ():
         if variant not in (known := [v.name for v in variants]):

@@ -1,4 +1,4 @@
-"""Several drivers on one Optuna study: opening it, starting trials, and trials whose driver died.
+"""Several drivers on one Optuna study: starting trials, and trials whose driver died.
 
 A running trial carries the user attributes `driver` (who runs it) and `alive` (when it was last
 heard of). On the driver's machine its process is looked for; elsewhere ten minutes of silence
@@ -7,102 +7,21 @@ count as its end. The parameters of a trial that ended that way are queued again
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from identities import changed_setting, difference, inputs
 from text_records import InputError
 
-JOURNAL = "journal:"
 ALIVE_SECONDS = 60.0
 SILENT_SECONDS = 600.0
 MOST_RETRIES = 2
-OPEN_ATTEMPTS = 5
-
-
-def storage_file(url: str) -> Path | None:
-    """The file of journal:PATH or sqlite:///PATH; None for a database server."""
-    if url.startswith(JOURNAL):
-        return Path(url.removeprefix(JOURNAL))
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise InputError(f"--storage {url}: neither journal:PATH nor a database's URL") from None
-    is_file = parsed.get_backend_name() == "sqlite" and parsed.database
-    return Path(parsed.database) if is_file else None
-
-
-def open_storage(url: str) -> BaseStorage:
-    """Open journal:PATH or a database's URL; a file is made in a folder that exists."""
-    path = storage_file(url)
-    try:
-        if url.startswith(JOURNAL):
-            return JournalStorage(JournalFileBackend(str(path)))
-        # SQLite lets one process write at a time: the others wait this long.
-        connect = {"timeout": 60, "factory": _QuickConnection} if path else {}
-        return _open_database(url, {"connect_args": connect})
-    except (OSError, ImportError, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--storage {url}: {reason}") from None
-
-
-class _QuickConnection(sqlite3.Connection):
-    """No wait for the disk at each of the thirty writes of a trial: a killed process loses nothing
-    all the same, and a power failure the last moments at most."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.execute("PRAGMA journal_mode = WAL")
-        self.execute("PRAGMA synchronous = NORMAL")
-
-
-def _open_database(url: str, engine: dict) -> RDBStorage:
-    """Drivers that start at once may all try to make the tables: all but one find them made."""
-    for attempt in range(OPEN_ATTEMPTS):
-        try:
-            return RDBStorage(url, engine_kwargs=engine)
-        except SQLAlchemyError:
-            if attempt == OPEN_ATTEMPTS - 1:
-                raise
-            time.sleep(0.5)
-    raise AssertionError
-
-
-@contextmanager
-def one_driver_at_a_time(url: str) -> Iterator[None]:
-    """While this driver decides what to start, no other does.
-
-    A lock file beside a storage file, whose folder is made; a killed driver's lock is free. A
-    database server keeps one trial from being claimed twice by itself; there drivers may run a
-    trial too many.
-    """
-    path = storage_file(url)
-    if path is None:
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(f"{path}.drivers", "a")
-    except OSError as error:
-        raise InputError(f"--storage {url}: {error.filename}: {error.strerror}") from None
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _place() -> str:

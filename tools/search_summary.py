@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from search_config import Search, Variant
 from search_study import finished, trials_in
+from tool_ends import say
+from yaml_reader import as_argument
 
 
 def completed_values(study: optuna.Study) -> list[float]:
@@ -41,15 +41,6 @@ def duration(hours: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def as_argument(value: Any) -> str:
-    """A value as in key=value on the program's command line, which reads it as YAML."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(as_argument, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {as_argument(v)}" for k, v in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def print_summary(search: Search, studies: dict[str, optuna.Study]) -> None:
     """A table of all variants, the best trial of each, and warnings about their ranges."""
     head = ["", "trials", "pruned", "failed", "best", f"last {search.last} completed"]
@@ -60,15 +51,15 @@ def print_summary(search: Search, studies: dict[str, optuna.Study]) -> None:
             table.append(["relearning only", "", "", "", score, ""])
             break
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
-    print()
+    say("")
     for line in table:
-        print(
+        say(
             "  ".join(
                 cell.ljust(w) if i in (0, 5) else cell.rjust(w)
                 for i, (cell, w) in enumerate(zip(line, widths))
             ).rstrip()
         )
-    print()
+    say("")
     for variant in search.variants:
         study = studies[variant.name]
         if completed_values(study):
@@ -89,7 +80,7 @@ def _row(search: Search, name: str, study: optuna.Study) -> list[str]:
 def _print_best(variant: Variant, best: FrozenTrial) -> None:
     chosen = variant.overrides | best.params
     words = " ".join(f"{key}={as_argument(value)}" for key, value in chosen.items())
-    print(f"{variant.name}: the best is trial {best.number}: {words}")
+    say(f"{variant.name}: the best is trial {best.number}: {words}")
     for name, bounds in variant.parameters.items():
         value = best.params.get(name)
         end = None if value is None else bounds.near_edge(value)

@@ -1,22 +1,12 @@
-"""Reading records of text from JSON lines, plain text files and folders; choosing among them.
-
-Everything comes out in an order that depends on the input alone: files in the order given,
-folders walked in sorted order, records in file order.
-"""
+"""Records of text: their fields, and choosing among them."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-TEXT_UNITS = ("paragraph", "line", "file")
 
 
 class InputError(Exception):
@@ -42,7 +32,7 @@ class Condition:
     def holds(self, record: dict[str, Any], place: str) -> bool:
         """Compare with a string as it is, with others as JSON writes them (true, 3, null)."""
         value = look_up(record, self.field, place)
-        shown = value if isinstance(value, str) else json.dumps(value)
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)
         return (shown == self.value) == self.wanted
 
     def __str__(self) -> str:
@@ -101,6 +91,11 @@ def look_up(record: dict[str, Any], field: str, place: str) -> Any:
 def look_up_text(record: dict[str, Any], field: str, place: str) -> str:
     """Return a field that must be text."""
     value = look_up(record, field, place)
+    if value is None:
+        raise InputError(
+            f"{place}: field '{field}' is not text but null: --where {field}!=null leaves out such "
+            "records"
+        )
     if not isinstance(value, str):
         raise InputError(f"{place}: field '{field}' is not text")
     return checked_text(value, place)
@@ -113,84 +108,3 @@ def checked_text(text: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{place}: not valid Unicode text: {error.reason}") from error
     return text
-
-
-def find_files(inputs: Sequence[Path], suffixes: Sequence[str]) -> list[Path]:
-    """List the files given, and, sorted, those in the folders given with one of the suffixes."""
-    files: list[Path] = []
-    for given in inputs:
-        if given.is_dir():
-            found = _walk(given, tuple(suffixes))
-            if not found:
-                raise InputError(f"{given}: no file in this folder ends in {' '.join(suffixes)}")
-            files += found
-        elif given.is_file():
-            files.append(given)
-        else:
-            raise InputError(f"{given}: no such file or folder")
-    return files
-
-
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    files = []
-    for root, folders, names in os.walk(folder):
-        # os.walk descends in the order of this very list.
-        folders.sort()
-        files += [Path(root, name) for name in sorted(names) if name.endswith(suffixes)]
-    return [path for path in files if path.is_file()]
-
-
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (file:line, object) for every line that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                place = f"{path}:{number}"
-                yield place, _parse_json_line(line, place)
-
-
-def _parse_json_line(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise InputError(f"{place}: not JSON that can be read: nested too deeply") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: a JSON object is expected on each line")
-    return record
-
-
-def read_json_texts(
-    path: Path, field: str, conditions: Sequence[Condition]
-) -> Iterator[str | None]:
-    """Yield the text of every record, or None for a record that a condition leaves out."""
-    for place, record in read_json_lines(path):
-        wanted = all(condition.holds(record, place) for condition in conditions)
-        yield look_up_text(record, field, place) if wanted else None
-
-
-def read_plain_texts(path: Path, unit: str) -> Iterator[str]:
-    """Yield the paragraphs (blank lines separate), the lines or the whole of a text file."""
-    text = _read_utf8(path)
-    if unit == "paragraph":
-        parts = re.split(r"\n(?:[ \t]*\n)+", text)
-    elif unit == "line":
-        parts = text.split("\n")
-    else:
-        parts = [text]
-    for part in parts:
-        if part.strip():
-            yield part.strip("\n")
-
-
-def _read_utf8(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: not UTF-8: {error.reason}") from error
-    return text.replace("\r\n", "\n")

@@ -19,6 +19,9 @@ class TextTokenizer(Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return what ids say, special tokens included."""
+
 
 class ByteTokenizer:
     """Every byte of the UTF-8 text is a token."""
@@ -29,6 +32,10 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the bytes of each text."""
         return [list(text.encode("utf-8")) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the bytes, which may end within a character."""
+        return bytes(ids).decode("utf-8", errors="replace")
 
 
 class FileTokenizer:
@@ -60,6 +67,10 @@ class FileTokenizer:
             list(texts), add_special_tokens=self._special_tokens
         )
         return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return what the tokenizer makes of them."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
 def open_tokenizer(given: str, special_tokens: bool = True) -> TextTokenizer:

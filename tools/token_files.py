@@ -76,6 +76,9 @@ def replace_file(path: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         _put_in_place(temporary, path)
+    except OSError as error:  # of a write: it knows no name
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

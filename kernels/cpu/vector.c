@@ -39,8 +39,9 @@ static inline void put(bool half, void *data, size_t i, float x) {
 /* Inlined wherever it is called, so that `half`, and options that are NULL, are constants in it. */
 #define SPECIALIZED static inline __attribute__((always_inline))
 
-static inline int sign(float x) {
-    return (x > 0) - (x < 0);
+/* Of the same sign; zero matches only zero. Without a branch, so that loops over it vectorize. */
+static inline bool agrees(float x, float y) {
+    return ((x > 0) == (y > 0)) & ((x < 0) == (y < 0));
 }
 
 /* -- sums -----------------------------------------------------------------------------------------
@@ -140,12 +141,11 @@ void CPU_NAME(cpu_retain_step)(struct mm_device *dev, struct mm_vector m, struct
 
 static inline void adversary_range(bool half, size_t first, size_t n, void *a, const void *b,
                                    const float *g, float rate, float decay, float rest) {
-    for (size_t i = first; i < first + n; i++) {
-        float step = round_to(half, round_to(half, g[i]) * rate);
-        float x = round_to(half, get(half, a, i) - step);
-        if (decay != 1.0f)
-            x = round_to(half, x * decay) + (b ? round_to(half, get(half, b, i) * rest) : 0.0f);
-        put(half, a, i, x);
+    for (size_t i = first; i < first + n; i++)
+        put(half, a, i, get(half, a, i) - round_to(half, round_to(half, g[i]) * rate));
+    for (size_t i = first; decay != 1.0f && i < first + n; i++) {
+        float other = b ? round_to(half, get(half, b, i) * rest) : 0.0f;
+        put(half, a, i, round_to(half, get(half, a, i) * decay) + other);
     }
 }
 
@@ -161,8 +161,11 @@ void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, str
 /* -- lines 13 to 15 -------------------------------------------------------------------------------
  */
 
-struct mask_lanes {
-    double raw[DOUBLE_LANES], kept[DOUBLE_LANES], kept_n[DOUBLE_LANES];
+/* Elements of which what counts is written out, before their squares are summed in double. */
+#define MASK_BLOCK ((size_t)512)
+
+struct mask_block {
+    float raw[MASK_BLOCK], kept[MASK_BLOCK]; /* the gradient | what is left of it, 0 elsewhere */
 };
 
 /* f = β·f + (1-β)·x, which takes x's place. */
@@ -174,36 +177,52 @@ SPECIALIZED float accumulated(bool half, const struct mm_unlearn_options *o, siz
 }
 
 SPECIALIZED float discarded(bool half, const struct mm_unlearn_options *o, size_t i, float x) {
-    bool grows = sign(get(half, o->b.data, i)) != sign(x);
+    bool grows = !agrees(get(half, o->b.data, i), x);
     return grows ? round_to(half, x * (float)o->discard) : x;
 }
 
-SPECIALIZED void mask_add(bool half, struct mask_lanes *sums, size_t lane, size_t i, float *g,
-                          const void *m, bool masking, const struct mm_unlearn_options *o) {
-    float x = round_to(half, g[i]);
-    sums->raw[lane] += (double)x * (double)x;
-    if (o && o->f.data)
-        x = g[i] = accumulated(half, o, i, x);
-    bool kept = !masking || sign(x) == sign(get(half, m, i));
-    if (o && o->discard != 1)
-        x = discarded(half, o, i, x);
-    sums->kept[lane] += kept ? (double)x * (double)x : 0;
-    sums->kept_n[lane] += kept ? 1 : 0;
+/* Fills `block` from elements first ... first + n - 1; returns how many are kept. */
+SPECIALIZED unsigned mask_fill(bool half, size_t first, size_t n, float *g, const void *m,
+                               bool masking, const struct mm_unlearn_options *o,
+                               struct mask_block *restrict block) {
+    unsigned kept_n = 0;
+    for (size_t j = 0; j < n; j++) {
+        size_t i = first + j;
+        float x = round_to(half, g[i]);
+        block->raw[j] = x;
+        if (o && o->f.data)
+            x = g[i] = accumulated(half, o, i, x);
+        bool kept = !masking || agrees(x, get(half, m, i));
+        if (o && o->discard != 1)
+            x = discarded(half, o, i, x);
+        block->kept[j] = kept ? x : 0.0f;
+        kept_n += kept;
+    }
+    return kept_n;
+}
+
+static inline void add_squares(double lanes[DOUBLE_LANES], const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + DOUBLE_LANES <= n; i += DOUBLE_LANES)
+        for (size_t l = 0; l < DOUBLE_LANES; l++)
+            lanes[l] += (double)x[i + l] * (double)x[i + l];
+    for (size_t l = 0; i < n; i++, l++)
+        lanes[l] += (double)x[i] * (double)x[i];
 }
 
 SPECIALIZED void mask_range(bool half, size_t first, size_t n, float *g, const void *m,
                             bool masking, const struct mm_unlearn_options *o, size_t begin,
                             struct mm_mask_sums *partial) {
-    struct mask_lanes sums = {0};
-    size_t i = begin + first, end = i + n;
-    for (; i + DOUBLE_LANES <= end; i += DOUBLE_LANES)
-        for (size_t l = 0; l < DOUBLE_LANES; l++)
-            mask_add(half, &sums, l, i + l, g, m, masking, o);
-    for (size_t l = 0; i < end; i++, l++)
-        mask_add(half, &sums, l, i, g, m, masking, o);
-    partial[first / CHUNK].raw = fold_doubles(sums.raw);
-    partial[first / CHUNK].kept = fold_doubles(sums.kept);
-    partial[first / CHUNK].kept_n = fold_doubles(sums.kept_n);
+    double raw[DOUBLE_LANES] = {0}, kept[DOUBLE_LANES] = {0}, kept_n = 0;
+    for (size_t at = 0; at < n; at += MASK_BLOCK) {
+        size_t count = n - at < MASK_BLOCK ? n - at : MASK_BLOCK;
+        struct mask_block block;
+        kept_n += mask_fill(half, begin + first + at, count, g, m, masking, o, &block);
+        add_squares(raw, block.raw, count);
+        add_squares(kept, block.kept, count);
+    }
+    partial[first / CHUNK] = (struct mm_mask_sums){
+        .raw = fold_doubles(raw), .kept = fold_doubles(kept), .kept_n = kept_n};
 }
 
 void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
@@ -288,7 +307,7 @@ SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, void *b, const
     float adv_step = o ? (float)(half ? o->adv_rate : o->adv_rate * scale) : 0.0f;
     for (size_t i = begin + first; i < begin + first + n; i++) {
         float x = round_to(half, g[i]);
-        bool kept = !masking || sign(x) == sign(get(half, m, i));
+        bool kept = !masking | agrees(x, get(half, m, i));
         if (o && o->discard != 1)
             x = discarded(half, o, i, x);
         float scaled = round_to(half, x * s);
@@ -317,6 +336,13 @@ void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struc
 }
 
 /* -- relearning and pretraining ---------------------------------------------------------------- */
+
+void CPU_NAME(cpu_add)(struct mm_device *dev, float *y, const float *x, size_t n) {
+    (void)dev;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
 
 static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
                              float rate) {

@@ -3,10 +3,11 @@
  * Kernels are CUDA C with one template parameter, the type of activations and weights: float or
  * bfloat16; all arithmetic and accumulation is float32 (double where ops.h says so). No atomics on
  * floats: sums are taken in a fixed order, so that a run repeats bit by bit. Every kernel is
- * launched through MM_LAUNCH and nowhere else: where MM_CUDA_SHIM is defined, the compiler was
- * given the host shim (tests/shim/cuda_shim.h) before this file, and the same source runs on the
- * CPU, block by block. So in a kernel: all threads of a block reach every __syncthreads() and leave
- * only after the last one; a mask names the lanes that come; shared memory starts undefined. */
+ * launched through MM_LAUNCH or MM_LAUNCH_ON and nowhere else: where MM_CUDA_SHIM is defined, the
+ * compiler was given the host shim (tests/shim/cuda_shim.h) before this file, and the same source
+ * runs on the CPU, block by block. So in a kernel: all threads of a block reach every
+ * __syncthreads() and leave only after the last one; a mask names the lanes that come; shared
+ * memory starts undefined. */
 #ifndef MM_CUDA_H
 #define MM_CUDA_H
 
@@ -19,9 +20,9 @@ extern "C" {
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#define MM_LAUNCH(kernel, grid, block, shared_bytes, dev, ...)                                     \
+#define MM_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                               \
     do {                                                                                           \
-        kernel<<<(grid), (block), (shared_bytes), cuda_context(dev)->stream>>>(__VA_ARGS__);       \
+        kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__);                        \
         MM_CUDA(cudaGetLastError());                                                               \
     } while (0)
 /* Dynamic shared memory of a kernel, as an array of `type`. */
@@ -29,6 +30,10 @@ extern "C" {
     extern __shared__ __align__(16) unsigned char name##_bytes[];                                  \
     type *name = reinterpret_cast<type *>(name##_bytes)
 #endif
+
+/* On the device's stream. */
+#define MM_LAUNCH(kernel, grid, block, shared_bytes, dev, ...)                                     \
+    MM_LAUNCH_ON(cuda_context(dev)->stream, kernel, grid, block, shared_bytes, __VA_ARGS__)
 
 typedef __nv_bfloat16 bf16;
 

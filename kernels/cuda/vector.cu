@@ -130,6 +130,17 @@ void cuda_scale(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float f
              factor);
 }
 
+template <typename S> struct addition { /* p += g */
+    static const unsigned writes = WRITES_P;
+    __device__ void operator()(float &p, float &, float &, float g) const {
+        p += g;
+    }
+};
+
+void cuda_add(struct mm_device *dev, float *y, const float *x, size_t n) {
+    RUN_PASS(MM_F32, addition, dev, y, nullptr, nullptr, x, n, nullptr);
+}
+
 template <typename S> struct sgd {
     static const unsigned writes = WRITES_P;
     float rate;

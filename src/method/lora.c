@@ -234,9 +234,7 @@ static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
     gather_whole(l, whole_b(l, i), b_of(l, l->g, i));
     dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), false);
     if (n) {
-        struct mm_vector sum = {rows.data, n, MM_F32};
-        struct mm_vector add = {own_of(l, product).data, n, MM_F32};
-        dev->ops->sgd_step(dev, sum, add, -1);
+        dev->ops->add(dev, rows.data, own_of(l, product).data, n);
     }
 }
 

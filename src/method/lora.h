@@ -33,7 +33,8 @@ struct mm_lora {
     struct mm_reduction *reductions;
 };
 
-#define MM_LORA_ALPHA 8.0 /* of unlearning: the study's */
+#define MM_LORA_ALPHA        8.0  /* of unlearning: the study's */
+#define MM_LORA_ATTACK_ALPHA 16.0 /* of an attack with adapters of its own */
 
 /* What to make. */
 struct mm_lora_kind {

@@ -51,7 +51,7 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
                config->data.context_length, model->dtype, false);
     struct mm_lora_kind kind = {.rank = attack->lora_rank,
                                 .sets = 1,
-                                .alpha = 16,
+                                .alpha = MM_LORA_ATTACK_ALPHA,
                                 .purpose = MM_FOR_OPTIMIZER,
                                 .adamw = attack->optimizer == MM_ADAMW};
     t->lora = mm_lora_create(arena, comm, t->shard, kind);

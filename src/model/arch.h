@@ -23,12 +23,14 @@ struct mm_arch {
     struct { /* Llama 3's rope scaling; factor 0: none */
         double factor, low, high, original;
     } rope_scaling;
-    size_t sliding_window; /* tokens; 0: none */
+    size_t sliding_window; /* tokens, the shortest of any layer; 0: none */
     double initializer_range;
-    char hash[33]; /* XXH3 128-bit, of the bytes of config.json */
+    char assumed[160]; /* sizes that config.json leaves out, with the defaults taken; may be "" */
+    char hash[33];     /* XXH3 128-bit, of what config.json holds, without a byte order mark */
 };
 
-/* Reads a config.json in the transformers 4 or 5 form. MM_BAD_INPUT names file, field, value. */
+/* Reads a config.json in the transformers 4 or 5 form, as transformers reads it (family.h).
+ * MM_BAD_INPUT names file and field, or line. */
 enum mm_status mm_arch_read(struct mm_arch *arch, const char *path, struct mm_error *err);
 
 /* The modules target_modules may name in this family, NULL-terminated. */

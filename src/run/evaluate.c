@@ -111,6 +111,13 @@ void mm_evaluate(struct mm_evaluator *e, struct mm_evaluation *out) {
             e, &d->questions[i], e->config->evaluate.multiple_choice[i].temperature);
 }
 
+bool mm_evaluation_finite(const struct mm_evaluation *e, size_t questions_n) {
+    bool finite = isfinite(e->forget_loss) && isfinite(e->retain_loss);
+    for (size_t i = 0; i < questions_n; i++)
+        finite = finite && isfinite(e->accuracy[i]);
+    return finite;
+}
+
 /* -- multiple choice ------------------------------------------------------------------------------
  */
 
@@ -138,19 +145,20 @@ static struct ranked *rank_by_length(const struct mm_questions *q) {
     return order;
 }
 
-/* 1 or 0, or the answer's probability, from the logits of the four choices; NaN where one is. */
+/* 1 or 0, or the answer's probability, from the logits of the four choices; a choice without a
+ * finite logit is no answer, neither a right nor a wrong one: NaN. */
 static double score(const float *logits, const uint32_t *choices, uint32_t answer,
                     double temperature) {
     double right = (double)logits[choices[answer]], sum = 0;
+    bool beaten = false;
     for (uint32_t c = 0; c < 4; c++) {
         double other = (double)logits[choices[c]];
-        if (isnan(other))
+        if (!isfinite(other))
             return NAN;
-        if (temperature == 0 && (other > right || (other == right && c < answer)))
-            return 0;
+        beaten = beaten || other > right || (other == right && c < answer);
         sum += exp((other - right) / (temperature == 0 ? 1 : temperature));
     }
-    return temperature == 0 ? 1 : 1 / sum;
+    return temperature == 0 ? !beaten : 1 / sum;
 }
 
 /* host (=) a contiguous matrix of any dtype. */

@@ -50,8 +50,11 @@ void mm_evaluator_free(struct mm_evaluator *evaluator);
 /* Evaluates the working weights; out->accuracy is [questions_n] of the caller's. Collective. */
 void mm_evaluate(struct mm_evaluator *evaluator, struct mm_evaluation *out);
 
+/* Whether every loss is, and every one of the questions_n accuracies. Local. */
+bool mm_evaluation_finite(const struct mm_evaluation *evaluation, size_t questions_n);
+
 /* Share of questions answered right (temperature 0: argmax) or mean probability of the right answer
- * among the choices (temperature 1). Collective. */
+ * among the choices (temperature 1); NaN where a choice's logit is not finite. Collective. */
 double mm_evaluate_questions(struct mm_evaluator *evaluator, const struct mm_questions *questions,
                              double temperature);
 

@@ -3,6 +3,9 @@
 
 #include "io/files.h"
 #include "src/method/method.h"
+#include "src/model/stored.h"
+#include "src/run/rows.h"
+#include "src/run/stop.h"
 
 #include <math.h>
 #include <string.h>
@@ -58,32 +61,17 @@ static enum mm_status check_config(const struct mm_job *job, struct mm_error *er
     return MM_OK;
 }
 
-/* Whether every tensor of the model is there in the right shape: what is allocated for the model is
- * then in proportion to its files. */
-static enum mm_status check_tensors(const struct mm_job *job, struct mm_error *err) {
-    struct mm_arena *arena = mm_arena_create(job->dev, true);
-    struct mm_model *model = mm_model_create(arena, &job->arch, mm_config_dtype(job->config), 1);
-    enum mm_status status = MM_OK;
-    for (size_t i = 0; i < model->params_n && status == MM_OK; i++) {
-        const struct mm_param *p = &model->params[i];
-        const struct mm_stored_tensor *t = mm_weights_find(job->weights, p->name);
-        float unused;
-        if (!t || t->dims_n != (p->vector ? 1u : 2u) || t->dims[0] != p->rows ||
-            (!p->vector && t->dims[1] != p->cols))
-            status = mm_weights_load(job->weights, p->name, p->rows, p->vector ? 0 : p->cols,
-                                     &unused, MM_F32, err);
-    }
-    mm_model_free(model);
-    mm_arena_free(arena);
-    return status;
-}
-
-static enum mm_status read_inputs(struct mm_job *job, const char *path, bool pretrain,
+static enum mm_status read_inputs(struct mm_job *job, const char *path, enum mm_job_kind kind,
                                   struct mm_error *err) {
     const struct mm_config *c = job->config;
+    bool pretrain = kind == MM_JOB_PRETRAIN;
+    if (!pretrain)
+        TRY(mm_stored_check_folder(c->model.path, err));
     TRY(mm_arch_read(&job->arch, path, err));
     TRY(check_config(job, err));
     TRY(mm_data_read(&job->data, c, job->arch.vocab, err));
+    if (kind == MM_JOB_TRAIN || kind == MM_JOB_PLAN)
+        TRY(mm_rows_check(&job->data, c, err));
     size_t longest = mm_data_longest(&job->data, c);
     if (job->arch.sliding_window && job->arch.sliding_window < longest)
         return mm_fail(err, MM_BAD_INPUT,
@@ -92,7 +80,7 @@ static enum mm_status read_inputs(struct mm_job *job, const char *path, bool pre
     if (pretrain)
         return MM_OK;
     TRY(mm_weights_open(&job->weights, c->model.path, err));
-    return check_tensors(job, err);
+    return mm_stored_match(&job->arch, job->weights, job->dev, err);
 }
 
 /* Collective but for a plan, which hashes nothing. */
@@ -101,7 +89,7 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     bool pretrain = kind == MM_JOB_PRETRAIN;
     char *path =
         pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
-    enum mm_status status = read_inputs(job, path, pretrain, err);
+    enum mm_status status = read_inputs(job, path, kind, err);
     if (kind != MM_JOB_PLAN) {
         if (status == MM_OK)
             job->identity = mm_identity_take(path, &job->arch, job->weights, c, &job->data);
@@ -129,6 +117,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     bool dry = kind == MM_JOB_PLAN;
     dev->exact = config->reduction == MM_REDUCTION_EXACT;
     enum mm_status status = open_inputs(job, kind, err);
+    if (status == MM_OK && kind == MM_JOB_TRAIN)
+        status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
         job->arena = mm_arena_create(dev, dry);
         job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),

@@ -5,6 +5,7 @@
 #include "src/method/method.h"
 #include "src/run/place.h"
 #include "src/run/relearn.h"
+#include "src/run/rows.h"
 #include "src/run/unlearn.h"
 
 #include <stdio.h>
@@ -104,6 +105,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
             mm_relearn_plan(&job, arenas[2]);
         print_head(&job, loops, cuda);
         print_plan(&job, arenas, copy, cuda);
+        mm_rows_print(&job.data, config, loops);
     }
     mm_arena_free(arenas[1]);
     mm_arena_free(arenas[2]);

@@ -2,11 +2,13 @@
 #include "src/run/pretrain.h"
 
 #include "io/files.h"
+#include "io/json_text.h"
 #include "src/parallel/collect.h"
 #include "src/run/job.h"
 #include "src/run/progress.h"
 
 #include <math.h>
+#include <string.h>
 
 struct pretraining {
     struct mm_job *job;
@@ -57,14 +59,13 @@ static enum mm_status write(const struct mm_job *job, const struct mm_named_tens
                             size_t tensors_n, struct mm_error *err) {
     char *folder = mm_format("%s/model", job->config->output.dir);
     char *path = mm_format("%s/config.json", folder), *json = NULL;
-    size_t bytes = 0;
     enum mm_status status = mm_folder_make(folder, err);
     if (status == MM_OK)
         status = mm_weights_write(folder, tensors, tensors_n, err);
     if (status == MM_OK)
-        status = mm_file_read(job->config->pretrain.config, &json, &bytes, err);
-    if (status == MM_OK)
-        status = mm_file_write(path, json, bytes, err);
+        status = mm_file_read(job->config->pretrain.config, &json, NULL, err);
+    if (status == MM_OK) /* it was read as JSON at the start: no NUL in it */
+        status = mm_file_write(path, mm_json_start(json), strlen(mm_json_start(json)), err);
     if (status == MM_OK)
         mm_log0(MM_LOG_INFO, "saved %s", folder);
     mm_free(json);

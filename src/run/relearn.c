@@ -4,6 +4,7 @@
 
 #include "src/run/progress.h"
 #include "src/run/report.h"
+#include "src/run/rows.h"
 #include "src/run/stop.h"
 
 #include <math.h>
@@ -17,10 +18,10 @@ struct attack {
     struct mm_attack how;
     struct mm_training *training;
     uint32_t *tokens;
-    size_t first_batch; /* the batches before it are for evaluation */
-    double start;       /* the forget loss before any attack */
-    double best;        /* lowest forget loss seen */
-    char *diverged;     /* why this attack is no evidence, the job's; NULL: it is */
+    struct mm_attack_rows rows;
+    double start;   /* the forget loss before any attack */
+    double best;    /* lowest forget loss seen */
+    char *diverged; /* why this attack is no evidence, the job's; NULL: it is */
     struct mm_stopwatch stopwatch;
     struct mm_evaluation last;
 };
@@ -72,7 +73,7 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     mm_job_watch(a->job, "relearning step", index);
-    mm_share_read(&a->training->passes->share, set, a->first_batch + index, a->tokens);
+    mm_share_read(&a->training->passes->share, set, index, a->tokens);
     double loss = mm_training_attack(a->training, a->tokens, &a->how);
     if (a->training->wrecked)
         a->diverged = mm_format("%s at step %zu", a->training->wrecked, index);
@@ -82,10 +83,11 @@ static double step(struct attack *a, const struct mm_dataset *set, size_t index)
 static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error *err) {
     enum mm_status status = mm_report_evaluate(a->job, "relearn", passes, &a->last, err);
     double loss = a->last.forget_loss;
-    a->best = fmin(a->best, loss);
-    if (!isfinite(loss) || !isfinite(a->last.retain_loss))
+    if (!mm_evaluation_finite(&a->last, a->job->data.questions_n))
         a->diverged = mm_format("the evaluation after %zu passes is not finite", passes);
-    else if (passes == a->how.passes && loss > a->start + UPHILL)
+    else
+        a->best = fmin(a->best, loss);
+    if (!a->diverged && passes == a->how.passes && loss > a->start + UPHILL)
         a->diverged = mm_format("the forget loss ends at %.4f, beyond the %.4f it started from",
                                 loss, a->start);
     return status;
@@ -123,9 +125,9 @@ static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
 }
 
 static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct mm_error *err) {
-    *loss = step(a, &a->job->data.forget_validation, i);
+    *loss = step(a, &a->rows.forget, i);
     if (a->how.with_retain && !a->diverged)
-        step(a, &a->job->data.retain_validation, i);
+        step(a, &a->rows.retain, i);
     enum mm_status status = write_step(a->job, i, *loss, err);
     return status == MM_OK ? stop_here(a, err) : status;
 }
@@ -160,7 +162,6 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     a->how = mm_config_attack(job->config, i);
     a->training = create(job, arena, i);
     a->tokens = mm_calloc(mm_share_tokens(&a->training->passes->share), sizeof *a->tokens);
-    a->first_batch = job->data.forget_evaluation.tokens ? 0 : job->config->evaluate.batches;
     a->diverged = NULL;
     a->best = a->last.forget_loss = a->last.retain_loss = NAN;
     job->phase.attack = a->how.name;
@@ -228,7 +229,9 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     job->results.attacks = mm_calloc(n, sizeof *job->results.attacks);
     for (size_t i = 0; i < n; i++)
         job->results.attacks[i].score = NAN;
-    enum mm_status status = run_all(&a, keep_weights(job, arena), &ended, err);
+    enum mm_status status = mm_attack_rows(&a.rows, &job->data, job->config, err);
+    if (status == MM_OK)
+        status = run_all(&a, keep_weights(job, arena), &ended, err);
     if (status == MM_OK && !ended) {
         *reason = why_rejected(&a);
         status = MM_REJECTED;
@@ -236,6 +239,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     *score = NAN;
     for (size_t i = 0; i < n && status == MM_OK; i++)
         *score = fmin(*score, job->results.attacks[i].score);
+    mm_attack_rows_free(&a.rows);
     mm_free(a.last.accuracy);
     mm_arena_free(arena);
     return status;

@@ -1,6 +1,7 @@
 /* saving.c - binding, saving and loading the state of a run; see saving.h. */
 #include "src/run/saving.h"
 
+#include "io/json_text.h"
 #include "src/run/standing.h"
 
 #include <cjson/cJSON.h>
@@ -127,7 +128,11 @@ enum mm_status mm_saving_end(struct mm_saving *s, enum mm_status status, struct 
 static enum mm_status take_extra(struct mm_saving *s, const char *folder,
                                  const struct mm_checkpoint_info *info, struct mm_error *err) {
     struct mm_job *job = s->job;
-    cJSON *extra = cJSON_Parse(info->extra);
+    bool any = *info->extra;
+    cJSON *extra =
+        any ? mm_json_object(info->extra, strlen(info->extra), folder, "'extra'", err) : NULL;
+    if (any && !extra)
+        return MM_BAD_INPUT;
     const cJSON *stored = cJSON_GetObjectItemCaseSensitive(extra, "identity");
     enum mm_status status =
         mm_standing_check_input(job, folder, "weights", info->weights_hash, err);

@@ -41,6 +41,9 @@ void mm_stop_listen(void) {
     sigaddset(&action.sa_mask, SIGINT);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+        sigaction(SIGHUP, &action, NULL); /* nohup's choice stays */
 }
 
 bool mm_stop_asked(void) {
@@ -71,6 +74,14 @@ void mm_stopwatch_saved(struct mm_stopwatch *w, double seconds) {
     if (!w->saved || seconds > w->save)
         w->save = seconds;
     w->saved = true;
+}
+
+enum mm_status mm_stop_before_start(struct mm_comm *comm, struct mm_error *err) {
+    if (!mm_comm_any(comm, mm_stop_asked()))
+        return MM_OK;
+    return mm_fail(err, MM_STOPPED,
+                   "stopped by a signal before the first step: nothing was written, the same "
+                   "command starts it");
 }
 
 const char *mm_stop_words(enum mm_stop_why why) {

@@ -1,17 +1,19 @@
-/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT), or the time limit of
- * the job it runs in. */
+/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT, SIGHUP), or the time
+ * limit of the job it runs in. */
 #ifndef MM_STOP_H
 #define MM_STOP_H
 
 #include "comm/comm.h"
 
-/* From now on those signals are noted instead of ending the process. A second SIGTERM or SIGINT,
- * a quarter of a second after the first of the two or later, ends it at once: sooner it is the same
- * one that came two ways, as from timeout(1). Slurm may well send SIGTERM after a SIGUSR1: those
- * two ask for the same. Local. */
+/* From now on those signals are noted instead of ending the process, SIGHUP unless it is ignored
+ * (nohup). A second SIGTERM, SIGINT or SIGHUP, a quarter of a second after the first of them or
+ * later, ends it at once: sooner it is the same one that came two ways, as from timeout(1). Slurm
+ * may well send SIGTERM after a SIGUSR1: those two ask for the same. Local. */
 void mm_stop_listen(void);
 /* True once one came. Local. */
 bool mm_stop_asked(void);
+/* While nothing is written yet: MM_STOPPED on every rank once one came to any. Collective. */
+enum mm_status mm_stop_before_start(struct mm_comm *comm, struct mm_error *err);
 
 /* Takes the end of the job from SLURM_JOB_END_TIME (seconds since 1970), where it is set; rank 0
  * says so. One that is no time, or has passed, is ignored with a warning. Local. */

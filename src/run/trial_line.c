@@ -1,16 +1,18 @@
 /* trial_line.c - see trial_line.h. */
 #include "src/run/trial_line.h"
 
+#include "io/json_text.h"
+
 #include <cjson/cJSON.h>
 #include <string.h>
 
-/* The whole line, not only its beginning. */
-static cJSON *parse_line(const char *line) {
-    return cJSON_ParseWithOpts(line, NULL, true);
+static cJSON *parse_line(const char *line, struct mm_error *err) {
+    return mm_json_object(line, strlen(line), "", "it", err);
 }
 
 bool mm_trial_is_prune(const char *line) {
-    cJSON *said = parse_line(line);
+    struct mm_error unused;
+    cJSON *said = parse_line(line, &unused);
     bool prune = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(said, "prune"));
     cJSON_Delete(said);
     return prune;
@@ -59,9 +61,10 @@ static bool replaced(const char *argument, const cJSON *overrides) {
 enum mm_status mm_trial_parse(const struct mm_trial_base *base, const char *line, cJSON **request,
                               struct mm_config *config, struct mm_error *err) {
     *config = (struct mm_config){0};
-    *request = parse_line(line);
-    if (!cJSON_IsObject(*request))
-        return mm_fail(err, MM_BAD_INPUT, "the line is not a JSON object");
+    struct mm_error why;
+    *request = parse_line(line, &why);
+    if (!*request)
+        return mm_fail(err, MM_BAD_INPUT, "the line is not a JSON object: %.900s", why.text);
     const cJSON *overrides = cJSON_GetObjectItemCaseSensitive(*request, "overrides");
     if (overrides && !cJSON_IsObject(overrides))
         return mm_fail(err, MM_BAD_INPUT, "overrides is not an object of keys and values");

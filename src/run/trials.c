@@ -6,6 +6,7 @@
 #include "src/method/method.h"
 #include "src/run/relearn.h"
 #include "src/run/report.h"
+#include "src/run/rows.h"
 #include "src/run/standing.h"
 #include "src/run/unlearn.h"
 #include "src/run/stop.h"
@@ -156,6 +157,16 @@ static enum mm_status run(struct server *s, const struct mm_config *config, doub
     return status;
 }
 
+/* A trial may evaluate more rows than the server's config, or attack with retain rows. */
+static enum mm_status check_rows(const struct server *s, const struct mm_config *config,
+                                 struct mm_error *err) {
+    struct mm_attack_rows rows;
+    enum mm_status status = mm_attack_rows(&rows, &s->job.data, config, err);
+    if (status == MM_OK)
+        mm_attack_rows_free(&rows);
+    return status;
+}
+
 static enum mm_status trial(struct server *s, const char *line, struct mm_error *err) {
     struct mm_config config;
     double score = NAN;
@@ -172,6 +183,8 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
         status = mm_job_loops(&config, &loops, err);
     if (status == MM_OK)
         status = mm_job_check_attacks(&config, err);
+    if (status == MM_OK)
+        status = check_rows(s, &config, err);
     bool ran = status == MM_OK;
     if (ran) {
         passes = loops * mm_method_of(&config)->passes(&config) + mm_config_relearn_passes(&config);
@@ -203,6 +216,9 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
 static enum mm_status say_ready(struct server *s, struct mm_error *err) {
     enum mm_status status = MM_OK;
     mm_evaluate(s->job.evaluator, &s->job.results.at_start);
+    if (!mm_evaluation_finite(&s->job.results.at_start, s->job.data.questions_n))
+        return mm_fail(err, MM_REJECTED, "%s: the evaluation of this model is not finite",
+                       s->base->model.path);
     if (s->answers) {
         mm_metrics_begin_event(s->answers, "ready");
         mm_metrics_count(s->answers, "ranks", (uint64_t)mm_comm_size(s->comm));
@@ -225,7 +241,6 @@ enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_
                          struct mm_error *err) {
     struct server s = {.comm = comm, .base = config, .lines = {.fd = STDIN_FILENO}};
     size_t bytes;
-    mm_stop_listen();
     enum mm_status status = mm_comm_agree(comm, mm_file_read(path, &s.text, &bytes, err), err);
     if (status == MM_OK)
         status = mm_job_open(&s.job, comm, dev, config, MM_JOB_TRAIN, err);

@@ -140,7 +140,7 @@ static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error 
     enum mm_status status = mm_report_evaluate(job, "unlearn", ph->done * ph->each, e, err);
     if (status != MM_OK)
         return status;
-    if (!isfinite(e->retain_loss) || !isfinite(e->forget_loss))
+    if (!mm_evaluation_finite(e, job->data.questions_n))
         *reason = mm_format("the evaluation after loop %zu is not finite", ph->done - 1);
     else if (e->retain_loss > job->results.at_start.retain_loss + budget)
         *reason =
@@ -239,6 +239,11 @@ static enum mm_status begin_losses(struct phase *ph, char **reason, struct mm_er
     enum mm_status status = MM_OK;
     if (!job->trial && (!ph->resumed || ph->saving.start_unknown))
         status = mm_report_evaluate(job, "start", 0, &job->results.at_start, err);
+    if (status == MM_OK && (!ph->resumed || ph->saving.start_unknown) &&
+        !mm_evaluation_finite(&job->results.at_start, job->data.questions_n)) {
+        *reason = mm_strdup("the evaluation of the model as it is in model.path is not finite");
+        status = MM_REJECTED;
+    }
     if (status == MM_OK && ph->saving.start_unknown && ph->done && ph->done == ph->loops)
         status = evaluate(ph, reason, err);
     return status;
@@ -298,6 +303,8 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
     status = mm_comm_agree(job->comm, status, err);
     if (status == MM_OK)
         status = begin(&ph, resume, info, err);
+    if (status == MM_OK && !job->trial)
+        status = mm_stop_before_start(job->comm, err);
     if (status == MM_OK && !job->trial)
         status = mm_job_open_folder(job, resume != NULL, resume ? info->metrics_bytes : 0, err);
     if (status == MM_OK)

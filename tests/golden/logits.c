@@ -3,6 +3,7 @@
  *
  *   logits MODEL_DIR TOKENS.h5 CONTEXT ROWS OUT    OUT: float32 [ROWS, CONTEXT, V], raw */
 #include "io/dataset.h"
+#include "src/model/stored.h"
 #include "src/model/transformer.h"
 
 #include <stdio.h>
@@ -17,11 +18,13 @@ int main(int argc, char **argv) {
         return 2;
     size_t T = strtoul(argv[3], NULL, 10), rows = strtoul(argv[4], NULL, 10);
     char *config = mm_format("%s/config.json", argv[1]);
-    MM_CHECK(mm_arch_read(&arch, config, &err) == MM_OK, "%s", err.text);
-    MM_CHECK(mm_weights_open(&weights, argv[1], &err) == MM_OK, "%s", err.text);
-    MM_CHECK(mm_dataset_read(&set, argv[2], T, (uint32_t)arch.vocab, &err) == MM_OK, "%s",
-             err.text);
     struct mm_device *dev = mm_device_create_cpu();
+    if (mm_arch_read(&arch, config, &err) || mm_weights_open(&weights, argv[1], &err) ||
+        mm_stored_match(&arch, weights, dev, &err) ||
+        mm_dataset_read(&set, argv[2], T, (uint32_t)arch.vocab, &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        return 2;
+    }
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_model *model = mm_model_create(arena, &arch, MM_F32, T);
     MM_CHECK(mm_model_load(model, weights, &err) == MM_OK, "%s", err.text);

@@ -244,24 +244,29 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
                         const struct mm_attack *attack, struct mm_training *t, double drift) {
     struct mm_dataset retain = trace_dataset(f->traces, "retain_validation");
     struct mm_dataset forget = trace_dataset(f->traces, "forget_validation");
+    struct mm_dataset retain_rest, forget_rest;
     struct mm_passes *p = t->passes;
+    mm_dataset_view(&retain_rest, &retain, p->share.batch_size, &retain, p->share.batch_size);
+    mm_dataset_view(&forget_rest, &forget, p->share.batch_size, &forget, p->share.batch_size);
     uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
     double *loss = trace_read(group, "loss", NULL, NULL);
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_share_read(&p->share, &forget, i + 1, tokens);
-        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 1e-5,
+        mm_share_read(&p->share, &forget_rest, i, tokens);
+        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 5e-5,
                     drift);
         if (!attack->with_retain)
             continue;
-        mm_share_read(&p->share, &retain, i + 1, tokens);
+        mm_share_read(&p->share, &retain_rest, i, tokens);
         expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
-                    retain_loss[i], 1e-5, 2 * drift);
+                    retain_loss[i], 5e-5, 2 * drift);
     }
     mm_free(loss);
     mm_free(retain_loss);
     mm_free(tokens);
+    mm_dataset_free(&retain_rest);
+    mm_dataset_free(&forget_rest);
     mm_dataset_free(&retain);
     mm_dataset_free(&forget);
 }
@@ -304,7 +309,7 @@ static void check_after_unlearning(const char *name, const char *variant) {
     const struct mm_attack attack = mm_config_attack(&config, 0);
     struct mm_training *t =
         mm_training_create_attack(f.arena, comm, f.model, &config, &attack, adapters);
-    check_steps(&f, variant, group, &attack, t, 0.03);
+    check_steps(&f, variant, group, &attack, t, 0.1);
     mm_free(adapters);
     mm_training_free(t);
     end(&run);
@@ -389,18 +394,18 @@ static void bfloat16_replay(void **state) {
 }
 static void relearning(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.03);
-    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.03);
-    check_relearning("neox-parallel", "relearn", 2e-5, 0.03);
-    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.03);
+    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.1);
+    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.1);
+    check_relearning("neox-parallel", "relearn", 2e-5, 0.1);
+    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.1);
 }
 /* Adam divides by the gradient's size: where that is rounding only, so is the step. LoRA's factor
  * 16/rank makes large steps of small gradients, and in bfloat16 of their errors. */
 static void relearning_otherwise(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.03);
-    check_relearning("llama-gqa-tied", "relearn_lora", 1e-4, 0.09);
-    check_relearning("llama-gqa-tied", "relearn_adapters", 2e-5, 0.03);
+    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.1);
+    check_relearning("llama-gqa-tied", "relearn_lora", 3e-4, 0.09);
+    check_relearning("llama-gqa-tied", "relearn_adapters", 3e-4, 0.1);
     check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.09);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
 }

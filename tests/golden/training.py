@@ -79,16 +79,17 @@ def attack_step(model: nn.Module, optimizer: Sgd | torch.optim.AdamW, tokens: Te
 
 
 def relearn(model: nn.Module, config: dict, forget: Tensor, retain: Tensor, stay: Base | None = None):
-    """Batches start behind the ones that evaluation uses; adapters that `stay` are trained, too.
+    """Batches are of the rows behind those that evaluation uses; adapters that `stay` are trained, too.
 
     Returns (forget losses, retain losses, changed weights).
     """
     optimizer, end = attack_of(model, config, stay)
     size, with_retain = config["data.batch_size"], config["relearn.with_retain"]
     steps = config["relearn.passes"] // (4 if with_retain else 2)
-    first = config["evaluate.batches"]
+    evaluated = config["evaluate.batches"] * size
+    forget, retain = forget[evaluated:], retain[evaluated:]
     forget_losses, retain_losses = [], []
-    for step in range(first, first + steps):
+    for step in range(steps):
         forget_losses.append(attack_step(model, optimizer, batch(forget, step, size)))
         if with_retain:
             retain_losses.append(attack_step(model, optimizer, batch(retain, step, size)))

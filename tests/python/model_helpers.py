@@ -105,9 +105,10 @@ class Case:
             return str(file[variant].attrs["overrides"]).splitlines()
 
     def attacked_with(self, folder: Path, rows: np.ndarray) -> list[str]:
-        """The overrides of attacks on these rows, evaluated on sentences of LEARNED."""
+        """The overrides of attacks on these rows, evaluated on sentences of LEARNED that begin with
+        the other token: an attack reads no row that is evaluated."""
         rows_file = write_tokens(folder / "attack.h5", rows, int(rows.max()) + 1)
-        learned = write_tokens(folder / "learned.h5", sentences(*LEARNED), 5)
+        learned = write_tokens(folder / "learned.h5", np.roll(sentences(*LEARNED), 1, axis=1), 5)
         return [
             f"data.forget_validation={rows_file}",
             f"data.forget_evaluation={learned}",

@@ -40,6 +40,10 @@ class Place:
             json.dumps({key: value for key, value in fields.items() if value is not None})
         )
 
+    def edit_text(self, change: Callable[[str], str]) -> None:
+        path = self.model / "config.json"
+        path.write_text(change(path.read_text()))
+
     def edit_yaml(self, old: str, new: str) -> None:
         text = self.config.read_text()
         assert old in text
@@ -66,7 +70,6 @@ class Place:
 
 ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 CONTEXT, GATE = 12, "model.layers.1.mlp.gate_proj.weight"
-QWEN = {"model_type": "qwen2", "rope_theta": None}
 Spoil = Callable[[Place], object]
 
 # What is spoiled, and what the message must name: the file, and the thing in it.
@@ -113,13 +116,23 @@ MODEL: dict[str, tuple[Spoil, list[str]]] = {
         lambda p: p.edit_json(rope_scaling={"type": "linear", "factor": 2.0}),
         ["config.json", "linear"],
     ),
-    "rope-base-guessed": (lambda p: p.edit_json(**QWEN), ["config.json", "rope_theta"]),
+    "rope-twice": (
+        lambda p: p.edit_json(
+            rope_scaling={"type": "default"}, rope_parameters={"rope_theta": 7.0}
+        ),
+        ["config.json", "rope_scaling", "rope_parameters"],
+    ),
+    "name-twice": (
+        lambda p: p.edit_text(lambda text: text.replace("{", '{\n"hidden_size": 16,', 1)),
+        ["config.json:", "'hidden_size'"],
+    ),
+    "two-objects": (lambda p: p.edit_text(lambda text: text + "\n{}"), ["config.json:", "behind"]),
     "window-short": (
         lambda p: p.edit_json(model_type="mistral", sliding_window=CONTEXT - 1),
         ["sliding_window", str(CONTEXT - 1), "data.context_length"],
     ),
     "window-qwen2": (
-        lambda p: p.edit_json(model_type="qwen2", sliding_window=4, use_sliding_window=True),
+        lambda p: p.edit_json(model_type="qwen2", sliding_window=4, use_sliding_window=True, max_window_layers=0),
         ["sliding_window"],
     ),
     "quantized": (
@@ -191,7 +204,6 @@ VALUES: dict[str, tuple[list[str], list[str]]] = {
     "relearn-odd": (["relearn.passes=11"], ["relearn.passes", "11", "2"]),
     "relearn-retain": (["relearn.passes=10", "relearn.with_retain=true"], ["relearn.passes", "4"]),
     "cuda": (["device=cuda"], ["device", "cuda", "cpu"]),
-    "half": (["model.dtype=bfloat16"], ["model.dtype"]),
     "retain-nothing": (
         ["unlearn.retain_cross_entropy=false", "unlearn.use_masking=false"],
         ["unlearn.retain_cross_entropy", "rep_eng_retain_lr"],
@@ -279,17 +291,53 @@ def test_eval_and_plan_refuse_too(place: Place, command: str, fault: str, ranks:
     refused(place, named, command, place.config, ranks=ranks)
 
 
-@pytest.mark.parametrize("change", ["window", "unused-window", "numbers"])
+@pytest.mark.parametrize("change", ["window", "unused-window", "numbers", "unread", "mark"])
 def test_good_config_is_not_refused(place: Place, change: str) -> None:
     """What looks like the faults above and is none."""
     if change == "window":
         place.edit_json(model_type="mistral", sliding_window=CONTEXT)
     elif change == "unused-window":
         place.edit_json(sliding_window=4, use_sliding_window=False)
+    elif change == "unread":
+        place.edit_json(attention_dropout=0.5, note=float("inf"), rotary_pct="x")
+    elif change == "mark":
+        place.edit_text(lambda text: "\ufeff" + text)
     else:
         place.edit_yaml("unlearning_rate: 0.2", "unlearning_rate: 2.0e-1")
         place.edit_json(rope_theta=1e4, attention_dropout=0)
     succeed("run", place.config, f"output.dir={place.run}")
+    assert (place.run / "model" / "config.json").read_bytes()[:1] == b"{"  # json.loads wants no mark
+
+
+@pytest.mark.parametrize("command", ["plan", "eval"])
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("org/name", ["org/name", "hub", "hf download"]),
+        ("~/model", ["~/model", "whole path"]),
+        ("model/model.safetensors", ["a file", "/model"]),
+        ("models--org--name", ["cache", "models--org--name/snapshots/abc"]),
+        ("adapter", ["adapter", "merge"]),
+    ],
+)
+def test_model_path_that_is_no_model(
+    place: Place, command: str, path: str, named: list[str]
+) -> None:
+    shutil.copytree(place.model, place.folder / "models--org--name" / "snapshots" / "abc")
+    (place.folder / "adapter").mkdir()
+    (place.folder / "adapter" / "adapter_config.json").write_text("{}")
+    refused(place, ["model.path", *named], command, place.config, f"model.path={path}")
+
+
+def test_tied_pair_that_differs(place: Place) -> None:
+    """Stored twice and unequal: not tied, said once, and the exported config.json says so."""
+    head = floats_of(place.weights())["model.embed_tokens.weight"] * 2
+    place.edit_weights(lambda tensors: tensors.update({"lm_head.weight": head}))
+    place.edit_json(tie_word_embeddings=True)
+    said = succeed("run", place.config, f"output.dir={place.run}").err
+    assert said.count("lm_head.weight, which differ: they are not tied") == 1
+    exported = json.loads((place.run / "model" / "config.json").read_text())
+    assert exported["tie_word_embeddings"] is False
 
 
 # -- the output folder --------------------------------------------------------------------------------
@@ -341,13 +389,13 @@ def test_folder_with_other_files_is_no_used_folder(place: Place) -> None:
     [
         ([], ["--help"]),
         (["rnu", "config.yaml"], ["rnu", "run"]),
-        (["run"], ["config"]),
-        (["resume"], ["run folder"]),
-        (["inspect"], ["file"]),
+        (["run"], ["CONFIG"]),
+        (["resume"], ["RUN_DIR"]),
+        (["inspect"], ["FILE"]),
         (["run", "config.yaml", "adv_lr"], ["adv_lr", "key=value"]),
         (["run", "config.yaml", "--ranks", "3"], ["--ranks"]),
-        (["plan", "config.yaml", "--ranks", "0"], ["--ranks 0"]),
-        (["plan", "config.yaml", "--ranks", "two"], ["--ranks two"]),
+        (["plan", "config.yaml", "--ranks", "0"], ["--ranks '0'"]),
+        (["plan", "config.yaml", "--ranks", "two"], ["--ranks 'two'"]),
         (["plan", "config.yaml", "--ranks"], ["--ranks"]),
         (["plan", "config.yaml", "--ranks", "5"], ["data.batch_size", "5 ranks"]),
         (["inspect", "config.yaml", "seed=1"], ["seed=1"]),

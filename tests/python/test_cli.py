@@ -313,7 +313,7 @@ def test_plan_creates_nothing(tiny: Case, tmp_path: Path) -> None:
 def test_plan_needs_no_more_than_is_there(tmp_path: Path) -> None:
     """A plan costs no memory of its own: 4096 ranks of a batch of 8192, 100 tokens each."""
     model = random_llama(tmp_path / "model", width=32, mlp=64, layers=2, vocab=100)
-    config = random_case(tmp_path, model, batch=8192, context=100)
+    config = random_case(tmp_path, model, batch=8192, context=100, relearn__passes=0)
     out = succeed("plan", config, "data.micro_batch=8192", limit=10).out
     assert planned(out)["peak"][0] > 1e9
     assert planned(succeed("plan", config, "--ranks", 4096, limit=10).out)["peak"][0] < 2e7

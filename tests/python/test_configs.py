@@ -20,9 +20,9 @@ import pytest
 import prepare_data
 from job_helpers import BINARY, ROOT, succeed
 from model_helpers import GOLDEN, write_questions, write_tokens
-from search_config import Search, Variant, read_search, read_yaml
+from search_config import Search, Variant, read_search
 from search_server import TrialServer
-from search_summary import as_argument
+from yaml_reader import as_argument, read_yaml
 
 CONFIGS = ROOT / "configs"
 DOCUMENT = ROOT / "docs" / "experiments.md"
@@ -57,7 +57,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config["max_position_embeddings"] = 128
         (folder / name / "config.json").write_text(json.dumps(config))
         vocab.append(config["vocab_size"])
-    tokens = np.random.default_rng(5).integers(0, min(vocab), (64, 100))
+    tokens = np.random.default_rng(5).integers(0, min(vocab), (128, 100))
     write_tokens(folder / "tokens.h5", tokens, min(vocab))
     write_questions(folder / "questions.h5", [[1, 2, 3]], np.array([[1, 2, 3, 4]]), np.array([0]))
     return folder

@@ -153,6 +153,42 @@ def test_messages(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             held_out_facts.main([*base, *arguments])
 
 
+def test_an_attack_never_sees_a_row_that_is_held_out(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row of two splits, the same in the columns that are read, is in neither one's attack."""
+    first, second = tokens(made / "facts-1.h5"), tokens(made / "facts-2.h5")
+    shared = first[3].copy()
+    shared[CONTEXT:] = 0
+    write_tokens(tmp_path / "a.h5", first, 256)
+    write_tokens(tmp_path / "b.h5", np.concatenate([second, shared[None]]), 256)
+    base = [str(made / "config.yaml"), "--program", shlex.quote(str(BINARY)), "--output"]
+    splits = ["--splits", str(tmp_path / "a.h5"), str(tmp_path / "b.h5")]
+    assert held_out_facts.main([*base, str(tmp_path / "o"), *splits]) == 0
+    assert "1 rows of other splits are also in" in capsys.readouterr().err
+    for split, rows in ((1, first), (2, np.concatenate([second, shared[None]]))):
+        attack = {row[:CONTEXT].tobytes() for row in tokens(tmp_path / "o" / f"without-{split}.h5")}
+        assert attack and not attack & {row[:CONTEXT].tobytes() for row in rows}
+    same = ["--splits", str(tmp_path / "a.h5"), str(tmp_path / "a.h5")]
+    assert held_out_facts.main([*base, str(tmp_path / "p"), *same]) == 2
+    assert "have no row that is not held out" in capsys.readouterr().err
+
+
+def test_figures_that_are_not_numbers(tmp_path: Path) -> None:
+    """Of several attacks the worst counts, a diverged one has none; no mean over a part of the runs."""
+    lines = [{"phase": "eval", "at": "relearn", "attack": name, "accuracy_held_out": value}
+             for name, value in (("a", 0.1), ("a", 0.6), ("b", 0.2), ("c", None))]  # fmt: skip
+    lines.append({"phase": "result", "status": "done", "score": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert held_out_facts.read_result(tmp_path)["accuracy_held_out_relearn"] == 0.6
+    runs = {
+        held_out_facts.Rotation(i, True, tmp_path): {"status": "done", "score": score}
+        for i, score in enumerate((1.0, None, float("nan")))
+    }
+    rows = held_out_facts.table(runs)
+    assert [row[1] for row in rows[1:]] == ["1.000", "-", "-", "-", "-"]
+
+
 # -- the demo's splits --------------------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ import yaml
 import import_study
 from job_helpers import ROOT, succeed
 from model_helpers import TOKEN_SETS, Case, write_questions
-from search_config import Search, Variant, read_search, read_yaml
-from search_summary import as_argument
+from search_config import Search, Variant, read_search
+from yaml_reader import as_argument, read_yaml
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STUDY = """\
@@ -239,6 +239,7 @@ def test_the_program_takes_it(place: Path, tiny: Case, text: str) -> None:
     _, search = imported(text)
     fixed = [f"model.path={tiny.model}", f"data.context_length={tiny.tokens('retain').shape[1]}"]
     fixed += [f"data.{name}={tiny.data / name}.h5" for name in TOKEN_SETS]
+    fixed.append("data.batch_size=4")  # of 9 rows: some are left for the attack
     if text is QUESTIONS:
         file = write_questions(place / "q.h5", [[1, 2]], [[1, 2, 3, 4]], [0])
         fixed.append(f"evaluate.multiple_choice=[{{name: mmlu, file: {file}}}]")

@@ -343,15 +343,15 @@ def first_relearn_loss(case: Case, run: Path, *overrides: str) -> float:
 
 
 def test_relearning_starts_behind_the_evaluation(tiny: Case, tmp_path: Path) -> None:
-    """At batch evaluate.batches; at batch 0 where evaluation has files of its own."""
+    """At batch evaluate.batches, without wrapping into what is evaluated; at batch 0 where evaluation
+    has files of its own."""
     other = tmp_path / "other.h5"
     write_tokens(other, (tiny.tokens("forget_validation") + 7) % 53, 53)
     separate = [f"data.{name}_evaluation={other}" for name in ("forget", "retain")]
     batch = {}
-    for index in (0, 2):
-        path = write_tokens(
-            tmp_path / f"{index}.h5", rows(tiny.tokens("forget_validation"), 4 * index, 4)
-        )
+    tokens = tiny.tokens("forget_validation")  # 9 rows: behind two batches of 4 there is one
+    for index, first in ((0, tokens[:4]), (2, np.repeat(tokens[8:], 4, axis=0))):
+        path = write_tokens(tmp_path / f"{index}.h5", first)
         batch[index] = eval_losses(tiny, f"data.forget_validation={path}")[0]
     behind = first_relearn_loss(tiny, tmp_path / "behind", "evaluate.batches=2")
     assert behind == pytest.approx(batch[2], abs=2e-6)

@@ -20,6 +20,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 import search as search_tool
+import search_storage
 import search_study
 from search_config import Range
 
@@ -79,7 +80,7 @@ class Place:
         return [line for line in map(json.loads, lines) if key in line]
 
     def study(self, name: str = "s", url: str = "sqlite:///runs/search/s.db") -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=search_study.open_storage(url))
+        return optuna.load_study(study_name=name, storage=search_storage.open_storage(url))
 
     def trials(self, *states: TrialState, name: str = "s") -> list[FrozenTrial]:
         return self.study(name).get_trials(states=states or None)
@@ -97,7 +98,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 @pytest.fixture(autouse=True)
 def handlers() -> Callable[[], None]:
     """The tool sets signal handlers; the tests keep theirs."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -324,11 +325,11 @@ def test_starting_is_for_one_driver_at_a_time() -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with search_study.one_driver_at_a_time("journal:runs/j"):
+        with search_storage.one_driver_at_a_time("journal:runs/j"):
             entered.set()
 
     other = threading.Thread(target=enter)
-    with search_study.one_driver_at_a_time("journal:runs/j"):
+    with search_storage.one_driver_at_a_time("journal:runs/j"):
         other.start()
         assert not entered.wait(0.2)
     assert entered.wait(LIMIT)

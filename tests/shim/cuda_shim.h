@@ -74,9 +74,9 @@ static inline void shim_run(dim3 grid, dim3 block, size_t shared_bytes, cudaStre
     shim_launch(grid, block, shared_bytes, stream, [=] { kernel(arguments...); });
 }
 
-#define MM_LAUNCH(kernel, grid, block, shared_bytes, dev, ...)                                     \
+#define MM_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...)                               \
     shim_run(                                                                                      \
-        dim3(grid), dim3(block), (shared_bytes), cuda_context(dev)->stream,                        \
+        dim3(grid), dim3(block), (shared_bytes), (stream),                                         \
         [=](auto... arguments) { kernel(arguments...); }, __VA_ARGS__)
 #define MM_SHARED(type, name) type *name = static_cast<type *>(shim_shared())
 

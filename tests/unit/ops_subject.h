@@ -348,4 +348,14 @@ static inline void expect_scalar(const struct subject *s, const char *what, doub
         fail_msg("%s: %s is %.17g, should be %.17g", s->dev->ops->name, what, got, want);
 }
 
+/* The sums of n tensors that mask_sums has formed. */
+static inline void expect_mask_sums(const struct subject *s, const struct mm_mask_sums *got,
+                                    const struct mm_mask_sums *want, size_t n) {
+    for (size_t t = 0; t < n; t++) {
+        expect_scalar(s, "mask_sums raw", got[t].raw, want[t].raw, 1e-13);
+        expect_scalar(s, "mask_sums kept", got[t].kept, want[t].kept, 1e-13);
+        expect_scalar(s, "mask_sums kept_n", got[t].kept_n, want[t].kept_n, 0);
+    }
+}
+
 #endif

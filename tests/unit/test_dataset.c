@@ -15,6 +15,7 @@
 
 #include "io/dataset.h"
 #include "io/h5.h"
+#include "tests/unit/h5_cases.h"
 
 static char folder[] = "/tmp/test_dataset.XXXXXX";
 static char path[64];
@@ -24,26 +25,6 @@ static struct mm_error err;
 
 static hid_t create(void) {
     return H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
-}
-
-static void put_number(hid_t at, const char *name, hid_t type, const void *value) {
-    hid_t space = H5Screate(H5S_SCALAR);
-    hid_t id = H5Acreate2(at, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
-    assert_true(H5Awrite(id, type, value) >= 0);
-    H5Aclose(id);
-    H5Sclose(space);
-}
-
-/* `data` of memory type `memory`, NULL for none, stored as `type`. */
-static void put_data(hid_t at, const char *name, int rank, const hsize_t *dims, hid_t type,
-                     hid_t memory, const void *data, hid_t dcpl) {
-    hid_t space = H5Screate_simple(rank, dims, NULL);
-    hid_t set = H5Dcreate2(at, name, type, space, H5P_DEFAULT, dcpl, H5P_DEFAULT);
-    assert_true(set >= 0);
-    if (data)
-        assert_true(H5Dwrite(set, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
-    H5Dclose(set);
-    H5Sclose(space);
 }
 
 static const hsize_t shape[2] = {5, 4};
@@ -171,6 +152,31 @@ static void batches_wrap(void **state) {
     /* Batches larger than the file. */
     mm_dataset_batch(&set, 1, 7, 2, 1, out);
     assert_memory_equal(out, ((uint32_t[]){48, 51}), 8);
+    mm_dataset_free(&set);
+}
+
+/* Rows from the third on, round to the second, without those that another set begins with. */
+static void views_leave_rows_out(void **state) {
+    (void)state;
+    struct mm_dataset set, view;
+    uint32_t out[8];
+    uint32_t others[] = {36, 39, 7, 7, 0, 3}; /* row 3, none, row 0 */
+    struct mm_dataset other = {.examples = 3, .context_length = 2, .tokens = others};
+    write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
+    assert_int_equal(mm_dataset_read(&set, path, 2, 60, &err), MM_OK);
+    mm_dataset_view(&view, &set, 2, &other, 2);
+    assert_int_equal(view.examples, 4);
+    mm_dataset_batch(&view, 0, 4, 0, 4, out);
+    assert_memory_equal(out, ((uint32_t[]){24, 27, 48, 51, 0, 3, 12, 15}), sizeof out);
+    mm_dataset_batch(&view, 1, 3, 0, 3, out); /* rows 4, 5, 6 of 4 */
+    assert_memory_equal(out, ((uint32_t[]){12, 15, 24, 27, 48, 51}), 24);
+    mm_dataset_free(&view);
+    mm_dataset_view(&view, &set, 0, &other, 9); /* all of the other's three */
+    assert_int_equal(view.examples, 3);
+    mm_dataset_free(&view);
+    mm_dataset_view(&view, &set, 5, &set, 5);
+    assert_int_equal(view.examples, 0);
+    mm_dataset_free(&view);
     mm_dataset_free(&set);
 }
 
@@ -468,6 +474,7 @@ int main(void) {
         TEST(refuses_other_filters),
         TEST(reads_more_than_a_buffer),
         TEST(batches_wrap),
+        TEST(views_leave_rows_out),
         TEST(values_out_of_range),
         TEST(wrong_datasets),
         TEST(huge_shapes),

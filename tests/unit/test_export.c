@@ -15,120 +15,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "io/weights.h"
-#include "tests/unit/scratch.h"
-
-static struct mm_error err;
-
-/* Five tensors, 33 bytes; the data starts at an odd address. */
-static const char header[] =
-    "{\"__metadata__\":{\"format\":\"pt\",\"n\\\"ote\":\"\\u00e4\\n\"},"
-    "\"w.half\":{\"dtype\":\"F16\",\"shape\":[2,2],\"data_offsets\":[17,25]},"
-    "\"count\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
-    "\"w.full\":{\"dtype\":\"F32\",\"shape\":[4],\"data_offsets\":[1,17]},"
-    "\"w.brain\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[25,31]},"
-    "\"f\\u00fcnf\":{\"dtype\":\"BF16\",\"shape\":[1,1,1,1,1],"
-    "\"data_offsets\":[31,33]}}\n";
-static const float full[] = {1, 1.00390625f, -1e-3f, 70000};
-static const uint16_t half[] = {0x3c00, 0x0001, 0x7bff, 0xbc00}, brain[] = {0x3f80, 0x4000, 0x7f7f};
-static const uint16_t five = 0x3fc0;
-
-static const char config[] = "{\n  \"rope_theta\": 500000.0,\n  \"rms_norm_eps\": 1e-05,\n"
-                             "  \"torch_dtype\": \"bfloat16\",\n"
-                             "  \"quantum\": {\"dtype\": \"int8\", \"a\": \"}\\\"{\"},\n"
-                             "  \"big\": 12345678901234567890\n}\n";
-
-struct folders {
-    char in[600], out[600];
-};
-
-static struct folders make_input(void **state) {
-    struct folders f;
-    snprintf(f.in, sizeof f.in, "%s/in", (char *)*state);
-    snprintf(f.out, sizeof f.out, "%s/out", (char *)*state);
-    assert_int_equal(mm_folder_make(f.in, &err), MM_OK);
-    unsigned char data[33] = {9};
-    memcpy(data + 1, full, 16);
-    memcpy(data + 17, half, 8);
-    memcpy(data + 25, brain, 6);
-    memcpy(data + 31, &five, 2);
-    put_tensors(path_in(f.in, "model.safetensors"), header, data, sizeof data);
-    put_text(path_in(f.in, "config.json"), config);
-    put_text(path_in(f.in, "tokenizer.json"), "{}");
-    put_text(path_in(f.in, "tokenizer.model"), "vocabulary");
-    return f;
-}
-
-static struct mm_weights *open_good(const char *folder) {
-    struct mm_weights *weights;
-    if (mm_weights_open(&weights, folder, &err))
-        fail_msg("%s", err.text);
-    return weights;
-}
-
-static struct mm_export_report export_good(const struct folders *f,
-                                           const struct mm_replacement *replacements, size_t n,
-                                           const enum mm_dtype *dtype) {
-    struct mm_export_report report;
-    struct mm_weights *weights = open_good(f->in);
-    if (mm_weights_export(weights, f->out, replacements, n, dtype, &report, &err))
-        fail_msg("%s", err.text);
-    mm_weights_free(weights);
-    char *writing = mm_format("%s.writing", f->out);
-    assert_false(mm_path_exists(writing));
-    mm_free(writing);
-    return report;
-}
-
-static void expect_no_export(const struct folders *f, const struct mm_replacement *replacements,
-                             size_t n, const enum mm_dtype *dtype, enum mm_status status,
-                             const char *piece) {
-    struct mm_weights *weights = open_good(f->in);
-    enum mm_status got = mm_weights_export(weights, f->out, replacements, n, dtype, NULL, &err);
-    mm_weights_free(weights);
-    expect_fault(got, status, &err, piece);
-    char *writing = mm_format("%s.writing", f->out);
-    assert_false(mm_path_exists(writing));
-    mm_free(writing);
-}
-
-static void load(const struct mm_weights *weights, const char *name, size_t rows, size_t cols,
-                 void *out, enum mm_dtype dtype) {
-    if (mm_weights_load(weights, name, rows, cols, out, dtype, &err))
-        fail_msg("%s", err.text);
-}
-
-static void unchanged_but_for_foreign_weights(void **state) {
-    struct folders f = make_input(state);
-    static const char *const left[] = {".hidden",
-                                       "pytorch_model.bin",
-                                       "a.PT",
-                                       "old.safetensors",
-                                       "flax_model.msgpack",
-                                       "tf_model.h5",
-                                       "consolidated.pth",
-                                       "pytorch_model.bin.index.json",
-                                       "model.safetensors.index.json"};
-    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
-        put_text(path_in(f.in, left[i]), "x");
-    assert_int_equal(mm_folder_make(path_in(f.in, "original/deep"), &err), MM_OK);
-    put_text(path_in(*state, "blob"), "linked");
-    assert_int_equal(symlink("../blob", path_in(f.in, "merges.txt")), 0);
-    assert_int_equal(symlink("nowhere", path_in(f.in, "dangling")), 0);
-    struct mm_export_report report = export_good(&f, NULL, 0, NULL);
-    assert_int_equal(report.replaced + report.changed + report.lost + report.overflowed, 0);
-    static const char *const same[] = {"model.safetensors", "config.json", "tokenizer.json",
-                                       "tokenizer.model", "merges.txt"};
-    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
-        expect_same_files(path_in(f.in, same[i]), path_in(f.out, same[i]));
-    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
-        assert_false(mm_path_exists(path_in(f.out, left[i])));
-    assert_false(mm_path_exists(path_in(f.out, "original")));
-    assert_false(mm_path_exists(path_in(f.out, "dangling")));
-    struct stat info;
-    assert_int_equal(lstat(path_in(f.out, "merges.txt"), &info), 0);
-    assert_true(S_ISREG(info.st_mode));
-}
+#include "tests/unit/export_folders.h"
 
 static void replaces_and_counts(void **state) {
     struct folders f = make_input(state);
@@ -244,29 +131,6 @@ static void lost_in_save_dtype(void **state) {
     assert_int_equal(report.changed, 3);
     assert_int_equal(report.lost, 2); /* 1.0039 and infinity; 1.001 is one unit up */
     assert_int_equal(report.overflowed, 2);
-}
-
-static void config_forms(void **state) {
-    static const char *const cases[][2] = {
-        {"{}", "{\n  \"torch_dtype\": \"float16\"\n}"},
-        {"{\"a\": 1}", "{\n  \"torch_dtype\": \"float16\",\"a\": 1}"},
-        {"{\"dtype\": null , \"x\": 1e-05}", "{\"dtype\": \"float16\" , \"x\": 1e-05}"},
-        {"{\"dtype\":\"bfloat16\",\"torch_dtype\":\"bfloat16\"}",
-         "{\"dtype\":\"float16\",\"torch_dtype\":\"float16\"}"},
-        {"{\"sub\":{\"dtype\":\"float64\",\"l\":[{\"torch_dtype\":1}]},\"dtype\":\"float32\"}",
-         "{\"sub\":{\"dtype\":\"float64\",\"l\":[{\"torch_dtype\":1}]},\"dtype\":\"float16\"}"},
-    };
-    struct folders f = make_input(state);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        put_text(path_in(f.in, "config.json"), cases[i][0]);
-        export_good(&f, NULL, 0, &(enum mm_dtype){MM_F16});
-        expect_text(path_in(f.out, "config.json"), cases[i][1]);
-        assert_int_equal(mm_folder_remove(f.out, &err), MM_OK);
-    }
-    put_text(path_in(f.in, "config.json"), "{\"a\"");
-    expect_no_export(&f, NULL, 0, &(enum mm_dtype){MM_F16}, MM_BAD_INPUT,
-                     "config.json: the file is not JSON");
-    export_good(&f, NULL, 0, NULL); /* not ours to judge when it is only copied */
 }
 
 static void shards(void **state) {
@@ -450,12 +314,10 @@ static void really_full_disk(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(unchanged_but_for_foreign_weights),
         TEST(replaces_and_counts),
         TEST(long_tensors),
         TEST(converts_to_save_dtype),
         TEST(lost_in_save_dtype),
-        TEST(config_forms),
         TEST(shards),
         TEST(refuses),
         TEST(remains_and_parents),

@@ -202,30 +202,113 @@ static void finds_members(void **state) {
     mm_free(edited);
 }
 
-static void refuses_what_is_no_object(void **state) {
+static const char *const good_json[] = {
+    "{}",
+    "  {\"a\":\"\\\\u0000\"}  \r\n",
+    "{\"a\":\"\\u0001\\n\\ud83d\\ude00 \xc3\xa4 \xe2\x82\xac \xf0\x9f\x98\x80\"}",
+    "\xef\xbb\xbf{\"a\":1}",
+    "{\"a\":[-0.5e+3,0,1E5,true,false,null,[],{}],\"b\":{\"a\":2},\"c\":[{\"a\":1},{\"a\":2}]}",
+    "{\"a\":NaN,\"b\":[Infinity,-Infinity]}",
+};
+static const struct {
+    const char *text, *fault;
+} bad_json[] = {
+    {"", "f: it is not JSON (near its byte 0): it ends too early"},
+    {"{\"a\":1", "it is not JSON (near its byte 6): it ends too early"},
+    {"{} x", "is not JSON (near its byte 3): something stands behind the end"},
+    {"{}{}", "(near its byte 2): something stands behind the end"},
+    {"[]", "f: it is not a JSON object"},
+    {"NaN", "f: it is not a JSON object"},
+    {"{\"a\":\"\\u0000\"}", "(near its byte 6): a NUL character"},
+    {"{\"a\":\"\\\\\\u0000\"}", "a NUL character"},
+    {"{\"a\":1,\"a\":1}", "(near its byte 7): one object has a name twice: 'a'"},
+    {"{\"b\":[{\"x\":{},\"a\":1,\"\\u0061\":1}]}",
+     "(near its byte 20): one object has a name twice: 'a'"},
+    {"{\"a\":{\"b\":1,\"b\":1},\"a\":1}", "one object has a name twice: 'b'"},
+    {"{\"a\":1,}", "a comma before the closing bracket"},
+    {"{\"a\":[1,]}", "a comma before the closing bracket"},
+    {"{,}", "a name in double quotes is expected"},
+    {"{a:1}", "a name in double quotes is expected"},
+    {"{\"a\" 1}", "':' is expected"},
+    {"{\"a\":1 \"b\":1}", "',' or '}' is expected"},
+    {"{\"a\":[1 2]}", "',' or ']' is expected"},
+    {"{\"a\":01}", "not a number as JSON writes it"},
+    {"{\"a\":-}", "not a number as JSON writes it"},
+    {"{\"a\":1.}", "not a number as JSON writes it"},
+    {"{\"a\":1e}", "not a number as JSON writes it"},
+    {"{\"a\":+1}", "a value is expected"},
+    {"{\"a\":.5}", "a value is expected"},
+    {"{\"a\":nan}", "a value is expected"},
+    {"{\"a\":'b'}", "a value is expected"},
+    {"{\"a\":\"\n\"}", "a control character in a string"},
+    {"{\"a\":\"\\x\"}", "no such escape"},
+    {"{\"a\":\"\\u12g4\"}", "no such escape"},
+    {"{\"a\":\"\\ud83d\"}", "half a character"},
+    {"{\"a\":\"\\ude00\"}", "half a character"},
+    {"{\"a\":\"\xff\"}", "not UTF-8"},
+    {"{\"a\":\"\xc0\x80\"}", "not UTF-8"},
+    {"{\"a\":\"\xed\xa0\x80\"}", "not UTF-8"},
+    {"{\"a\":\"\xe2\x82\"}", "not UTF-8"},
+    {"{\"a\":\"b", "a string without an end"},
+    {"\xff\xfe{", "a value is expected"},
+    {"{\"a\":1234567890123456789012345678901234567890123456789012345678901}",
+     "a number of more than 60 characters"},
+};
+
+static void reads_strictly(void **state) {
     (void)state;
-    static const char *const good[] = {"{}", "  {\"a\":\"\\\\u0000\"}  ", "{\"a\":\"\\u0001\"}"};
-    static const struct {
-        const char *text, *fault;
-    } bad[] = {
-        {"", "f: it is not JSON (near its byte 0)"},
-        {"{\"a\":1", "is not JSON"},
-        {"{} x", "is not JSON (near its byte 3)"},
-        {"[]", "is not a JSON object"},
-        {"{\"a\":\"\\u0000\"}", "holds a NUL character"},
-        {"{\"a\":\"\\\\\\u0000\"}", "holds a NUL character"},
-    };
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        cJSON *root = mm_json_object(good[i], strlen(good[i]), "f", "it", &err);
-        assert_non_null(root);
+    for (size_t i = 0; i < sizeof good_json / sizeof *good_json; i++) {
+        cJSON *root = mm_json_object(good_json[i], strlen(good_json[i]), "f", "it", &err);
+        if (!root)
+            fail_msg("%s: %s", good_json[i], err.text);
         cJSON_Delete(root);
     }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_null(mm_json_object(bad[i].text, strlen(bad[i].text), "f", "it", &err));
-        expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, bad[i].fault);
+    for (size_t i = 0; i < sizeof bad_json / sizeof *bad_json; i++) {
+        assert_null(mm_json_object(bad_json[i].text, strlen(bad_json[i].text), "f", "it", &err));
+        expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, bad_json[i].fault);
     }
     assert_null(mm_json_object("{}\0", 3, "f", "it", &err));
-    expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, "holds a NUL character");
+    expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, "a NUL character");
+}
+
+/* A constant that JSON lacks is a string of its name, hence no number to any reader. */
+static void constants_are_no_numbers(void **state) {
+    (void)state;
+    static const char text[] = "{\"a\":NaN,\"b\":[1,-Infinity , Infinity],\"c\":2}";
+    cJSON *root = mm_json_object(text, strlen(text), "f", "it", &err);
+    char *printed = cJSON_PrintUnformatted(root);
+    assert_string_equal(printed, "{\"a\":\"NaN\",\"b\":[1,\"-Infinity\",\"Infinity\"],\"c\":2}");
+    cJSON_free(printed);
+    cJSON_Delete(root);
+}
+
+static void depth(void **state) {
+    (void)state;
+    for (size_t deep = 200; deep <= 201; deep++) {
+        char text[1024] = "{\"a\":";
+        memset(text + 5, '[', deep - 1);
+        memset(text + 4 + deep, ']', deep - 1);
+        strcat(text, "}");
+        cJSON *root = mm_json_object(text, strlen(text), "f", "it", &err);
+        assert_true((root != NULL) == (deep == 200));
+        cJSON_Delete(root);
+    }
+    expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err, "nested more than 200 deep");
+}
+
+static void names_lines_of_files(void **state) {
+    const char *path = path_in(*state, "f.json");
+    put_text(path, "\xef\xbb\xbf{\n\"a\": 1,\n\"b\": 2,\n\n\"a\": 3}\n");
+    assert_null(mm_json_file(path, NULL, &err));
+    expect_fault(MM_BAD_INPUT, MM_BAD_INPUT, &err,
+                 "f.json:5: the file is not JSON: one object has a name twice: 'a'");
+    put_text(path, "\xef\xbb\xbf{\"a\": 1}\n");
+    char *text;
+    cJSON *root = mm_json_file(path, &text, &err);
+    assert_non_null(root);
+    assert_string_equal(text, "{\"a\": 1}\n");
+    cJSON_Delete(root);
+    mm_free(text);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, scratch_make, scratch_drop)
@@ -241,7 +324,10 @@ int main(void) {
         TEST(parents),
         TEST(hashes),
         TEST(finds_members),
-        TEST(refuses_what_is_no_object),
+        TEST(reads_strictly),
+        TEST(constants_are_no_numbers),
+        TEST(depth),
+        TEST(names_lines_of_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -155,11 +155,7 @@ static void check_mask(bool masking) {
         s->dev->ops->sum_squares(s->dev, sum, box_vector(&bg), MM_BF16);
         device_get(s, got, on, sizeof got);
         expect_scalar(s, "sum_squares", scalar_get(s, sum), squares, 1e-13);
-        for (size_t t = 0; t < TENSORS; t++) {
-            expect_scalar(s, "mask_sums raw", got[t].raw, sums[t].raw, 1e-13);
-            expect_scalar(s, "mask_sums kept", got[t].kept, sums[t].kept, 1e-13);
-            expect_scalar(s, "mask_sums kept_n", got[t].kept_n, sums[t].kept_n, 0);
-        }
+        expect_mask_sums(s, got, sums, TENSORS);
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
                                   TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
                                   stop_put(s, 0));

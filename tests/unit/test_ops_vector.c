@@ -165,11 +165,7 @@ static void check_mask(bool masking) {
                                NULL);
         device_get(s, got, on, sizeof got);
         assert_memory_equal(&got[TENSORS], &fill, sizeof fill);
-        for (size_t t = 0; t < TENSORS; t++) {
-            expect_scalar(s, "mask_sums raw", got[t].raw, sums[t].raw, 1e-13);
-            expect_scalar(s, "mask_sums kept", got[t].kept, sums[t].kept, 1e-13);
-            expect_scalar(s, "mask_sums kept_n", got[t].kept_n, sums[t].kept_n, 0);
-        }
+        expect_mask_sums(s, got, sums, TENSORS);
         s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
                                   TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
                                   stop_put(s, 0));
@@ -351,6 +347,25 @@ static void sgd_step(void **state) {
     }
 }
 
+static void add(void **state) {
+    (void)state;
+    for (size_t i = 0; i < LENGTHS; i++) {
+        size_t n = lengths[i];
+        struct rng r = {n};
+        double *y = random_numbers(&r, MM_F32, n, 0.1), *x = random_numbers(&r, MM_F32, n, 3);
+        double *want = numbers(n);
+        for (size_t k = 0; k < n; k++)
+            want[k] = (float)((float)y[k] + (float)x[k]);
+        FOR_DEVICES(s) {
+            struct box by = box_row(s, MM_F32, n, y), bx = box_row(s, MM_F32, n, x);
+            s->dev->ops->add(s->dev, box_vector(&by).data, box_vector(&bx).data, n);
+            expect_exact(&by, "add", want);
+            expect_exact(&bx, "add x", x);
+        }
+        pool_drop();
+    }
+}
+
 /* Loshchilov and Hutter, Algorithm 2, with the learning rate on both terms as PyTorch has it. */
 static void check_adamw(size_t n, size_t t, double weight_decay) {
     static const double betas[] = {0.9, 0.999};
@@ -406,6 +421,7 @@ int main(void) {
         cmocka_unit_test_teardown(guard, test_end),
         cmocka_unit_test_teardown(guard_dead, test_end),
         cmocka_unit_test_teardown(stop_writes_nothing, test_end),
+        cmocka_unit_test_teardown(add, test_end),
         cmocka_unit_test_teardown(sgd_step, test_end),
         cmocka_unit_test_teardown(adamw_step, test_end),
     };
