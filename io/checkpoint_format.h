@@ -76,6 +76,7 @@ struct mm_checkpoint_shape {
 /* Everything that checkpoint.h5 says. */
 struct mm_checkpoint_head {
     struct mm_checkpoint_info info;
+    char hash[33]; /* of checkpoint.h5, behind its user block */
     enum mm_dtype dtype;
     int ranks;
     char (*hashes)[33];

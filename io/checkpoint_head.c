@@ -40,8 +40,8 @@ void mm_checkpoint_info_free(struct mm_checkpoint_info *info) {
     *info = (struct mm_checkpoint_info){0};
 }
 
-static enum mm_status check_seal(const char *path, struct mm_error *err) {
-    char hash[33], found[MM_USER_BLOCK], expected[MM_USER_BLOCK];
+static enum mm_status check_seal(const char *path, char hash[33], struct mm_error *err) {
+    char found[MM_USER_BLOCK], expected[MM_USER_BLOCK];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return mm_fail(err, MM_BAD_INPUT, "%s: cannot read: %s", path, strerror(errno));
@@ -312,7 +312,7 @@ enum mm_status mm_checkpoint_head_read(struct mm_checkpoint_head *head, const ch
     hid_t file = -1;
     char *path = mm_format("%s/%s", folder, MM_CHECKPOINT_WHOLE);
     *head = (struct mm_checkpoint_head){0};
-    enum mm_status status = check_seal(path, err);
+    enum mm_status status = check_seal(path, head->hash, err);
     if (status == MM_OK)
         status = mm_h5_open(&file, path, err);
     if (status == MM_OK)

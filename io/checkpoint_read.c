@@ -30,10 +30,27 @@ static enum mm_status check_parts(const struct mm_checkpoint_head *head, const c
     return status;
 }
 
+/* Whether every rank sees the same checkpoint under this name. Collective. */
+static enum mm_status check_same(struct mm_comm *comm, const struct mm_checkpoint_head *head,
+                                 const char *folder, struct mm_error *err) {
+    char first[33];
+    enum mm_status status = MM_OK;
+    memcpy(first, head->hash, sizeof first);
+    mm_comm_broadcast(comm, 0, first, sizeof first);
+    if (strcmp(first, head->hash) != 0)
+        status = mm_fail(err, MM_BAD_INPUT,
+                         "%s: rank %d reads another checkpoint than rank 0: is the folder one that "
+                         "all ranks share?",
+                         folder, mm_comm_rank(comm));
+    return mm_comm_agree(comm, status, err);
+}
+
 /* Collective. The caller frees head, also after an error. */
 static enum mm_status verify_together(struct mm_comm *comm, struct mm_checkpoint_head *head,
                                       const char *folder, struct mm_error *err) {
     enum mm_status status = mm_comm_agree(comm, mm_checkpoint_head_read(head, folder, err), err);
+    if (status == MM_OK)
+        status = check_same(comm, head, folder, err);
     if (status == MM_OK) {
         status = check_parts(head, folder, mm_comm_rank(comm), mm_comm_size(comm), err);
         status = mm_comm_agree(comm, status, err);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/files.h"
 #include "io/h5.h"
 
 enum { READ_ELEMENTS = 1 << 16 };
@@ -161,6 +162,14 @@ void mm_dataset_free(struct mm_dataset *set) {
     *set = (struct mm_dataset){0};
 }
 
+void mm_dataset_hash(const struct mm_dataset *set, char hex[33]) {
+    const uint64_t shape[2] = {set->examples, set->context_length};
+    struct mm_hash *hash = mm_hash_begin();
+    mm_hash_add(hash, shape, sizeof shape);
+    mm_hash_add(hash, set->tokens, set->examples * set->context_length * sizeof *set->tokens);
+    mm_hash_end(hash, hex);
+}
+
 void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_size, size_t first,
                       size_t count, uint32_t *out) {
     MM_CHECK(first + count <= batch_size, "sequences %zu to %zu of a batch of %zu", first,
@@ -287,4 +296,14 @@ void mm_questions_free(struct mm_questions *questions) {
     mm_free(questions->choices);
     mm_free(questions->answers);
     *questions = (struct mm_questions){0};
+}
+
+void mm_questions_hash(const struct mm_questions *questions, char hex[33]) {
+    size_t n = questions->n;
+    struct mm_hash *hash = mm_hash_begin();
+    mm_hash_add(hash, questions->offsets, (n + 1) * sizeof *questions->offsets);
+    mm_hash_add(hash, questions->prompts, questions->offsets[n] * sizeof *questions->prompts);
+    mm_hash_add(hash, questions->choices, n * 4 * sizeof *questions->choices);
+    mm_hash_add(hash, questions->answers, n * sizeof *questions->answers);
+    mm_hash_end(hash, hex);
 }

@@ -27,6 +27,10 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
                                uint32_t vocab_size, struct mm_error *err);
 void mm_dataset_free(struct mm_dataset *set);
 
+/* XXH3 128-bit hash, 32 hex digits, of what was read: the number of rows, the columns that are used
+ * and the tokens in them. A file that stores the same in another way has the same hash. */
+void mm_dataset_hash(const struct mm_dataset *set, char hex[33]);
+
 /* view (=) the rows of `set` from row `first` (modulo its examples) on, round to the row before it,
  * without those whose tokens are the tokens of one of the first `other_n` rows of `other`, a set of
  * the same context_length. None may be left: examples is 0. It borrows path and tokens of
@@ -54,5 +58,7 @@ struct mm_questions {
 enum mm_status mm_questions_read(struct mm_questions *questions, const char *path,
                                  uint32_t vocab_size, struct mm_error *err);
 void mm_questions_free(struct mm_questions *questions);
+/* The hash of all that was read, as mm_dataset_hash. */
+void mm_questions_hash(const struct mm_questions *questions, char hex[33]);
 
 #endif

@@ -285,6 +285,12 @@ void mm_hash_end(struct mm_hash *hash, char hex[33]) {
     mm_free(hash);
 }
 
+void mm_bytes_hash(const void *data, size_t bytes, char hex[33]) {
+    struct mm_hash *hash = mm_hash_begin();
+    mm_hash_add(hash, data, bytes);
+    mm_hash_end(hash, hex);
+}
+
 enum mm_status mm_file_hash(const char *path, size_t offset, char hex[33], struct mm_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)

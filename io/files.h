@@ -55,6 +55,8 @@ struct mm_hash;
 struct mm_hash *mm_hash_begin(void);
 void mm_hash_add(struct mm_hash *hash, const void *data, size_t bytes);
 void mm_hash_end(struct mm_hash *hash, char hex[33]);
+/* The same of bytes that are all there. */
+void mm_bytes_hash(const void *data, size_t bytes, char hex[33]);
 
 /* The same hash of a file's bytes from `offset` on; xxhsum -H2 prints it. Returns MM_BAD_INPUT if
  * the file cannot be read or is shorter than `offset`. */

@@ -347,3 +347,7 @@ void mm_weights_hash(const struct mm_weights *weights, char hex[33]) {
     snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
              (unsigned long long)hash.low64);
 }
+
+const char *mm_weights_path(const struct mm_weights *weights) {
+    return weights->files_n == 1 ? weights->files[0].path : weights->folder;
+}

@@ -65,6 +65,8 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
 /* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits. It
  * reads every byte. Local. */
 void mm_weights_hash(const struct mm_weights *weights, char hex[33]);
+/* The weight file, or the folder where there are several. Owned by the mm_weights. Local. */
+const char *mm_weights_path(const struct mm_weights *weights);
 
 /* What an export replaces: `data` float32, `elements` of them, of tensor `name`. */
 struct mm_replacement {

@@ -12,6 +12,8 @@
 #include "src/run/pretrain.h"
 #include "src/run/relearn.h"
 #include "src/run/report.h"
+#include "src/run/resume.h"
+#include "src/run/standing.h"
 #include "src/run/stop.h"
 #include "src/run/trials.h"
 #include "src/run/unlearn.h"
@@ -73,6 +75,8 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK) {
         status = mm_config_parse(&config, info.config, path, line->overrides, line->overrides_n,
                                  MM_RESUME, err);
+        if (status == MM_OK)
+            status = mm_resume_find_inputs(&config, line->subject, err);
         status = mm_comm_agree(comm, status, err);
     }
     /* The folder may have been moved since: it is where the user says it is. */
@@ -82,8 +86,12 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK) {
         mm_free(config.output.dir);
         config.output.dir = mm_strdup(dir);
-        status = open_place(comm, dev, &config, true, err);
+        status = mm_identity_agree_config(comm, &config, err);
     }
+    if (status == MM_OK && mm_comm_rank(comm) == 0)
+        mm_resume_warn_edited(dir, &config, line->overrides, line->overrides_n);
+    if (status == MM_OK)
+        status = open_place(comm, dev, &config, true, err);
     if (status == MM_OK)
         status = train(comm, *dev, &config, folder, &info, err);
     free(dir);
@@ -107,6 +115,7 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
         for (size_t i = 0; i < job.data.questions_n; i++)
             printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
                    job.results.at_start.accuracy[i], job.data.questions[i].n);
+        mm_standing_print(&job);
     }
     if (!mm_evaluation_finite(&job.results.at_start, job.data.questions_n))
         status = mm_fail(err, MM_REJECTED,
@@ -123,6 +132,8 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
     enum mm_status status = mm_config_read(&config, line->subject, line->overrides,
                                            line->overrides_n, line->command, err);
     status = mm_comm_agree(comm, status, err);
+    if (status == MM_OK)
+        status = mm_identity_agree_config(comm, &config, err);
     if (status == MM_OK && line->command != MM_PLAN)
         status = open_place(comm, dev, &config, false, err);
     if (status == MM_OK)
@@ -146,6 +157,23 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
         }
     mm_config_free(&config);
     return status;
+}
+
+/* Ranks with different commands would wait for each other in different places. Collective. */
+static enum mm_status agree_command(struct mm_comm *comm, const struct mm_command_line *line,
+                                    enum mm_status status, struct mm_error *err) {
+    enum mm_command first = line->command;
+    status = mm_comm_agree(comm, status, err);
+    if (status != MM_OK)
+        return status;
+    mm_comm_broadcast(comm, 0, &first, sizeof first);
+    if (first != line->command)
+        status = mm_fail(err, MM_BAD_INPUT,
+                         "rank %d was started with the command %s, but rank 0 with %s: give all "
+                         "ranks the same",
+                         mm_comm_rank(comm), mm_command_rows[line->command].name,
+                         mm_command_rows[first].name);
+    return mm_comm_agree(comm, status, err);
 }
 
 static enum mm_status dispatch(struct mm_comm *comm, struct mm_device **dev,
@@ -207,6 +235,7 @@ static enum mm_status run_job(const struct mm_command_line *line, int *argc, cha
     }
     int rank = mm_comm_rank(comm);
     mm_log_init(rank, getenv("MUDMAN_DEBUG") ? MM_LOG_DEBUG : MM_LOG_INFO);
+    status = agree_command(comm, line, status, err);
     if (status == MM_OK)
         status = dispatch(comm, &dev, line, err);
     if (status == MM_OK)

@@ -25,6 +25,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from identities import difference, inputs
 from text_records import InputError
 from token_files import Origin, file_sha256, replace_file, write_token_file
 from tool_ends import fault_status, fault_words, run_tool
@@ -110,6 +111,7 @@ class Evaluation:
         self._options = options
         self._output = options.output
         self._rows, self._origin = read_rows(options.splits)
+        self._stands: dict[str, str] = {}  # the inputs that all runs have in common
         self._context = options.context
         self.rotations = [
             Rotation(split, prefix == "", self._output / f"{prefix}{split + 1}")
@@ -128,9 +130,10 @@ class Evaluation:
         }
         noted = self._output / "settings.json"
         if noted.is_file():
-            if json.loads(noted.read_text(encoding="utf-8")) != settings:
+            if what := self._difference(json.loads(noted.read_text(encoding="utf-8")), settings):
                 raise InputError(
-                    f"{self._output}: holds runs with other settings or data; give another --output"
+                    f"{self._output}: holds runs with other settings or data ({what}); give "
+                    "another --output"
                 )
             return
         write_joined(self._output / "all.h5", self._rows, self._origin, "all splits")
@@ -140,6 +143,17 @@ class Evaluation:
             what = f"all splits but {held_out + 1}"
             write_joined(self._without(held_out), others, self._origin, what)
         replace_file(noted, json.dumps(settings, indent=2).encode())
+
+    @staticmethod
+    def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+        """What differs from an earlier call; files may have moved since."""
+        old, new = list(before["files"].values()), list(now["files"].values())
+        for path, had, has in zip(now["files"], old, new):
+            if had != has:
+                return path
+        if len(old) != len(new):
+            return "the number of files"
+        return next((key for key in ("config", "set") if before[key] != now[key]), None)
 
     def _unlike(self, held_out: np.ndarray, rows: np.ndarray, split: int) -> np.ndarray:
         """The rows that are not among those held out: an attack never sees what is evaluated."""
@@ -175,7 +189,20 @@ class Evaluation:
         return [*self._options.set, *own]
 
     def run(self, rotation: Rotation) -> dict[str, Any]:
-        """The result of a rotation, of a run that is made, continued or there."""
+        """The result of a rotation, held against those before it."""
+        result = self._result(rotation)
+        stands = {k: v for k, v in inputs(result.get("identity")).items() if not varies(k)}
+        self._stands = self._stands or stands
+        if key := difference(self._stands, stands):
+            raise InputError(
+                f"{rotation.folder}: stands on another {key} than the runs before it "
+                f"({stands.get(key)}, not {self._stands.get(key)}), with which it does not "
+                "compare: give another --output"
+            )
+        return result
+
+    def _result(self, rotation: Rotation) -> dict[str, Any]:
+        """The result of a run that is made, continued or there."""
         result = read_result(rotation.folder)
         if result:
             return result
@@ -196,6 +223,11 @@ class Evaluation:
             kind = InputError if done.returncode == EXIT_BAD_INPUT else RuntimeError
             raise kind(f"split {rotation.name}: exit status {done.returncode}: {words}")
         return result
+
+
+def varies(name: str) -> bool:
+    """Whether an input differs from rotation to rotation."""
+    return name.startswith(("data.forget", "evaluate."))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

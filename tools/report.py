@@ -21,6 +21,7 @@ from report_studies import (
     last_trials,
     measure,
     read_storage,
+    refuse_mixture,
     variants_table,
     wanted,
 )
@@ -103,6 +104,7 @@ def studies_sections(
         variants += read
         notes += remarks
     variants = wanted(variants, names)
+    refuse_mixture(variants)
     # The full method first, then the ablations as the storage has them.
     variants.sort(key=lambda variant: variant.name != "mudman")
     order = list(dict.fromkeys(variant.name for variant in variants))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from identities import inputs
 from report_page import Table
 from text_records import InputError
 from yaml_reader import read_texts
@@ -127,6 +128,8 @@ def follow(run: Run) -> None:
         if phase == "relearn":
             steps[attack] = number(line, "step") + 1
         elif phase == "eval" and at in ("start", "unlearn"):
+            if at == "start":  # of a resume that evaluates otherwise, what was before compares not
+                run.unlearning.clear()
             run.unlearning.append(point(line, number(line, "passes"), math.nan))
         elif phase == "eval" and at == "relearn":
             if attack not in run.attacks:
@@ -156,6 +159,24 @@ def read_run(folder: Path) -> Run:
     return run
 
 
+def refuse_mixture(runs: Sequence[Run]) -> None:
+    """A path that two runs name alike must have held the same for both: what the settings show as
+    different is for the reader to judge, a file that was changed between the runs is not."""
+    seen: dict[tuple[str, str], tuple[str, Run]] = {}
+    for run in runs:
+        for name, value in inputs(run.result.get("identity")).items():
+            kind = "evaluate.multiple_choice" if name.startswith("evaluate.") else name
+            path = run.config.get(kind if kind.startswith(("data.", "evaluate.")) else "model.path")
+            if path is None:
+                continue
+            before, other = seen.setdefault((name, path), (value, run))
+            if before != value:
+                raise InputError(
+                    f"{other.folder} and {run.folder} stand on different {name}, though both name "
+                    f"{path} (hash {before} and {value}): they do not compare: report them apart"
+                )
+
+
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read run folders; those of the same name get as much of their paths as tells them apart."""
     unique = list({folder.resolve(): folder for folder in folders}.values())
@@ -167,6 +188,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             break
         for run in repeated:
             run.name = "/".join(run.folder.resolve().parts[-depth:])
+    refuse_mixture(runs)
     return runs
 
 

@@ -25,6 +25,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from identities import changed_setting, difference, inputs
 from report_page import Table
 from text_records import InputError
 
@@ -203,6 +204,36 @@ def read_storage(source: str) -> tuple[list[Variant], list[str]]:
     if not variants and not notes:
         raise InputError(f"{source}: holds no study")
     return variants, notes
+
+
+def refuse_mixture(variants: Sequence[Variant]) -> None:
+    """Trials of one study, and variants of one search, compare only if they stand on the same
+    inputs, and the variants on the same settings beside those that they vary."""
+    first: dict[str, Variant] = {}
+    for variant in variants:
+        attributes = variant.study.user_attrs
+        own, name = inputs(attributes.get("base_identity")), variant.study.study_name
+        for trial in variant.completed:
+            given = inputs(trial.user_attrs.get("identity"))
+            own = own or given
+            if key := difference(own, given):
+                raise InputError(
+                    f"study {name}: trial {trial.number} stands on another {key} than the trials "
+                    f"before ({given.get(key)}, not {own.get(key)}): they do not compare"
+                )
+        other = first.setdefault(variant.search, variant).study
+        for kind, part, compare in (
+            ("base_identity", inputs, difference),
+            ("base_settings", dict, changed_setting),
+        ):
+            left = part(other.user_attrs.get(kind) or {})
+            right = part(attributes.get(kind) or {})
+            if key := compare(left, right):
+                raise InputError(
+                    f"studies {other.study_name} and {name} of one search stand on different "
+                    f"{key} ({left.get(key)} and {right.get(key)}): they do not compare: report "
+                    "one at a time with --study"
+                )
 
 
 def wanted(variants: Sequence[Variant], names: Sequence[str]) -> list[Variant]:

@@ -25,6 +25,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.trial import Trial, TrialState
 
+from identities import without_paths
 from search_config import Limit, Search, Variant, is_finite, read_search
 from search_server import ServerDied, TrialServer
 from search_storage import (
@@ -38,6 +39,7 @@ from search_study import (
     MOST_RETRIES,
     finished,
     give_up,
+    hold_identity,
     mark_alive,
     mark_own,
     recover,
@@ -50,6 +52,7 @@ from yaml_reader import as_argument
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 3
 MOST_FAILURES = 3
+NO_FIGURES = ("event", "ranks", "identity", "settings")
 ROOT = Path(__file__).resolve().parents[1]
 
 DESCRIPTION = """\
@@ -169,8 +172,10 @@ class Driver:
             }
             for key, value in about.items():
                 study.set_user_attr(key, value)
+        # Once a study has hashes of its inputs, their places may change.
+        plain = without_paths if "base_identity" in study.user_attrs else lambda value: value
         for key, value in settings.items():
-            if before is not None and before.get(key) != value:
+            if before is not None and plain(before.get(key)) != plain(value):
                 raise InputError(
                     f"{self._search.path}: {key}: differs from when the study {name} began; its "
                     "trials would not compare: choose another --study, or put it back"
@@ -328,8 +333,12 @@ class Driver:
             if limit.figure not in ready:
                 raise InputError(
                     f"{self._search.path}: pruning.{limit.figure}: not evaluated; there are "
-                    + ", ".join(figure for figure in ready if figure not in ("event", "ranks"))
+                    + ", ".join(figure for figure in ready if figure not in NO_FIGURES)
                 )
+        with one_driver_at_a_time(self._options.storage):
+            for study in self.studies.values():
+                for remark in hold_identity(study, ready):
+                    print(f"search.py: warning: {remark}", file=sys.stderr)
         for study in self.studies.values():
             for figure in ("forget_loss", "retain_loss"):
                 if f"baseline_{figure}" not in study.user_attrs:

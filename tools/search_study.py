@@ -16,6 +16,9 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from identities import changed_setting, difference, inputs
+from text_records import InputError
+
 ALIVE_SECONDS = 60.0
 SILENT_SECONDS = 600.0
 MOST_RETRIES = 2
@@ -82,3 +85,34 @@ def recover(study: optuna.Study) -> None:
 def finished(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count: done, or pruned."""
     return trials_in(study, TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def hold_identity(study: optuna.Study, ready: dict[str, Any]) -> list[str]:
+    """Hold the inputs and settings of a trial server, as it says them when it is ready, against
+    those that the study began with; the study takes them where it has none. Returns remarks."""
+    now = {key: ready[key] for key in ("identity", "settings") if key in ready}
+    before = {key: study.user_attrs.get(f"base_{key}") for key in now}
+    for key in now:
+        if before[key] is None:
+            study.set_user_attr(f"base_{key}", now[key])
+    if now and before["identity"] is None:
+        old = finished(study)
+        words = f"study {study.study_name} began without hashes of its inputs: from now on it has"
+        return [f"{words} them, and its first {len(old)} trials are not compared"] if old else []
+    for compare, left, right in (
+        (difference, inputs(before.get("identity")), inputs(now.get("identity"))),
+        (changed_setting, before.get("settings") or {}, now.get("settings") or {}),
+    ):
+        if key := compare(left, right):
+            raise InputError(
+                f"{key}: was {left.get(key)} when the study {study.study_name} began, and is now "
+                f"{right.get(key)}; its trials would not compare: choose another --study, or put "
+                "it back"
+            )
+    if not now:
+        return []
+    versions = [both.get("program") for both in (before.get("identity") or {}, ready["identity"])]
+    if versions[0] != versions[1]:
+        words = f"study {study.study_name} began with version {versions[0]} of the program"
+        return [f"{words}, and goes on with {versions[1]}"]
+    return []

@@ -72,6 +72,7 @@ _Static_assert(sizeof(size_t) == sizeof(uint64_t), "integers are read as 64 bits
 #define PRETRAIN  MM_KEY_NEEDED_BY(MM_PRETRAIN)
 #define UNLEARN   (RUN | RESUME | MM_KEY_NEEDED_BY(MM_PLAN) | MM_KEY_NEEDED_BY(MM_TRIALS))
 #define RESUMABLE MM_KEY_RESUMABLE
+#define ASIDE     MM_KEY_ASIDE
 
 /* Generous, but such that products of a few of them stay in range. */
 #define SEQUENCES "[1, 1000000]"
@@ -80,19 +81,19 @@ _Static_assert(sizeof(size_t) == sizeof(uint64_t), "integers are read as 64 bits
 #define POSITIVE  "(0, 1000000000]"
 
 const struct mm_config_row mm_config_rows[] = {
-    PATH(model.path, UNLEARN | EVAL,
+    PATH(model.path, UNLEARN | EVAL | RESUMABLE,
          "The model: a Hugging Face folder with config.json and *.safetensors."),
     ENUM(model.dtype, "auto", dtype_names, 0,
          "The type that forward and backward compute in. auto: bfloat16 on cuda, float32 on cpu."),
     ENUM(model.state_dtype, "float32", state_names, 0,
          "The type that base, adversary and accumulators are kept in. bfloat16 repeats the "
          "rounding of the authors' Llama runs."),
-    ENUM(device, "auto", device_names, RESUMABLE,
+    ENUM(device, "auto", device_names, RESUMABLE | ASIDE,
          "Where the arithmetic runs. auto: cuda if every rank has a GPU, else cpu."),
     {"seed", MM_KEY_INTEGER, AT(uint64_t, seed), 0, "42", "[0, 18446744073709551615]", NULL, 0,
      "The seed of everything that is random."},
-    PATH(data.retain, UNLEARN | PRETRAIN, "Token file of the text to keep."),
-    PATH(data.forget, UNLEARN,
+    PATH(data.retain, UNLEARN | PRETRAIN | RESUMABLE, "Token file of the text to keep."),
+    PATH(data.forget, UNLEARN | RESUMABLE,
          "Token file of the text to unlearn. pretrain trains on it too, if it is given."),
     PATH(data.retain_validation, UNLEARN | RESUMABLE,
          "Token file of text to keep. Its first evaluate.batches batches are for evaluation, the "
@@ -105,7 +106,7 @@ const struct mm_config_row mm_config_rows[] = {
     PATH(data.forget_evaluation, RESUMABLE,
          "Is given together with retain_evaluation or not at all."),
     INTEGER(data.batch_size, "16", SEQUENCES, 0, "The sequences in a batch, over all ranks."),
-    INTEGER(data.micro_batch, "16", SEQUENCES, 0,
+    INTEGER(data.micro_batch, "16", SEQUENCES, ASIDE,
             "The sequences that a rank puts through the model at once. With reduction exact: those "
             "of a leaf, 1 by default."),
     INTEGER(data.context_length, "100", "[2, 1000000]", 0,
@@ -201,41 +202,42 @@ const struct mm_config_row mm_config_rows[] = {
      AT(size_t, evaluate.multiple_choice_n), "[]", NULL, NULL, RESUMABLE,
      "Question files. temperature 0 (the default) counts right answers; 1 averages the probability "
      "of the right answer."},
-    INTEGER(checkpoint.every_loops, "10", COUNTS, RESUMABLE,
+    INTEGER(checkpoint.every_loops, "10", COUNTS, RESUMABLE | ASIDE,
             "A checkpoint is written every so many loops."),
-    INTEGER(checkpoint.keep, "2", "[1, 1000000]", RESUMABLE,
+    INTEGER(checkpoint.keep, "2", "[1, 1000000]", RESUMABLE | ASIDE,
             "The number of newest checkpoints that are kept."),
-    ENUM(checkpoint.on_error, "stop", error_names, RESUMABLE,
+    ENUM(checkpoint.on_error, "stop", error_names, RESUMABLE | ASIDE,
          "When a checkpoint cannot be written: stop the run, or warn and continue."),
-    PATH(output.dir, RUN | RESUME | PRETRAIN,
+    PATH(output.dir, RUN | RESUME | PRETRAIN | ASIDE,
          "The run folder, for metrics, checkpoints and the model."),
-    BOOL(output.save_model, "true", RESUMABLE, "The unlearned model is exported for transformers."),
-    ENUM(output.save_dtype, "stored", save_names, RESUMABLE,
+    BOOL(output.save_model, "true", RESUMABLE | ASIDE,
+         "The unlearned model is exported for transformers."),
+    ENUM(output.save_dtype, "stored", save_names, RESUMABLE | ASIDE,
          "The type of the exported weights. stored: the type that they have in model.path."),
-    INTEGER(output.hash_every_loops, "0", "[0, 1000000000]", RESUMABLE,
+    INTEGER(output.hash_every_loops, "0", "[0, 1000000000]", RESUMABLE | ASIDE,
             "If not 0, the metrics have a hash of base, adversary and accumulators every so many "
             "loops."),
-    PATH(pretrain.config, PRETRAIN, "The config.json of the model to make."),
-    INTEGER(pretrain.steps, "1200", COUNTS, 0, "The number of AdamW steps."),
-    NUMBER(pretrain.lr, "5.0e-3", POSITIVE, 0, "The rate at its peak."),
+    PATH(pretrain.config, PRETRAIN | ASIDE, "The config.json of the model to make."),
+    INTEGER(pretrain.steps, "1200", COUNTS, ASIDE, "The number of AdamW steps."),
+    NUMBER(pretrain.lr, "5.0e-3", POSITIVE, ASIDE, "The rate at its peak."),
     {"pretrain.betas", MM_KEY_PAIR, AT(double[2], pretrain.betas), 0, "[0.9, 0.95]", "[0, 1)", NULL,
-     0, "The decays of the two moments."},
-    NUMBER(pretrain.weight_decay, "0.1", RATE, 0, "The weight decay, which is decoupled."),
-    INTEGER(pretrain.warmup, "50", "[0, 1000000000]", 0,
+     ASIDE, "The decays of the two moments."},
+    NUMBER(pretrain.weight_decay, "0.1", RATE, ASIDE, "The weight decay, which is decoupled."),
+    INTEGER(pretrain.warmup, "50", "[0, 1000000000]", ASIDE,
             "The rate rises linearly for so many steps."),
-    NUMBER(pretrain.min_lr_ratio, "0.1", "[0, 1]", 0,
+    NUMBER(pretrain.min_lr_ratio, "0.1", "[0, 1]", ASIDE,
            "The rate falls as a cosine to this share of lr."),
-    NUMBER(pretrain.clip, "1.0", POSITIVE, 0,
+    NUMBER(pretrain.clip, "1.0", POSITIVE, ASIDE,
            "A gradient with a larger norm is scaled to this norm."),
     ENUM(reduction, "fast", reduction_names, 0,
          "exact: results are the same to the bit on any number of ranks and threads. It runs on "
          "CPUs only and is slower."),
     ENUM(reduce_dtype, "float32", state_names, 0,
          "The type of gradients on their way between ranks. Their sums are float32."),
-    ENUM(transport, "auto", transport_names, RESUMABLE,
+    ENUM(transport, "auto", transport_names, RESUMABLE | ASIDE,
          "How GPUs exchange data. staged: through host memory, so that ranks may share a GPU."),
     NUMBER(
-        timeout, "600", "[0, 1000000000]", RESUMABLE,
+        timeout, "600", "[0, 1000000000]", RESUMABLE | ASIDE,
         "The seconds that ranks may wait for each other before all of them end; six times as many "
         "where one of them reads or writes files. 0: for ever."),
 };

@@ -34,12 +34,13 @@ struct mm_config_row {
     const char *initial;
     const char *bounds; /* of numbers: an interval, "[0, 1)" leaves 1 out */
     const struct mm_config_name *values;
-    unsigned flags; /* MM_KEY_NEEDED_BY(command) | ..., MM_KEY_RESUMABLE */
+    unsigned flags; /* MM_KEY_NEEDED_BY(command) | ..., MM_KEY_RESUMABLE, MM_KEY_ASIDE */
     const char *help;
 };
 
 #define MM_KEY_NEEDED_BY(command) (1u << (command))
 #define MM_KEY_RESUMABLE          (1u << 16) /* a resume may change it */
+#define MM_KEY_ASIDE              (1u << 17) /* decides no result of a run, or rounding only */
 
 extern const struct mm_config_row mm_config_rows[];
 extern const size_t mm_config_rows_n;

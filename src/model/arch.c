@@ -2,6 +2,7 @@
  * family.c, the rotary settings are read in rope_fields.c. */
 #include "src/model/arch.h"
 
+#include "io/files.h"
 #include "io/json_text.h"
 #include "src/model/family.h"
 #include "src/model/fields.h"
@@ -214,11 +215,14 @@ static void read_fields(struct mm_fields *f, struct mm_arch *arch) {
 }
 
 enum mm_status mm_arch_read(struct mm_arch *arch, const char *path, struct mm_error *err) {
-    cJSON *object = mm_json_file(path, NULL, err);
+    char *text;
+    cJSON *object = mm_json_file(path, &text, err);
     if (!object)
         return MM_BAD_INPUT;
     struct mm_fields f = {.path = path, .object = object, .err = err};
     read_fields(&f, arch);
+    mm_bytes_hash(text, strlen(text), arch->hash);
+    mm_free(text);
     cJSON_Delete(object);
     return f.status;
 }

@@ -26,6 +26,7 @@ struct mm_arch {
     size_t sliding_window; /* tokens, the shortest of any layer; 0: none */
     double initializer_range;
     char assumed[160]; /* sizes that config.json leaves out, with the defaults taken; may be "" */
+    char hash[33];     /* XXH3 128-bit, of what config.json holds, without a byte order mark */
 };
 
 /* Reads a config.json in the transformers 4 or 5 form, as transformers reads it (family.h).

@@ -61,23 +61,13 @@ static enum mm_status check_config(const struct mm_job *job, struct mm_error *er
     return MM_OK;
 }
 
-static enum mm_status open_weights(struct mm_job *job, struct mm_error *err) {
-    TRY(mm_weights_open(&job->weights, job->config->model.path, err));
-    if (mm_comm_rank(job->comm) == 0)
-        mm_weights_hash(job->weights, job->weights_hash);
-    return MM_OK;
-}
-
-static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, struct mm_error *err) {
+static enum mm_status read_inputs(struct mm_job *job, const char *path, enum mm_job_kind kind,
+                                  struct mm_error *err) {
     const struct mm_config *c = job->config;
     bool pretrain = kind == MM_JOB_PRETRAIN;
     if (!pretrain)
         TRY(mm_stored_check_folder(c->model.path, err));
-    char *path =
-        pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
-    enum mm_status status = mm_arch_read(&job->arch, path, err);
-    mm_free(path);
-    TRY(status);
+    TRY(mm_arch_read(&job->arch, path, err));
     TRY(check_config(job, err));
     TRY(mm_data_read(&job->data, c, job->arch.vocab, err));
     if (kind == MM_JOB_TRAIN || kind == MM_JOB_PLAN)
@@ -89,8 +79,26 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
                        c->model.path, job->arch.sliding_window, longest);
     if (pretrain)
         return MM_OK;
-    TRY(open_weights(job, err));
+    TRY(mm_weights_open(&job->weights, c->model.path, err));
     return mm_stored_match(&job->arch, job->weights, job->dev, err);
+}
+
+/* Collective but for a plan, which hashes nothing. */
+static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, struct mm_error *err) {
+    const struct mm_config *c = job->config;
+    bool pretrain = kind == MM_JOB_PRETRAIN;
+    char *path =
+        pretrain ? mm_strdup(c->pretrain.config) : mm_format("%s/config.json", c->model.path);
+    enum mm_status status = read_inputs(job, path, kind, err);
+    if (kind != MM_JOB_PLAN) {
+        if (status == MM_OK)
+            job->identity = mm_identity_take(path, &job->arch, job->weights, c, &job->data);
+        status = mm_comm_agree(job->comm, status, err);
+        if (status == MM_OK)
+            status = mm_identity_agree(job->comm, &job->identity, err);
+    }
+    mm_free(path);
+    return status;
 }
 
 static void create_evaluations(struct mm_job *job) {
@@ -109,13 +117,9 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     bool dry = kind == MM_JOB_PLAN;
     dev->exact = config->reduction == MM_REDUCTION_EXACT;
     enum mm_status status = open_inputs(job, kind, err);
-    if (!dry)
-        status = mm_comm_agree(comm, status, err);
     if (status == MM_OK && kind == MM_JOB_TRAIN)
         status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
-        if (!dry)
-            mm_comm_broadcast(comm, 0, job->weights_hash, sizeof job->weights_hash);
         job->arena = mm_arena_create(dev, dry);
         job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),
                                      mm_data_longest(&job->data, config));
@@ -144,6 +148,7 @@ void mm_job_close(struct mm_job *job) {
     mm_arena_free(job->arena);
     mm_weights_free(job->weights);
     mm_data_free(&job->data);
+    mm_identity_free(&job->identity);
     *job = (struct mm_job){0};
 }
 

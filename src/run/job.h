@@ -6,6 +6,7 @@
 #define MM_JOB_H
 
 #include "src/run/evaluate.h"
+#include "src/run/identity.h"
 #include "src/method/training.h"
 
 /* Who is told of every evaluation of a phase, on every rank: MM_REJECTED, with a text, gives the
@@ -45,9 +46,9 @@ struct mm_job {
     const struct mm_config *config; /* borrowed; model.dtype is not auto any more */
     struct mm_arch arch;
     struct mm_weights *weights; /* NULL when pretraining */
-    char weights_hash[33];
     struct mm_data data;
-    struct mm_arena *arena; /* weights and evaluation: lives as long as the job */
+    struct mm_identity identity; /* of all the inputs; nothing in a plan */
+    struct mm_arena *arena;      /* weights and evaluation: lives as long as the job */
     struct mm_model *model;
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */

@@ -2,6 +2,8 @@
  * report.h. */
 #include "src/run/report.h"
 
+#include "src/run/standing.h"
+
 #include <math.h>
 #include <stdio.h>
 
@@ -143,6 +145,7 @@ enum mm_status mm_report_result(struct mm_job *job, const char *reason, double s
         write_losses(job);
         mm_metrics_number(job->metrics, "peak_bytes", peak);
         mm_metrics_number(job->metrics, "seconds", seconds);
+        mm_standing_write(job, job->metrics, score);
         status = mm_metrics_end(job->metrics, err);
     }
     print_summary(job, seconds, peak);

@@ -2,6 +2,7 @@
 #include "src/run/saving.h"
 
 #include "io/json_text.h"
+#include "src/run/standing.h"
 
 #include <cjson/cJSON.h>
 #include <math.h>
@@ -48,11 +49,12 @@ static void get_losses(const cJSON *from, const char *key, struct mm_evaluation 
     e->retain_loss = cJSON_IsNumber(retain) ? retain->valuedouble : NAN;
 }
 
-/* The losses a resumed run cannot measure again. */
+/* The losses a resumed run cannot measure again, and what they stand on. */
 static char *extra_text(const struct mm_job *job) {
     cJSON *extra = cJSON_CreateObject();
     add_losses(extra, "start", &job->results.at_start);
     add_losses(extra, "unlearn", &job->results.after_unlearning);
+    cJSON_AddItemToObject(extra, "identity", mm_standing_hashes(job));
     char *printed = cJSON_PrintUnformatted(extra), *text = mm_strdup(printed);
     cJSON_free(printed);
     cJSON_Delete(extra);
@@ -101,7 +103,8 @@ enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_erro
     status = mm_comm_agree(job->comm, status, err);
     if (status != MM_OK)
         return judge(s, loops, status, err);
-    memcpy(info.weights_hash, job->weights_hash, sizeof info.weights_hash);
+    memcpy(info.weights_hash, mm_identity_find(&job->identity, "weights")->hash,
+           sizeof info.weights_hash);
     info.config = mm_config_yaml(job->config);
     info.extra = extra_text(job);
     mm_state_save(&s->copy);
@@ -120,29 +123,41 @@ enum mm_status mm_saving_end(struct mm_saving *s, enum mm_status status, struct 
     return status != MM_OK ? status : saved;
 }
 
-enum mm_status mm_saving_load(struct mm_saving *s, const char *folder,
-                              const struct mm_checkpoint_info *info, size_t most,
-                              struct mm_error *err) {
+/* Whether the checkpoint is one of this job, and the losses it tells, unless they come from another
+ * evaluation. */
+static enum mm_status take_extra(struct mm_saving *s, const char *folder,
+                                 const struct mm_checkpoint_info *info, struct mm_error *err) {
     struct mm_job *job = s->job;
-    if (strcmp(info->weights_hash, job->weights_hash) != 0)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "%s: made from other weights than those in %s (hash %s, not %s)", folder,
-                       job->config->model.path, info->weights_hash, job->weights_hash);
-    if (info->loops > most)
-        return mm_fail(err, MM_BAD_INPUT, "%s: has %zu loops, more than the %zu asked for", folder,
-                       info->loops, most);
-    enum mm_status status = mm_checkpoint_read(job->comm, folder, &s->copy.state, err);
-    if (status != MM_OK)
-        return status;
-    mm_state_restore(&s->copy);
     bool any = *info->extra;
     cJSON *extra =
         any ? mm_json_object(info->extra, strlen(info->extra), folder, "'extra'", err) : NULL;
     if (any && !extra)
         return MM_BAD_INPUT;
-    get_losses(extra, "start", &job->results.at_start);
-    get_losses(extra, "unlearn", &job->results.after_unlearning);
+    const cJSON *stored = cJSON_GetObjectItemCaseSensitive(extra, "identity");
+    enum mm_status status =
+        mm_standing_check_input(job, folder, "weights", info->weights_hash, err);
+    if (status == MM_OK)
+        status = mm_standing_check(job, folder, stored, &s->start_unknown, err);
+    if (status == MM_OK && !s->start_unknown) {
+        get_losses(extra, "start", &job->results.at_start);
+        get_losses(extra, "unlearn", &job->results.after_unlearning);
+    }
     cJSON_Delete(extra);
+    return status;
+}
+
+enum mm_status mm_saving_load(struct mm_saving *s, const char *folder,
+                              const struct mm_checkpoint_info *info, size_t most,
+                              struct mm_error *err) {
+    enum mm_status status = take_extra(s, folder, info, err);
+    if (status == MM_OK && info->loops > most)
+        status = mm_fail(err, MM_BAD_INPUT, "%s: has %zu loops, more than the %zu asked for",
+                         folder, info->loops, most);
+    if (status == MM_OK)
+        status = mm_checkpoint_read(s->job->comm, folder, &s->copy.state, err);
+    if (status != MM_OK)
+        return status;
+    mm_state_restore(&s->copy);
     mm_log0(MM_LOG_INFO, "resuming from %s: %zu of %zu loops done", folder, info->loops, most);
     return MM_OK;
 }

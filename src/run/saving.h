@@ -18,6 +18,7 @@ struct mm_saving {
     struct mm_saver *saver; /* NULL in a trial, which saves nothing: nor do the functions below */
     size_t loops;           /* completed, in the checkpoint that is being written */
     double began;           /* mm_now() at its start */
+    bool start_unknown;     /* loaded, but its losses come from another evaluation */
 };
 
 /* The caller frees; a zeroed one may be freed too. Local. */
@@ -26,7 +27,8 @@ struct mm_saving mm_saving_create(struct mm_job *job, const struct mm_state_list
 void mm_saving_free(struct mm_saving *saving);
 
 /* The state and the losses of the run's start from a checkpoint, `folder`, of which `info` tells.
- * MM_BAD_INPUT where it was made from other weights or holds more than `most` loops. Collective. */
+ * MM_BAD_INPUT where its loops were made from other weights, config.json or data, or are more than
+ * `most`. Collective. */
 enum mm_status mm_saving_load(struct mm_saving *saving, const char *folder,
                               const struct mm_checkpoint_info *info, size_t most,
                               struct mm_error *err);

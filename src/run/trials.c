@@ -7,6 +7,7 @@
 #include "src/run/relearn.h"
 #include "src/run/report.h"
 #include "src/run/rows.h"
+#include "src/run/standing.h"
 #include "src/run/unlearn.h"
 #include "src/run/stop.h"
 #include "src/run/trial_line.h"
@@ -137,6 +138,7 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
     mm_metrics_count(s->answers, "passes", passes);
     mm_metrics_number(s->answers, "seconds", seconds);
     mm_metrics_number(s->answers, "overhead_seconds", seconds - job->results.busy);
+    mm_standing_write(job, s->answers, score);
     return mm_metrics_end(s->answers, err);
 }
 
@@ -174,6 +176,9 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
     forget_results(s);
     enum mm_status status = mm_trial_parse(&s->start, line, &s->request, &config, err);
     config.model.dtype = s->base->model.dtype; /* settled */
+    status = mm_comm_agree(s->comm, status, err);
+    if (status == MM_OK)
+        status = mm_identity_agree_config(s->comm, &config, err);
     if (status == MM_OK)
         status = mm_job_loops(&config, &loops, err);
     if (status == MM_OK)
@@ -218,6 +223,7 @@ static enum mm_status say_ready(struct server *s, struct mm_error *err) {
         mm_metrics_begin_event(s->answers, "ready");
         mm_metrics_count(s->answers, "ranks", (uint64_t)mm_comm_size(s->comm));
         mm_report_evaluation(&s->job, s->answers, &s->job.results.at_start);
+        mm_standing_write_settings(&s->job, s->answers);
         status = mm_metrics_end(s->answers, err);
     }
     return mm_comm_agree(s->comm, status, err);

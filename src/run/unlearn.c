@@ -232,17 +232,27 @@ static enum mm_status one_loop(struct phase *ph, char **reason, struct mm_error 
     return status;
 }
 
-static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
+/* The losses that a checkpoint does not tell: of the model as it was, whose weights the model has
+ * until the first loop, and after loops that are all done. */
+static enum mm_status begin_losses(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
-    double started = mm_now();
-    if (!ph->resumed && !job->trial)
+    if (!job->trial && (!ph->resumed || ph->saving.start_unknown))
         status = mm_report_evaluate(job, "start", 0, &job->results.at_start, err);
-    if (status == MM_OK && !ph->resumed &&
+    if (status == MM_OK && (!ph->resumed || ph->saving.start_unknown) &&
         !mm_evaluation_finite(&job->results.at_start, job->data.questions_n)) {
         *reason = mm_strdup("the evaluation of the model as it is in model.path is not finite");
         status = MM_REJECTED;
     }
+    if (status == MM_OK && ph->saving.start_unknown && ph->done && ph->done == ph->loops)
+        status = evaluate(ph, reason, err);
+    return status;
+}
+
+static enum mm_status all_loops(struct phase *ph, char **reason, struct mm_error *err) {
+    struct mm_job *job = ph->job;
+    double started = mm_now();
+    enum mm_status status = begin_losses(ph, reason, err);
     if (status == MM_OK && !ph->resumed && ph->loops == 0)
         status = mm_saving_start(&ph->saving, ph->done, err);
     ph->progress = mm_progress_start(job->trial ? 1 : mm_comm_rank(job->comm), "unlearn", "loop",

@@ -5,7 +5,7 @@
 SETTINGS is a JSON file: `log`, where each start, request and signal adds a line; `die`, a trial's
 id to how often it ends with the server's death; `hang`, the ids of trials that take a minute;
 `expect_prune_below`, an accuracy at which it waits to be asked; `servers`, how many there must be
-before a trial starts; `fail`, an exit status instead of a start.
+before a trial starts; `fail`, an exit status instead of a start; `ready`, more of the ready line.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def main() -> None:
     if "fail" in SETTINGS:
         print("mudman-mpi: unlearn.adv_lr: wrong", file=sys.stderr)
         sys.exit(SETTINGS["fail"])
-    say(event="ready", ranks=1, forget_loss=0.2, retain_loss=0.3, accuracy_mmlu=0.31)
+    figures = {"forget_loss": 0.2, "retain_loss": 0.3, "accuracy_mmlu": 0.31}
+    say(event="ready", ranks=1, **figures, **SETTINGS.get("ready", {}))
     while LOG.read_text().count('"start"') < SETTINGS.get("servers", 1):
         time.sleep(0.01)
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import statistics
 from pathlib import Path
 
@@ -110,7 +111,18 @@ def check_continuation(
     assert (output / "1" / "metrics.jsonl").stat() == kept
     assert json.loads(stopped.read_text().splitlines()[-1])["phase"] == "result"
     assert call(made, output, "--set", "unlearn.adv_lr=0.2") == 2
-    assert "holds runs with other settings or data" in capsys.readouterr().err
+    assert "holds runs with other settings or data (set)" in capsys.readouterr().err
+    moved = Path(shutil.copytree(made, output.with_name("moved")))
+    assert call(moved, output, "--baseline") == 0
+    with h5py.File(moved / "questions-2.h5", "r+") as file:
+        file["answers"][0] ^= 1
+    assert call(moved, output, "--baseline") == 2
+    assert f"other settings or data ({moved}/questions-2.h5)" in capsys.readouterr().err
+    # As if the model's folder had been exchanged between two calls.
+    last = json.loads(stopped.read_text().splitlines()[-1])
+    stopped.write_text(stopped.read_text().replace(last["identity"]["weights"], "another"))
+    assert call(made, output, "--baseline") == 2
+    assert f"{output}/2: stands on another weights" in capsys.readouterr().err
 
 
 def test_rejected_runs_do_not_count(

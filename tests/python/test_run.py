@@ -50,6 +50,9 @@ FIELDS = {
         ),
         "peak_bytes",
         "seconds",
+        "attack_of_score",
+        "evaluation",
+        "identity",
     ],
 }
 # float32 against float64, as in the tests of the library: the golden README derives them.

@@ -423,3 +423,62 @@ def test_study_of_other_settings(place: Place, capsys: pytest.CaptureFixture[str
     assert "s.yaml: config: differs" in capsys.readouterr().err
     (place.folder / "base.yaml").write_text(BASE + "output: {dir: elsewhere}\n")
     place.search(2)
+
+
+# -- what a study stands on -------------------------------------------------------------------
+
+IDENTITY = {"program": "1", "config": "c", "weights": "w1", "data.forget": "f1"}
+READY = {"identity": IDENTITY, "settings": {"data.batch_size": "8", "seed": "42"}}
+
+
+def ready_with(kind: str, **changes: str) -> dict:
+    return READY | {kind: READY[kind] | {key.replace("__", "."): v for key, v in changes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("ready", "words"),
+    [
+        (ready_with("identity", data__forget="f2"), "data.forget: was f1 when the study s began"),
+        (ready_with("identity", weights="w2"), "weights: was w1"),
+        (ready_with("identity", data__forget_evaluation="e"), "data.forget_evaluation: was None"),
+        (ready_with("settings", data__batch_size="4"), "data.batch_size: was 8"),
+    ],
+)
+def test_study_of_other_inputs(
+    place: Place, capsys: pytest.CaptureFixture[str], ready: dict, words: str
+) -> None:
+    """A file that was changed since, or a key that the search file does not hold."""
+    place.write(ready=READY)
+    place.search(1)
+    before = place.trials()
+    place.write(ready=ready)
+    place.search(2, status=2)
+    err = capsys.readouterr().err
+    assert words in err and "choose another --study" in err
+    assert place.trials() == before
+    place.write(ready=READY)
+    place.search(2)
+
+
+def test_study_of_moved_inputs(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same content at another path goes on, and so does another version, with a warning."""
+    place.write(ready=READY)
+    place.search(1)
+    moved = SEARCH.replace("other.h5", "moved.h5")
+    new = ready_with("identity", program="2")
+    new["settings"] = new["settings"] | {"data.new_key": "0"}
+    place.write(moved, ready=new)
+    place.search(2)
+    assert "began with version 1 of the program, and goes on with 2" in capsys.readouterr().err
+    assert len(place.trials(*COUNTED)) == 2
+
+
+def test_study_without_identity(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an older version: one warning, and from then on it has one."""
+    place.search(1)
+    place.write(ready=READY)
+    place.search(2)
+    err = capsys.readouterr().err
+    assert err.count("began without hashes of its inputs") == 1
+    place.write(ready=ready_with("identity", weights="w2"))
+    place.search(3, status=2)

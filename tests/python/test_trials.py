@@ -84,6 +84,9 @@ def test_ready(server: Server, finished: Path) -> None:
     assert (ready["event"], ready["ranks"]) == ("ready", 1)
     for key in ("forget_loss", "retain_loss"):
         assert ready[key] == start[key]
+    assert ready["identity"] == result_of(finished)["identity"]
+    assert ready["settings"]["data.batch_size"] == "4" and ready["settings"]["seed"] == "42"
+    assert "checkpoint.keep" not in ready["settings"]
     assert server.end() == 0
     assert not Path("unused").exists()
 
@@ -110,7 +113,7 @@ def test_trials_are_runs(tiny: Case, tmp_path: Path, ranks: int) -> None:
         result, evaluations = server.result()
         want = result_of(tmp_path / str(i))
         assert (result["id"], result["status"], result["reason"]) == (i, "done", "")
-        for key in ["score", *LOSSES]:
+        for key in ["score", *LOSSES, "attack_of_score", "evaluation", "identity"]:
             assert result[key] == want[key], (i, key)
         curve = [line for line in metrics_of(tmp_path / str(i)) if line["phase"] == "eval"]
         for told, line in zip(evaluations, [e for e in curve if e["at"] != "start"], strict=True):

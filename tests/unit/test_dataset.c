@@ -66,6 +66,7 @@ static void reads_every_integer_type(void **state) {
     const hid_t types[] = {H5T_STD_U8LE,  H5T_STD_I8LE,  H5T_STD_U16BE,
                            H5T_STD_I16LE, H5T_STD_U32LE, H5T_STD_U32BE,
                            H5T_STD_I32LE, H5T_STD_I64BE, H5T_STD_U64LE};
+    char first[33], hash[33]; /* of what is read, however it is stored */
     for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
         struct mm_dataset set;
         write_tokens(types[t], H5P_DEFAULT, 39);
@@ -76,6 +77,11 @@ static void reads_every_integer_type(void **state) {
         assert_int_equal(set.vocab_size, 60);
         for (size_t i = 0; i < 15; i++)
             assert_int_equal(set.tokens[i], (i / 3 * 4 + i % 3) * 3);
+        mm_dataset_hash(&set, t ? hash : first);
+        assert_string_equal(t ? hash : first, first);
+        set.tokens[14]++;
+        mm_dataset_hash(&set, hash);
+        assert_string_not_equal(hash, first);
         mm_dataset_free(&set);
     }
 }
