@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(model: Path, tmp_path: Path) -> Path:
     return random_case(tmp_path, model, batch=BATCH, context=CONTEXT, relearn__passes=24,
-                       relearn__lr=0.5, output__save_model=False)  # fmt: skip
+                       relearn__lr=0.02, output__save_model=False)  # fmt: skip
 
 
 def some_rows(path: Path, n: int, seed: int = 3) -> Path:
