@@ -30,10 +30,17 @@ static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
     return status;
 }
 
+/* What a resumed run begins with; of a new one all is empty but the owner. */
+struct beginning {
+    struct mm_owner *owner;         /* of the run folder; claimed by a resume */
+    char *folder;                   /* the checkpoint; NULL: none, from the start */
+    struct mm_checkpoint_info info; /* of it */
+};
+
 /* Unlearning, export, relearning, result: of a new run or a resumed one. */
 static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
-                            const struct mm_config *config, const char *resume,
-                            const struct mm_checkpoint_info *info, struct mm_error *err) {
+                            const struct mm_config *config, const struct beginning *begin,
+                            struct mm_error *err) {
     struct mm_job job;
     double score = NAN;
     char *reason = NULL;
@@ -42,7 +49,8 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
     if (status != MM_OK)
         return status;
-    status = mm_unlearn(&job, resume, info, &reason, err);
+    job.owner = begin->owner;
+    status = mm_unlearn(&job, begin->folder, &begin->info, &reason, err);
     if (status == MM_OK && mm_config_relearn_passes(config))
         status = mm_relearn(&job, &score, &reason, err);
     if (status == MM_OK || reason) {
@@ -57,17 +65,42 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     return status;
 }
 
+/* Before the run's checkpoints are read: the folder is this job's, if there is anything in it. What
+ * a crash left under other names gets its name back. */
+static enum mm_status claim_checkpoints(struct mm_comm *comm, const char *dir,
+                                        struct mm_owner *owner, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    char *checkpoints = mm_format("%s/checkpoints", dir);
+    if (mm_comm_rank(comm) == 0 && mm_path_exists(checkpoints)) {
+        status = mm_owner_claim(owner, dir, err);
+        if (status == MM_OK)
+            status = mm_checkpoint_recover(dir, err);
+    }
+    mm_free(checkpoints);
+    return mm_comm_agree(comm, status, err);
+}
+
+static enum mm_status start_run(struct mm_comm *comm, struct mm_device *dev,
+                                const struct mm_config *config, struct mm_error *err) {
+    struct beginning begin = {.owner = mm_owner_create()};
+    enum mm_status status = train(comm, dev, config, &begin, err);
+    mm_owner_free(begin.owner);
+    return status;
+}
+
 static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
                                  const struct mm_command_line *line, struct mm_error *err) {
-    struct mm_checkpoint_info info = {0};
+    struct beginning begin = {.owner = mm_owner_create()};
     struct mm_config config = {0};
-    char *folder = NULL, *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
+    char *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
     enum mm_status status = mm_config_check_resume(line->overrides, line->overrides_n, err);
     if (status == MM_OK)
-        status = mm_checkpoint_find(comm, line->subject, &folder, &info, err);
+        status = claim_checkpoints(comm, line->subject, begin.owner, err);
+    if (status == MM_OK)
+        status = mm_checkpoint_find(comm, line->subject, &begin.folder, &begin.info, err);
     if (status == MM_OK) {
-        status = mm_config_parse(&config, info.config, path, line->overrides, line->overrides_n,
-                                 MM_RESUME, err);
+        status = mm_config_parse(&config, begin.info.config, path, line->overrides,
+                                 line->overrides_n, MM_RESUME, err);
         status = mm_comm_agree(comm, status, err);
     }
     /* The folder may have been moved since: it is where the user says it is. */
@@ -80,11 +113,12 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
         status = open_place(comm, dev, &config, true, err);
     }
     if (status == MM_OK)
-        status = train(comm, *dev, &config, folder, &info, err);
+        status = train(comm, *dev, &config, &begin, err);
     free(dir);
     mm_config_free(&config);
-    mm_checkpoint_info_free(&info);
-    mm_free(folder);
+    mm_checkpoint_info_free(&begin.info);
+    mm_free(begin.folder);
+    mm_owner_free(begin.owner);
     mm_free(path);
     return status;
 }
@@ -118,7 +152,7 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK)
         switch (line->command) {
         case MM_RUN:
-            status = train(comm, *dev, &config, NULL, NULL, err);
+            status = start_run(comm, *dev, &config, err);
             break;
         case MM_EVAL:
             status = evaluate(comm, *dev, &config, err);

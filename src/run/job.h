@@ -5,6 +5,7 @@
 #ifndef MM_JOB_H
 #define MM_JOB_H
 
+#include "io/owner.h"
 #include "src/run/evaluate.h"
 #include "src/method/training.h"
 
@@ -51,6 +52,7 @@ struct mm_job {
     struct mm_model *model;
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
+    struct mm_owner *owner;     /* of the run folder; borrowed; NULL: nothing is written */
     bool trial; /* no run folder: nothing is written, and results.at_start is known */
     struct mm_listener listener; /* evaluated NULL: nobody */
     struct mm_results results;
@@ -72,7 +74,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
 void mm_job_close(struct mm_job *job);
 
 /* Creates the run folder with config.yaml and opens metrics.jsonl, cut to keep_bytes on a resume.
- * A new run: MM_BAD_INPUT when the folder holds metrics or checkpoints. Collective. */
+ * A new run claims the folder for job->owner: MM_BAD_INPUT when it belongs to another job, or holds
+ * metrics or checkpoints. Collective. */
 enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                   struct mm_error *err);
 
