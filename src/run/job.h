@@ -53,6 +53,7 @@ struct mm_job {
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_owner *owner;     /* of the run folder; borrowed; NULL: nothing is written */
+    bool again; /* the folder is of a run that stopped before its first checkpoint */
     bool trial; /* no run folder: nothing is written, and results.at_start is known */
     struct mm_listener listener; /* evaluated NULL: nobody */
     struct mm_results results;
@@ -78,6 +79,11 @@ void mm_job_close(struct mm_job *job);
  * metrics or checkpoints. Collective. */
 enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                   struct mm_error *err);
+
+/* After the checkpoint for a stop is complete: the file `stopped` in the run folder says so, to
+ * scripts that get another exit status than MM_STOPPED since a rank left late. mm_job_open_folder
+ * removes it. Local. */
+void mm_job_mark_stopped(const struct mm_job *job);
 
 /* The watchdog goes on to a section in which ranks wait for each other's work, or files. Local. */
 void mm_job_watch(const struct mm_job *job, const char *what, size_t number);
