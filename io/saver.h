@@ -11,8 +11,8 @@
  *
  * Invariants:
  *   1. At most one save is under way.
- *   2. While it is, nothing but its thread calls HDF5, which is not thread-safe as it is packaged
- *      (io/h5.h sees to that).
+ *   2. While it is, nothing but its thread calls HDF5, which may not be thread-safe (io/h5.h sees
+ * to that).
  *   3. A checkpoint has its name only if every byte of it is on disk.
  *   4. The files have the bytes that mm_checkpoint_write would write.
  * Cost: host memory for a copy of this rank's state, and a core for the thread while it writes. */
