@@ -1,15 +1,28 @@
 /* comm.c - the job, and what its ranks do together in host memory. */
+#include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "comm/mpi_comm.h"
 
-/* Before MPI_Init and after MPI_Finalize the caller's own exit has to do: the launcher sees it. */
+#define ABORT_SECONDS 5
+
+static void *exit_late(void *exit_status) {
+    sleep(ABORT_SECONDS);
+    _exit(*(int *)exit_status);
+}
+
+/* MPI was started for one thread. MPI_Abort from another, while the first may be stuck in MPI,
+ * works in practice, and exit_late is there if it doesn't. Before MPI_Init and after MPI_Finalize
+ * the caller's own exit has to do: the launcher sees it. */
 static void abort_job(int exit_status) {
     int begun, ended;
+    pthread_t thread;
     MPI_Initialized(&begun);
     MPI_Finalized(&ended);
-    if (begun && !ended)
+    if (begun && !ended && pthread_create(&thread, NULL, exit_late, &exit_status) == 0)
         MPI_Abort(MPI_COMM_WORLD, exit_status);
 }
 
@@ -38,6 +51,13 @@ static void join(struct mm_comm *comm, int *argc, char ***argv) {
     int provided;
     CHECK_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
     mm_set_abort_hook(abort_job);
+    MM_CHECK(
+        provided >= MPI_THREAD_FUNNELED,
+        "this MPI allows no threads (level %d), which the program has: use another build of it",
+        provided);
+    /* Its faults come back to CHECK_MPI, which knows the exit status; communicators inherit this.
+     */
+    CHECK_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
     CHECK_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm->world));
     CHECK_MPI(MPI_Comm_rank(comm->world, &comm->rank));
     CHECK_MPI(MPI_Comm_size(comm->world, &comm->size));
@@ -56,12 +76,12 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
     prepare_singleton();
     struct mm_comm *comm = mm_calloc(1, sizeof *comm);
     comm->watch = mm_watch_create(abort_job);
-    mm_watch_name(comm->watch, rank ? atoi(rank) : 0, false);
+    mm_watch_name(comm->watch, rank ? atoi(rank) : 0);
     mm_comm_watch_begin(comm, seconds, "start-up", MM_UNNUMBERED);
     mm_watch_enter(comm->watch, MM_WATCHED_CONNECTION, false, 0);
     join(comm, argc, argv);
     mm_watch_leave(comm->watch);
-    mm_watch_name(comm->watch, comm->rank, comm->size == 1);
+    mm_watch_name(comm->watch, comm->rank);
     return comm;
 }
 
@@ -156,6 +176,12 @@ static bool alone(struct mm_comm *comm) {
     return comm->size == 1;
 }
 
+/* MPI counts are int. */
+static int count_of(size_t n) {
+    MM_CHECK(n <= INT_MAX, "%zu elements in one message of MPI", n);
+    return (int)n;
+}
+
 enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err) {
     if (alone(comm))
         return status;
@@ -198,7 +224,8 @@ void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes)
 
 void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, void *all) {
     enter(comm, MM_WATCHED_GATHER, bytes * (size_t)comm->size);
-    CHECK_MPI(MPI_Allgather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, comm->world));
+    int n = count_of(bytes);
+    CHECK_MPI(MPI_Allgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm->world));
     leave(comm);
 }
 
@@ -208,8 +235,8 @@ void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n) {
         comm->sums = mm_realloc(comm->sums, n * size * sizeof *comm->sums);
         comm->sums_n = n * size;
     }
-    CHECK_MPI(
-        MPI_Allgather(values, (int)n, MPI_DOUBLE, comm->sums, (int)n, MPI_DOUBLE, comm->world));
+    int count = count_of(n);
+    CHECK_MPI(MPI_Allgather(values, count, MPI_DOUBLE, comm->sums, count, MPI_DOUBLE, comm->world));
     for (size_t i = 0; i < n; i++) {
         values[i] = comm->sums[i];
         for (size_t r = 1; r < size; r++)

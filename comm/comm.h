@@ -2,7 +2,8 @@
  *
  * "Collective": every rank must call, in the same order. "Local": any rank, any time. Sums are
  * taken in rank order, so that the same number of ranks always gives the same bits; but for float32
- * reductions over NCCL, whose order is NCCL's. Faults of MPI or NCCL end the job. Only comm/ sees
+ * reductions over NCCL, whose order is NCCL's. Faults of MPI or NCCL end the job with
+ * exit status MM_LOST. Only comm/ sees
  * mpi.h and nccl.h. */
 #ifndef MM_COMM_H
 #define MM_COMM_H
@@ -132,8 +133,9 @@ void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);
 
 /* The watchdog: between begin and end none of the functions above, nor the device's work that has
  * been asked for, may take longer than `seconds` (0: no watchdog); else every rank ends with a
- * message that names this rank, the collective, `what` ("loop") and its number. A rank that is
- * alone may not take longer either, from one of those functions, or mm_comm_pass, to the next.
+ * message that names this rank, the collective, `what` ("loop") and its number, and exit status
+ * MM_LOST. No rank may take longer either, from one of those functions, or mm_comm_pass, to the
+ * next, whatever it does there: wait for a file, for instance.
  * Begin may be called again to go on to what comes next: what was watched until then must be done
  * in its time all the same. Neither may be called while the device records. Local. */
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number);

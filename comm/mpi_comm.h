@@ -21,7 +21,7 @@ struct mm_comm {
 #define CHECK_MPI(call)                                                                            \
     do {                                                                                           \
         int mpi_result = (call);                                                                   \
-        MM_CHECK(mpi_result == MPI_SUCCESS, "MPI error %d in %s", mpi_result, #call);              \
+        MM_CHECK_AS(MM_LOST, mpi_result == MPI_SUCCESS, "MPI error %d in %s", mpi_result, #call);  \
     } while (0)
 
 /* mm_comm_sum without the watchdog: part of a watched function. Collective. */

@@ -26,8 +26,8 @@ extern "C" {
 #define CHECK_NCCL(call)                                                                           \
     do {                                                                                           \
         ncclResult_t nccl_result = (call);                                                         \
-        MM_CHECK(nccl_result == ncclSuccess, "NCCL: %s: %s", ncclGetErrorString(nccl_result),      \
-                 ncclGetLastError(nullptr));                                                       \
+        MM_CHECK_AS(MM_LOST, nccl_result == ncclSuccess, "NCCL: %s: %s",                           \
+                    ncclGetErrorString(nccl_result), ncclGetLastError(nullptr));                   \
     } while (0)
 
 /* Device memory. What it has outgrown stays, for recordings know it. */

@@ -37,7 +37,6 @@ struct section {
 
 struct mm_watch {
     int rank;
-    bool alone; /* no other rank waits for this one, and sees that it does not come */
     void (*abort_job)(int exit_status);
     pthread_t thread;
     bool running, leaving;
@@ -104,7 +103,7 @@ static void word_text(uint64_t word, char *text, size_t bytes) {
 static void *exit_late(void *unused) {
     (void)unused;
     sleep(ABANDON_SECONDS + ABORT_SECONDS);
-    _exit(MM_FAILED);
+    _exit(MM_LOST);
 }
 
 static atomic_bool abandoned;
@@ -121,12 +120,12 @@ static void *abandon(void *work) {
 static void end_job(struct mm_watch *w) {
     pthread_t thread;
     if (pthread_create(&thread, NULL, exit_late, NULL) != 0)
-        _exit(MM_FAILED);
+        _exit(MM_LOST);
     if (w->work && pthread_create(&thread, NULL, abandon, (void *)w->work) == 0)
         for (int i = 0; i < 100 * ABANDON_SECONDS && !atomic_load(&abandoned); i++)
             usleep(10000);
-    w->abort_job(MM_FAILED);
-    _exit(MM_FAILED);
+    w->abort_job(MM_LOST);
+    _exit(MM_LOST);
 }
 
 /* "loop 7" */
@@ -163,7 +162,7 @@ static void too_quiet(struct mm_watch *w) {
 static void look_at_host(struct mm_watch *w) {
     if (w->in && w->clock - w->in_since > w->seconds)
         too_long(w, &w->now, w->in);
-    if (w->open && w->alone && !w->in && w->clock - w->out_since > w->seconds)
+    if (w->open && !w->in && w->clock - w->out_since > w->seconds)
         too_quiet(w);
 }
 
@@ -311,9 +310,8 @@ struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status)) {
     return w;
 }
 
-void mm_watch_name(struct mm_watch *w, int rank, bool alone) {
+void mm_watch_name(struct mm_watch *w, int rank) {
     w->rank = rank;
-    w->alone = alone;
 }
 
 void mm_watch_free(struct mm_watch *w) {

@@ -4,11 +4,11 @@
  * passes.
  *
  * It looks at four things: the call the host is in, the bucket the device is in, whether the device
- * has done all that was asked of it up to a begin or end, and, in a job of one rank, how long the
- * host has been between two calls: in larger jobs the others, who wait, see that. A collective is
- * one word: what it is, which of its section (what lies between two begins), and its size; so that
- * a bucket can tell its own from inside a device's recording, by writing it to host memory. Local,
- * all of it. */
+ * has done all that was asked of it up to a begin or end, and how long the host has been between
+ * two calls: all ranks may wait for the same file system, and then none is in a call. A collective
+ * is one word: what it is, which of its section (what lies between two begins), and its size; so
+ * that a bucket can tell its own from inside a device's recording, by writing it to host memory.
+ * Local, all of it. */
 #ifndef MM_WATCH_H
 #define MM_WATCH_H
 
@@ -52,8 +52,8 @@ struct mm_device_progress {
 struct mm_watch *mm_watch_create(void (*abort_job)(int exit_status));
 void mm_watch_free(struct mm_watch *watch);
 
-/* This process's rank, for messages, and whether it is the only one. */
-void mm_watch_name(struct mm_watch *watch, int rank, bool alone);
+/* This process's rank, for messages. */
+void mm_watch_name(struct mm_watch *watch, int rank);
 
 /* From now on what was asked of `dev` and `work` are watched too, if the device is asynchronous.
  * Both are borrowed; work NULL: nothing but the device. Once. */

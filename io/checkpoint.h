@@ -77,6 +77,16 @@ enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, si
                                    const struct mm_state *state,
                                    const struct mm_checkpoint_info *info, struct mm_error *err);
 
+/* Gives a checkpoint that was being replaced when the job ended its name back, where the new one
+ * did not get it. For the owner of the folder, before it looks for checkpoints. Local. */
+enum mm_status mm_checkpoint_recover(const char *run_dir, struct mm_error *err);
+
+/* Lists the checkpoints under run_dir by the names of their folders, newest first, in *loops[*n],
+ * which the caller frees. *n is 0 if there is no folder. The function does not look whether they
+ * are intact. Local. */
+enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n,
+                                  struct mm_error *err);
+
 /* Finds the newest valid checkpoint under run_dir. It warns (mm_log0) of each damaged one that it
  * skips, and names folder, file and fault. *folder is the path, which the caller frees with
  * mm_free. Returns MM_BAD_INPUT if none is valid. Collective; the ranks share the work of hashing.

@@ -88,33 +88,51 @@ static enum mm_status move(const char *from, const char *to, struct mm_error *er
     return mm_fail(err, MM_FAILED, "cannot rename '%s' to '%s': %s", from, to, strerror(errno));
 }
 
-/* Removes what a crash left. */
-static enum mm_status sweep(const char *root, struct mm_error *err) {
+/* A folder that an older checkpoint was moved to. */
+static enum mm_status put_back(const char *root, const char *name, const char *path, bool remove,
+                               struct mm_error *err) {
+    char *final = mm_format("%s/%s", root, name + strlen(".replaced-"));
+    enum mm_status status = MM_OK;
+    if (!mm_path_exists(final))
+        status = move(path, final, err);
+    else if (remove)
+        status = mm_folder_remove(path, err);
+    mm_free(final);
+    return status;
+}
+
+/* Puts back, and where `remove` is set removes, what a crash left. */
+static enum mm_status sweep(const char *root, bool remove, struct mm_error *err) {
     DIR *folder = opendir(root);
     struct dirent *entry;
     enum mm_status status = MM_OK;
     if (!folder)
         return mm_fail(err, MM_FAILED, "cannot list '%s': %s", root, strerror(errno));
     while (status == MM_OK && (entry = readdir(folder))) {
-        char *path = mm_format("%s/%s", root, entry->d_name);
-        if (starts_with(entry->d_name, ".writing-") || starts_with(entry->d_name, ".removed-")) {
+        const char *name = entry->d_name;
+        char *path = mm_format("%s/%s", root, name);
+        if (starts_with(name, ".replaced-"))
+            status = put_back(root, name, path, remove, err);
+        else if (remove && (starts_with(name, ".writing-") || starts_with(name, ".removed-")))
             status = mm_folder_remove(path, err);
-        } else if (starts_with(entry->d_name, ".replaced-")) {
-            char *final = mm_format("%s/%s", root, entry->d_name + strlen(".replaced-"));
-            status = mm_path_exists(final) ? mm_folder_remove(path, err) : move(path, final, err);
-            mm_free(final);
-        }
         mm_free(path);
     }
     closedir(folder);
     return status;
 }
 
+enum mm_status mm_checkpoint_recover(const char *run_dir, struct mm_error *err) {
+    char *root = mm_format("%s/checkpoints", run_dir);
+    enum mm_status status = sweep(root, false, err);
+    mm_free(root);
+    return status == MM_OK ? MM_OK : MM_BAD_INPUT;
+}
+
 enum mm_status mm_checkpoint_prepare(const struct mm_checkpoint_paths *paths, double bytes,
                                      struct mm_error *err) {
     enum mm_status status = mm_folder_make(paths->root, err);
     if (status == MM_OK)
-        status = sweep(paths->root, err);
+        status = sweep(paths->root, true, err);
     if (status == MM_OK)
         status = check_space(paths->root, bytes, err);
     return status;

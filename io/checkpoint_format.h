@@ -62,12 +62,6 @@ enum mm_status mm_checkpoint_publish(const struct mm_checkpoint_paths *paths, in
 enum mm_status mm_checkpoint_prune(const struct mm_checkpoint_paths *paths, const char *run_dir,
                                    size_t loops, size_t keep, struct mm_error *err);
 
-/* Lists the checkpoints under run_dir by the names of their folders, newest first, in *loops[*n],
- * which the caller frees. *n is 0 if there is no folder. The function does not look whether they
- * are intact. */
-enum mm_status mm_checkpoint_list(const char *run_dir, size_t **loops, size_t *n,
-                                  struct mm_error *err);
-
 struct mm_checkpoint_shape {
     char *name;
     size_t rows, cols;

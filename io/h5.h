@@ -28,10 +28,9 @@ enum mm_status mm_h5_open(hid_t *file, const char *path, struct mm_error *err);
  * parts of a checkpoint beside it, whatever prefix the environment sets for other virtual datasets.
  * It is cheap to repeat. */
 void mm_h5_settle(void);
-/* Says who may call HDF5 from now on, since HDF5 as it is packaged is not thread-safe. ANYONES: any
- * thread, as at the start. THEIRS: only a thread that the caller is about to start. MINE: that
- * thread says of itself that it is the one. If another thread comes, mm_h5_settle ends the job.
- * Cheap. */
+/* Says who may call HDF5 from now on, since HDF5 may not be thread-safe. ANYONES: any thread, as at
+ * the start. THEIRS: only a thread that the caller is about to start. MINE: that thread says of
+ * itself that it is the one. If another thread comes, mm_h5_settle ends the job. Cheap. */
 enum mm_h5_user { MM_H5_ANYONES, MM_H5_THEIRS, MM_H5_MINE };
 void mm_h5_lend(enum mm_h5_user user);
 /* A property list for opening and creating files, for the format since HDF5 1.8, whose attributes

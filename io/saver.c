@@ -22,6 +22,7 @@ struct mm_saver {
     char *run_dir;
     size_t keep;
     bool threaded; /* else each step is done when it begins */
+    struct mm_owner *owner;
 
     /* The save under way. While a thread runs, only it touches what follows. */
     enum step step;
@@ -32,6 +33,7 @@ struct mm_saver {
     char hash[33]; /* of this rank's part */
     enum mm_status status;
     struct mm_error err;
+    bool lost; /* the folder is another's now */
 
     pthread_t thread;
     bool running; /* there is a thread to be joined */
@@ -49,6 +51,10 @@ struct mm_saver *mm_saver_create(struct mm_comm *comm, const char *run_dir, size
     return s;
 }
 
+void mm_saver_heed(struct mm_saver *s, struct mm_owner *owner) {
+    s->owner = owner;
+}
+
 void mm_saver_free(struct mm_saver *s) {
     if (!s)
         return;
@@ -59,6 +65,13 @@ void mm_saver_free(struct mm_saver *s) {
 
 bool mm_saver_busy(const struct mm_saver *s) {
     return s->step != IDLE;
+}
+
+/* On rank 0. */
+static enum mm_status check_owner(struct mm_saver *s, struct mm_error *err) {
+    enum mm_status status = mm_owner_check(s->owner, err);
+    s->lost = status != MM_OK;
+    return status;
 }
 
 /* The steps: no MPI in them ------------------------------------------------------------------- */
@@ -72,6 +85,8 @@ static void write_part(struct mm_saver *s) {
 static void write_whole(struct mm_saver *s) {
     struct mm_error later;
     s->status = mm_checkpoint_whole_write(&s->job, &s->err);
+    if (s->status == MM_OK)
+        s->status = check_owner(s, &s->err);
     if (s->status == MM_OK)
         s->status = mm_checkpoint_publish(&s->paths, s->job.size, &s->err);
     if (s->status == MM_OK &&
@@ -128,7 +143,8 @@ static void check_state(const struct mm_state *state) {
 /* Others go on, perhaps into the next save, only when the folder is as it will stay. */
 static enum mm_status end_save(struct mm_saver *s, enum mm_status status) {
     struct mm_error later;
-    if (status != MM_OK && s->job.rank == 0)
+    bool lost = status != MM_OK && mm_comm_any(s->comm, s->lost);
+    if (status != MM_OK && s->job.rank == 0 && !lost)
         mm_folder_remove(s->paths.temporary, &later);
     mm_comm_barrier(s->comm);
     mm_checkpoint_paths_free(&s->paths);
@@ -136,7 +152,7 @@ static enum mm_status end_save(struct mm_saver *s, enum mm_status status) {
     mm_free(s->job.hashes);
     s->job.hashes = NULL;
     s->step = IDLE;
-    return status == MM_OK ? MM_OK : MM_FAILED;
+    return status == MM_OK ? MM_OK : lost ? MM_BAD_INPUT : MM_FAILED;
 }
 
 enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
@@ -156,6 +172,8 @@ enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
     double bytes = mm_checkpoint_bytes(&s->job), all_bytes = bytes;
     mm_comm_sum(s->comm, &all_bytes, 1);
     enum mm_status status = mm_checkpoint_check_limit(bytes, err);
+    if (status == MM_OK && s->job.rank == 0)
+        status = check_owner(s, err);
     if (status == MM_OK && s->job.rank == 0)
         status = mm_checkpoint_prepare(&s->paths, all_bytes, err);
     status = mm_comm_agree(s->comm, status, err);

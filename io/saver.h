@@ -11,8 +11,8 @@
  *
  * Invariants:
  *   1. At most one save is under way.
- *   2. While it is, nothing but its thread calls HDF5, which is not thread-safe as it is packaged
- *      (io/h5.h sees to that).
+ *   2. While it is, nothing but its thread calls HDF5, which may not be thread-safe (io/h5.h sees
+ * to that).
  *   3. A checkpoint has its name only if every byte of it is on disk.
  *   4. The files have the bytes that mm_checkpoint_write would write.
  * Cost: host memory for a copy of this rank's state, and a core for the thread while it writes. */
@@ -21,6 +21,7 @@
 
 #include "io/checkpoint.h"
 #include "io/metrics.h"
+#include "io/owner.h"
 
 struct mm_saver;
 
@@ -28,6 +29,10 @@ struct mm_saver;
  * frees it when no save is under way. Local. */
 struct mm_saver *mm_saver_create(struct mm_comm *comm, const char *run_dir, size_t keep);
 void mm_saver_free(struct mm_saver *saver);
+/* Before a save starts, and before it is published, rank 0 sees whether the folder is still
+ * `owner`'s (borrowed). If not, start and poll return MM_BAD_INPUT, and what is there is left as it
+ * is. Local. */
+void mm_saver_heed(struct mm_saver *saver, struct mm_owner *owner);
 
 /* Starts a save; none may be under way. `state` and what it points to are borrowed and must stay as
  * they are until the save is over. The saver takes over `info`, even if it fails. `metrics` (NULL:

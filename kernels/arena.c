@@ -102,7 +102,7 @@ static void exhausted(const struct mm_device *dev, enum mm_purpose purpose, size
         used += (size_t)wrote < sizeof list - used ? (size_t)wrote : sizeof list - used - 1;
         held[most] = 0;
     }
-    mm_abort(__FILE__, __LINE__, "alloc(dev, bytes)",
+    mm_abort(MM_FAILED, __FILE__, __LINE__, "alloc(dev, bytes)",
              "out of memory on %s: no %s more for %s. It would be %s", dev->ops->name,
              mm_bytes_text(text, (double)bytes), mm_purpose_names[purpose], list);
 }

@@ -38,10 +38,18 @@ static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
     return status;
 }
 
+/* What a resumed run begins with; of a new one all is empty but the owner. */
+struct beginning {
+    struct mm_owner *owner;         /* of the run folder; claimed by a resume */
+    bool again;                     /* a run that stopped before its first checkpoint */
+    char *folder;                   /* the checkpoint; NULL: none, from the start */
+    struct mm_checkpoint_info info; /* of it */
+};
+
 /* Unlearning, export, relearning, result: of a new run or a resumed one. */
 static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
-                            const struct mm_config *config, const char *resume,
-                            const struct mm_checkpoint_info *info, struct mm_error *err) {
+                            const struct mm_config *config, const struct beginning *begin,
+                            struct mm_error *err) {
     struct mm_job job;
     double score = NAN;
     char *reason = NULL;
@@ -49,7 +57,9 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_TRAIN, err);
     if (status != MM_OK)
         return status;
-    status = mm_unlearn(&job, resume, info, &reason, err);
+    job.owner = begin->owner;
+    job.again = begin->again;
+    status = mm_unlearn(&job, begin->folder, &begin->info, &reason, err);
     if (status == MM_OK && mm_config_relearn_passes(config))
         status = mm_relearn(&job, &score, &reason, err);
     if (status == MM_OK || reason) {
@@ -59,22 +69,76 @@ static enum mm_status train(struct mm_comm *comm, struct mm_device *dev,
         else if (reason)
             mm_fail(err, MM_REJECTED, "rejected: %s", reason);
     }
+    if (status == MM_STOPPED)
+        mm_job_mark_stopped(&job);
     mm_free(reason);
     mm_job_close(&job);
     return status;
 }
 
+/* On rank 0: the folder is this job's, if there is anything in it. What a crash left under other
+ * names gets its name back. *config is that of a run without any checkpoint. */
+static enum mm_status claim_checkpoints(const char *dir, struct mm_owner *owner, char **config,
+                                        struct mm_error *err) {
+    size_t *loops = NULL, n = 0, bytes;
+    char *path = mm_format("%s/config.yaml", dir), *model = mm_format("%s/model", dir);
+    char *checkpoints = mm_format("%s/checkpoints", dir);
+    bool any = mm_path_exists(checkpoints), begun = mm_path_exists(path);
+    enum mm_status status = any || begun ? mm_owner_claim(owner, dir, err) : MM_OK;
+    if (status == MM_OK && any)
+        status = mm_checkpoint_recover(dir, err);
+    if (status == MM_OK)
+        status = mm_checkpoint_list(dir, &loops, &n, err);
+    if (status == MM_OK && n == 0 && begun && !mm_path_exists(model))
+        status = mm_file_read(path, config, &bytes, err);
+    mm_free(loops);
+    mm_free(checkpoints);
+    mm_free(model);
+    mm_free(path);
+    return status;
+}
+
+/* The checkpoint that a run goes on from; with none, whose config came before all else, it starts
+ * again. */
+static enum mm_status find_beginning(struct mm_comm *comm, const char *dir, struct beginning *begin,
+                                     struct mm_error *err) {
+    char *config = NULL;
+    enum mm_status status = MM_OK;
+    if (mm_comm_rank(comm) == 0)
+        status = claim_checkpoints(dir, begin->owner, &config, err);
+    status = mm_comm_agree(comm, status, err);
+    if (status != MM_OK)
+        return status;
+    size_t bytes = config ? strlen(config) + 1 : 0;
+    mm_comm_broadcast(comm, 0, &bytes, sizeof bytes);
+    if (!bytes)
+        return mm_checkpoint_find(comm, dir, &begin->folder, &begin->info, err);
+    begin->again = true;
+    begin->info.config = config ? config : mm_calloc(bytes, 1);
+    mm_comm_broadcast(comm, 0, begin->info.config, bytes);
+    mm_log0(MM_LOG_INFO, "%s has no checkpoint yet: starting again with its config.yaml", dir);
+    return MM_OK;
+}
+
+static enum mm_status start_run(struct mm_comm *comm, struct mm_device *dev,
+                                const struct mm_config *config, struct mm_error *err) {
+    struct beginning begin = {.owner = mm_owner_create()};
+    enum mm_status status = train(comm, dev, config, &begin, err);
+    mm_owner_free(begin.owner);
+    return status;
+}
+
 static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
                                  const struct mm_command_line *line, struct mm_error *err) {
-    struct mm_checkpoint_info info = {0};
+    struct beginning begin = {.owner = mm_owner_create()};
     struct mm_config config = {0};
-    char *folder = NULL, *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
+    char *path = mm_format("%s/config.yaml", line->subject), *dir = NULL;
     enum mm_status status = mm_config_check_resume(line->overrides, line->overrides_n, err);
     if (status == MM_OK)
-        status = mm_checkpoint_find(comm, line->subject, &folder, &info, err);
+        status = find_beginning(comm, line->subject, &begin, err);
     if (status == MM_OK) {
-        status = mm_config_parse(&config, info.config, path, line->overrides, line->overrides_n,
-                                 MM_RESUME, err);
+        status = mm_config_parse(&config, begin.info.config, path, line->overrides,
+                                 line->overrides_n, MM_RESUME, err);
         if (status == MM_OK)
             status = mm_resume_find_inputs(&config, line->subject, err);
         status = mm_comm_agree(comm, status, err);
@@ -93,11 +157,12 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK)
         status = open_place(comm, dev, &config, true, err);
     if (status == MM_OK)
-        status = train(comm, *dev, &config, folder, &info, err);
+        status = train(comm, *dev, &config, &begin, err);
     free(dir);
     mm_config_free(&config);
-    mm_checkpoint_info_free(&info);
-    mm_free(folder);
+    mm_checkpoint_info_free(&begin.info);
+    mm_free(begin.folder);
+    mm_owner_free(begin.owner);
     mm_free(path);
     return status;
 }
@@ -139,7 +204,7 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK)
         switch (line->command) {
         case MM_RUN:
-            status = train(comm, *dev, &config, NULL, NULL, err);
+            status = start_run(comm, *dev, &config, err);
             break;
         case MM_EVAL:
             status = evaluate(comm, *dev, &config, err);

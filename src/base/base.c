@@ -31,7 +31,8 @@ void mm_set_abort_hook(void (*hook)(int)) {
     process.abort_hook = hook;
 }
 
-void mm_abort(const char *file, int line, const char *expression, const char *format, ...) {
+void mm_abort(enum mm_status status, const char *file, int line, const char *expression,
+              const char *format, ...) {
     char text[512];
     va_list args;
     va_start(args, format);
@@ -40,8 +41,8 @@ void mm_abort(const char *file, int line, const char *expression, const char *fo
     fprintf(stderr, "mudman-mpi: rank %d: %s:%d: %s (%s)\n", process.rank, file, line, text,
             expression);
     if (process.abort_hook)
-        process.abort_hook(MM_FAILED);
-    _exit(MM_FAILED);
+        process.abort_hook(status);
+    _exit(status);
 }
 
 void mm_log_init(int rank, enum mm_log_level level) {

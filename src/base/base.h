@@ -20,6 +20,7 @@ enum mm_status {
     MM_BAD_INPUT = 2, /* arguments, config or files; the text names file and place */
     MM_STOPPED = 3,   /* a signal or time limit, after a checkpoint: requeue */
     MM_REJECTED = 4,  /* retain-loss budget exceeded, or a quantity not finite */
+    MM_LOST = 5,      /* another rank, MPI, NCCL or a file system failed or hung: may go on again */
 };
 
 /* The text of the first fault, for the user. It says what is wrong, where, and what to do, in one
@@ -34,13 +35,15 @@ enum mm_status mm_fail(struct mm_error *err, enum mm_status status, const char *
     __attribute__((format(printf, 3, 4)));
 
 /* Ends the whole job with a message naming rank, file:line and expression if `ok` is false. */
-#define MM_CHECK(ok, ...)                                                                          \
+#define MM_CHECK(ok, ...) MM_CHECK_AS(MM_FAILED, ok, __VA_ARGS__)
+/* The same with an exit status. */
+#define MM_CHECK_AS(status, ok, ...)                                                               \
     do {                                                                                           \
         if (!(ok))                                                                                 \
-            mm_abort(__FILE__, __LINE__, #ok, __VA_ARGS__);                                        \
+            mm_abort(status, __FILE__, __LINE__, #ok, __VA_ARGS__);                                \
     } while (0)
-void mm_abort(const char *file, int line, const char *expression, const char *format, ...)
-    __attribute__((noreturn, format(printf, 4, 5)));
+void mm_abort(enum mm_status status, const char *file, int line, const char *expression,
+              const char *format, ...) __attribute__((noreturn, format(printf, 5, 6)));
 
 /* Sets what mm_abort calls. `comm` installs MPI_Abort here; without a hook mm_abort ends this
  * process only. */

@@ -149,7 +149,8 @@ static const char statuses[] =
     "Exit status: 0 done; 2 bad input (config, file, arguments); 3 stopped by a signal or before\n"
     "the job's time limit, after a checkpoint (resume it); 4 rejected (retain-loss budget "
     "exceeded,\n"
-    "not finite); 1 anything else.\n\n";
+    "not finite); 5 a rank, the network or a file system failed or hung (resume it); 1 anything "
+    "else.\n\n";
 
 static char *usage_of(const struct mm_command_row *row) {
     return mm_format("  mudman-mpi %s %s%s%s", row->name, row->subject,

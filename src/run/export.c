@@ -45,6 +45,8 @@ enum mm_status mm_export(const struct mm_job *job, const struct mm_shard *s, str
             mm_free(whole);
     }
     if (writes)
+        status = mm_owner_check(job->owner, err);
+    if (writes && status == MM_OK)
         status = write_model(job, s, replaced, err);
     for (size_t t = 0; t < s->tensors_n; t++)
         mm_free((float *)replaced[t].data);

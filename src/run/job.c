@@ -9,6 +9,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #define TRY(call)                                                                                  \
     do {                                                                                           \
@@ -154,31 +155,64 @@ void mm_job_close(struct mm_job *job) {
 
 /* -- run folder -------------------------------------------------------------------------------- */
 
-static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep_bytes,
-                                    struct mm_error *err) {
-    const char *dir = job->config->output.dir;
+static enum mm_status check_unused(const char *dir, struct mm_error *err) {
     static const char *const used[] = {"metrics.jsonl", "checkpoints", "model"};
-    for (size_t i = 0; !resume && i < sizeof used / sizeof *used; i++) {
+    for (size_t i = 0; i < sizeof used / sizeof *used; i++) {
         char *path = mm_format("%s/%s", dir, used[i]);
         bool exists = mm_path_exists(path);
         mm_free(path);
         if (exists)
             return mm_fail(err, MM_BAD_INPUT,
                            "output.dir: %s already holds %s of an earlier run: use 'mudman-mpi "
-                           "resume %s' or another folder",
+                           "resume %s', which also starts one without a checkpoint again, or "
+                           "another folder",
                            dir, used[i], dir);
     }
+    return MM_OK;
+}
+
+/* The folder of a new run, which no other job has or had. */
+static enum mm_status claim_folder(struct mm_job *job, const char *dir, struct mm_error *err) {
+    TRY(mm_owner_look(dir, err));
+    TRY(check_unused(dir, err));
+    TRY(mm_folder_make(dir, err));
+    TRY(mm_owner_claim(job->owner, dir, err));
+    return check_unused(dir, err); /* another may have come and gone meanwhile */
+}
+
+static enum mm_status write_config(const struct mm_job *job, const char *dir,
+                                   struct mm_error *err) {
     char *path = mm_format("%s/config.yaml", dir), *text = mm_config_yaml(job->config);
-    enum mm_status status = mm_folder_make(dir, err);
-    if (status == MM_OK)
-        status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
-    if (status == MM_OK) {
-        mm_metrics_be_patient(job->metrics,
-                              job->config->checkpoint.on_error == MM_ON_ERROR_CONTINUE);
-        status = mm_file_write(path, text, strlen(text), err);
-    }
+    enum mm_status status = mm_file_write(path, text, strlen(text), err);
     mm_free(path);
     mm_free(text);
+    return status;
+}
+
+static void unmark_stopped(const char *dir) {
+    char *path = mm_format("%s/stopped", dir);
+    unlink(path);
+    mm_free(path);
+}
+
+static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep_bytes,
+                                    struct mm_error *err) {
+    const char *dir = job->config->output.dir;
+    enum mm_status status = resume ? MM_OK : claim_folder(job, dir, err);
+    if (status != MM_OK)
+        return MM_BAD_INPUT;
+    unmark_stopped(dir);
+    /* Of a new run the config comes first: whatever has metrics can be resumed. A resume that fails
+     * changes nothing. */
+    if (!resume)
+        status = write_config(job, dir, err);
+    if (status == MM_OK)
+        status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
+    if (status == MM_OK)
+        mm_metrics_be_patient(job->metrics,
+                              job->config->checkpoint.on_error == MM_ON_ERROR_CONTINUE);
+    if (status == MM_OK && resume)
+        status = write_config(job, dir, err);
     return status == MM_OK ? MM_OK : MM_BAD_INPUT;
 }
 
@@ -186,8 +220,17 @@ enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_b
                                   struct mm_error *err) {
     enum mm_status status = MM_OK;
     if (mm_comm_rank(job->comm) == 0)
-        status = create_folder(job, resume, keep_bytes, err);
+        status = create_folder(job, resume || job->again, keep_bytes, err);
     return mm_comm_agree(job->comm, status, err);
+}
+
+void mm_job_mark_stopped(const struct mm_job *job) {
+    struct mm_error err;
+    char *path = mm_format("%s/stopped", job->config->output.dir);
+    const char *text = "A checkpoint is complete: resume.\n";
+    if (mm_owner_claimed(job->owner) && mm_file_write(path, text, strlen(text), &err) != MM_OK)
+        mm_log0(MM_LOG_WARN, "%s", err.text);
+    mm_free(path);
 }
 
 void mm_job_watch(const struct mm_job *job, const char *what, size_t number) {

@@ -5,6 +5,7 @@
 #ifndef MM_JOB_H
 #define MM_JOB_H
 
+#include "io/owner.h"
 #include "src/run/evaluate.h"
 #include "src/run/identity.h"
 #include "src/method/training.h"
@@ -52,6 +53,8 @@ struct mm_job {
     struct mm_model *model;
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
+    struct mm_owner *owner;     /* of the run folder; borrowed; NULL: nothing is written */
+    bool again; /* the folder is of a run that stopped before its first checkpoint */
     bool trial; /* no run folder: nothing is written, and results.at_start is known */
     struct mm_listener listener; /* evaluated NULL: nobody */
     struct mm_results results;
@@ -73,9 +76,15 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
 void mm_job_close(struct mm_job *job);
 
 /* Creates the run folder with config.yaml and opens metrics.jsonl, cut to keep_bytes on a resume.
- * A new run: MM_BAD_INPUT when the folder holds metrics or checkpoints. Collective. */
+ * A new run claims the folder for job->owner: MM_BAD_INPUT when it belongs to another job, or holds
+ * metrics or checkpoints. Collective. */
 enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
                                   struct mm_error *err);
+
+/* After the checkpoint for a stop is complete: the file `stopped` in the run folder says so, to
+ * scripts that get another exit status than MM_STOPPED since a rank left late. mm_job_open_folder
+ * removes it. Local. */
+void mm_job_mark_stopped(const struct mm_job *job);
 
 /* The watchdog goes on to a section in which ranks wait for each other's work, or files. Local. */
 void mm_job_watch(const struct mm_job *job, const char *what, size_t number);

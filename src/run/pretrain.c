@@ -103,6 +103,7 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
     enum mm_status status = mm_job_open(&job, comm, dev, config, MM_JOB_PRETRAIN, err);
     if (status != MM_OK)
         return status;
+    struct mm_owner *owner = job.owner = mm_owner_create();
     status = mm_job_open_folder(&job, false, 0, err);
     struct pretraining pt = {.job = &job, .sets = job.data.forget.tokens ? 2 : 1};
     struct mm_arena *arena = mm_arena_create(dev, false);
@@ -123,5 +124,6 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
     mm_training_free(pt.training);
     mm_arena_free(arena);
     mm_job_close(&job);
+    mm_owner_free(owner);
     return status;
 }

@@ -96,7 +96,9 @@ static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error 
 static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
                                  struct mm_error *err) {
     enum mm_status status = MM_OK;
-    if (job->metrics) {
+    if (job->metrics)
+        status = mm_owner_check_often(job->owner, err);
+    if (job->metrics && status == MM_OK) {
         mm_metrics_begin(job->metrics, "relearn");
         if (job->phase.attack)
             mm_metrics_text(job->metrics, "attack", job->phase.attack);

@@ -136,7 +136,9 @@ enum mm_status mm_report_result(struct mm_job *job, const char *reason, double s
     mm_job_watch_files(job, "result", MM_UNNUMBERED);
     double peak = mm_report_peak_bytes(job), seconds = mm_now() - job->results.started;
     enum mm_status status = MM_OK;
-    if (job->metrics) {
+    if (job->metrics)
+        status = mm_owner_check(job->owner, err);
+    if (job->metrics && status == MM_OK) {
         mm_metrics_be_patient(job->metrics, false);
         mm_metrics_begin(job->metrics, "result");
         mm_metrics_text(job->metrics, "status", reason ? "rejected" : "done");

@@ -16,6 +16,7 @@ struct mm_saving mm_saving_create(struct mm_job *job, const struct mm_state_list
         return s;
     s.copy = mm_state_copy_create(state, job->dev);
     s.saver = mm_saver_create(job->comm, c->output.dir, c->checkpoint.keep);
+    mm_saver_heed(s.saver, job->owner);
     return s;
 }
 
@@ -67,7 +68,8 @@ static char *extra_text(const struct mm_job *job) {
 /* What checkpoint.on_error says of a save of `loops` loops that ended with `status`. */
 static enum mm_status judge(const struct mm_saving *s, size_t loops, enum mm_status status,
                             const struct mm_error *err) {
-    if (status == MM_OK || s->job->config->checkpoint.on_error == MM_ON_ERROR_STOP)
+    bool stop = status == MM_BAD_INPUT || s->job->config->checkpoint.on_error == MM_ON_ERROR_STOP;
+    if (status == MM_OK || stop) /* bad: the folder is another job's now */
         return status;
     mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu, going on: %s", loops, err->text);
     return MM_OK;

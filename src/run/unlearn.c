@@ -118,6 +118,9 @@ static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars 
         mm_state_hash(ph->run.state, ph->job->comm, ph->job->dev, hash);
     if (!m)
         return MM_OK;
+    enum mm_status status = mm_owner_check_often(ph->job->owner, err);
+    if (status != MM_OK)
+        return status;
     mm_metrics_begin(m, "unlearn");
     mm_metrics_count(m, "loop", ph->done);
     mm_metrics_count(m, "passes", (ph->done + 1) * ph->each);

@@ -15,10 +15,13 @@
  *   hang         it never ends, in this thread
  *   exit         _exit(9): exit(9) in the thread that writes checkpoints would tear MPI down
  *                under the one that uses it
+ *   error        the collective does not take place and says that it failed
+ *   single       MPI_Init_thread allows no threads
  *   nan          an element sent: the first, but of gradients on odd ranks the last
  *   zero         everything sent
  *   log          a line "BYTES gradient" or "BYTES sum" to the file MUDMAN_FAULT_LOG, by rank 0
  *
+ * MUDMAN_FAULT_ABORT: MPI_Abort never ends.
  * MUDMAN_FAULT_CORE is what OpenBLAS says its kernels are while OPENBLAS_CORETYPE is not set.
  */
 #define _GNU_SOURCE
@@ -101,13 +104,21 @@ char *openblas_get_corename(void) {
 }
 
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {
-    due("MPI_Init_thread");
-    return PMPI_Init_thread(argc, argv, required, provided);
+    int faulty = due("MPI_Init_thread"), result = PMPI_Init_thread(argc, argv, required, provided);
+    if (faulty && strcmp(fault.action, "single") == 0)
+        *provided = MPI_THREAD_SINGLE;
+    return result;
 }
 
 int MPI_Finalize(void) {
     due("MPI_Finalize");
     return PMPI_Finalize();
+}
+
+int MPI_Abort(MPI_Comm comm, int exit_status) {
+    while (getenv("MUDMAN_FAULT_ABORT"))
+        pause();
+    return PMPI_Abort(comm, exit_status);
 }
 
 int fsync(int fd) {
@@ -125,6 +136,8 @@ int MPI_Alltoall(const void *out, int out_n, MPI_Datatype out_type, void *in, in
     int size, type_bytes;
     if (!due("data"))
         return PMPI_Alltoall(out, out_n, out_type, in, in_n, in_type, comm);
+    if (strcmp(fault.action, "error") == 0)
+        return MPI_ERR_OTHER;
     MPI_Comm_size(comm, &size);
     MPI_Type_size(out_type, &type_bytes);
     size_t bytes = (size_t)type_bytes * (size_t)out_n * (size_t)size;
@@ -142,6 +155,8 @@ int MPI_Allgather(const void *out, int out_n, MPI_Datatype out_type, void *in, i
                   MPI_Datatype in_type, MPI_Comm comm) {
     if (out_type != MPI_DOUBLE || !due("data"))
         return PMPI_Allgather(out, out_n, out_type, in, in_n, in_type, comm);
+    if (strcmp(fault.action, "error") == 0)
+        return MPI_ERR_OTHER;
     double *sent = zero_or_copy(out, sizeof(double) * (size_t)out_n);
     if (strcmp(fault.action, "nan") == 0)
         *sent = NAN;

@@ -38,6 +38,8 @@ class SlurmCluster:
             name: value for name, value in os.environ.items() if not name.startswith("SLURM")
         }
         self.environment["PATH"] = f"{os.environ.get('PATH', '')}:{_SBIN}"
+        # PMIx's shared memory now and then fails at start-up.
+        self.environment["PMIX_MCA_gds"] = "hash"
         self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
 
     def __enter__(self) -> SlurmCluster:

@@ -54,9 +54,12 @@ def stalled(
             job.kill()
 
 
+LOST = 5
+
+
 def assert_ended(job: Job, outcome: Outcome) -> None:
-    """Unlike a run that is done, or could be requeued; and nobody is left."""
-    assert outcome.status not in (0, 2, 3, 4), outcome.err
+    """Unlike a run that is done, or stopped by itself; and nobody is left."""
+    assert outcome.status not in (0, 1, 2, 3, 4), outcome.err
     end = time.monotonic() + 5
     while job.ranks() and time.monotonic() < end:
         time.sleep(0.05)
@@ -69,6 +72,7 @@ def test_rank_that_stalls(stalled: dict, place: str, rank: int) -> None:
     run, job = stalled[place, rank]
     outcome = job.wait(40)
     assert_ended(job, outcome)
+    assert outcome.status == LOST, outcome.err
     # A checkpoint is written while the loops go on: the wait may be for either.
     waits = {"start-up": "9", "checkpoint": "(1.5|9)", "exit": "9"}
     said = rf"rank {1 - rank}: {STOPPED[place][1]} has not ended after {waits.get(place, '1.5')} s: "
@@ -76,6 +80,39 @@ def test_rank_that_stalls(stalled: dict, place: str, rank: int) -> None:
     if place == "checkpoint":
         assert checkpoints_of(run) == []
         assert not (run / "checkpoints" / "3").exists()
+
+
+def test_every_rank_waits_for_the_same_file(tiny: Case, tmp_path: Path) -> None:
+    """So that none waits for another, or is left to see it."""
+    started = [
+        Job(
+            "run", tiny.config, f"output.dir={tmp_path / str(ranks)}", "timeout=1", NO_EVALUATION,
+            ranks=ranks, wrapper=faulty(-1, "save", 0, 0, "hang"),
+        )
+        for ranks in (1, 2)
+    ]  # fmt: skip
+    for job in started:
+        outcome = job.wait(30)
+        assert_ended(job, outcome)
+        assert outcome.status == LOST
+        said = r"rank \d: checkpoint after loop \d: nothing has gone on for 6 s: this process hangs"
+        assert re.search(said, outcome.err), outcome.err
+
+
+def test_fault_of_mpi_whose_end_hangs(tiny: Case, tmp_path: Path) -> None:
+    """Another exit status than a fault of the program, and a bound for MPI_Abort."""
+    job = Job(
+        "run", tiny.config, f"output.dir={tmp_path / 'run'}", NO_EVALUATION, ranks=2,
+        wrapper=[*faulty(1, "data", 20, 20, "error"), "MUDMAN_FAULT_ABORT=1"],
+    )  # fmt: skip
+    outcome = job.wait(30)
+    assert outcome.status == LOST and "MPI error" in outcome.err, outcome.err
+    assert_ended(job, outcome)
+
+
+def test_mpi_without_threads(tiny: Case, tmp_path: Path) -> None:
+    outcome = Job("eval", tiny.config, wrapper=faulty(0, "MPI_Init_thread", 0, 0, "single")).wait()
+    assert outcome.status == 1 and "this MPI allows no threads" in outcome.err
 
 
 @pytest.mark.parametrize("action", ["kill", "exit"])

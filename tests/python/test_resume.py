@@ -50,6 +50,11 @@ def start_and_wait(case: Case, run: Path, *overrides: str, ranks: int = 1) -> Jo
     return job
 
 
+def lines_of_part(run: Path) -> list[str]:
+    """The lines of a run that goes on."""
+    return [line for line in (run / "metrics.jsonl").read_text().split("\n") if '"unlearn"' in line]
+
+
 def kill_early(job: Job, run: Path) -> int:
     """Kill the job; its newest checkpoint."""
     if job.running():
@@ -139,6 +144,22 @@ def test_one_rank_killed(tiny: Case, tmp_path: Path, ranks: int) -> None:
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_before_its_first_checkpoint(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """It starts again, from the same command as any other."""
+    run = tmp_path / "run"
+    job = Job("run", tiny.config, f"output.dir={run}", SELDOM, *LONG, ranks=ranks)
+    job.wait_until(
+        lambda: (run / "metrics.jsonl").is_file() and len(lines_of_part(run)) > 5
+    )
+    job.kill()
+    assert checkpoints_of(run) == []
+    message = fail(2, "run", tiny.config, f"output.dir={run}")
+    assert f"use 'mudman-mpi resume {run}', which also starts one without a checkpoint" in message
+    assert "no checkpoint yet: starting again" in succeed("resume", run, ranks=ranks).err
+    assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
+
+
 def test_killed_twice(tiny: Case, tmp_path: Path) -> None:
     run = tmp_path / "run"
     first = kill_early(start_and_wait(tiny, run, *LONG, ranks=2), run)
@@ -202,7 +223,9 @@ def test_signal_stops_after_a_checkpoint(
     assert f"resume {run}" in message and f"loop {done} of {LOOPS}" in message
     assert len(lines_of(run, "unlearn")) == done < LOOPS and not lines_of(run, "result")
     succeed("inspect", run)
+    assert (run / "stopped").is_file() and not (run / "owner").exists()
     succeed("resume", run, SELDOM, ranks=ranks)
+    assert not (run / "stopped").exists()
     assert_same_run(undisturbed(tiny, tmp_path / "whole", *LONG, ranks=ranks), run)
 
 

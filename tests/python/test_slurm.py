@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from job_helpers import (
 from model_helpers import Case
 from slurm_cluster import SlurmCluster, missing
 from test_hangs import NO_EVALUATION, STOPPED
+from test_owner import ENDLESS
 
 LOOPS = 300
 LONG = {
@@ -149,16 +151,76 @@ def test_cancelled_stays_cancelled(cluster: SlurmCluster, tiny: Case, tmp_path: 
 def test_killed_before_a_checkpoint_starts_over(
     cluster: SlurmCluster, tiny: Case, tmp_path: Path
 ) -> None:
-    """And keeps what there was."""
     run = tmp_path / "run"
     run.mkdir()
+    (run / "config.yaml").write_text(f"{tiny.config.read_text()}output:\n  dir: {run}\n")
     (run / "metrics.jsonl").write_text("{}\n")
     script = edited("one-node.sbatch", tmp_path, training(tiny.config, run, 1))
     job = submit(cluster, script)
     cluster.wait("the end", lambda: ended(cluster, job))
     assert cluster.field(job, "JobState") == "COMPLETED", said(script)
     assert result_of(run)["status"] == "done"
-    assert (tmp_path / f"run.before-{job}-0" / "metrics.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        # A rank that hangs while it leaves, after the checkpoint for a stop.
+        (faulty(1, "MPI_Finalize", 0, 0, "hang"), "stopped after a checkpoint"),
+        # One that is gone, after some checkpoints.
+        (faulty(1, "data", 400, 400, "kill"), "status (5|1..), after new checkpoints"),
+        (faulty(1, "data", 400, 400, "hang"), "status (5|1..), after new checkpoints"),
+    ],
+)
+def test_fault_that_is_requeued(
+    cluster: SlurmCluster, tiny: Case, tmp_path: Path, first: list[str], why: str
+) -> None:
+    """And does not come again; bit for bit the undisturbed run."""
+    run, config = tmp_path / "run", long_config(tiny, tmp_path)
+    config.write_text(f"{config.read_text()}\ntimeout: 1\n")
+    program = tmp_path / "program"
+    quoted = " ".join(f"'{word}'" for word in first)
+    program.write_text(
+        '#!/bin/sh\n'
+        f'[ "${{SLURM_RESTART_COUNT:-0}}" = 0 ] && exec {quoted} {BINARY} "$@"\n'
+        f'exec {BINARY} "$@"\n'
+    )
+    program.chmod(0o755)
+    changes = training(config, run, 2) | {"program=": str(program)}
+    script = edited("one-node.sbatch", tmp_path, changes)
+    job = submit(cluster, script)
+    if "MPI_Finalize" in " ".join(first):
+        reaches(cluster, run, 6)
+        cluster.tell("scancel", "--signal=USR1", job)
+    cluster.wait("the requeue", lambda: cluster.field(job, "Restarts") == "1")
+    cluster.wait("the end", lambda: ended(cluster, job), 90)
+    assert cluster.field(job, "JobState") == "COMPLETED", said(script)
+    assert re.search(f"requeue.sh: {why}: requeued", said(script)), said(script)
+    assert not (run / "stopped").exists() and not (run / "owner").exists()
+    whole = tmp_path / "whole"
+    succeed("run", config, f"output.dir={whole}", "checkpoint.every_loops=1000000", ranks=2)
+    assert_same_run(whole, run)
+
+
+def test_two_resumes_at_once(
+    cluster: SlurmCluster, tiny: Case, finished: Path, tmp_path: Path
+) -> None:
+    """Two jobs on a machine each: one is refused by the other's name, on every rank."""
+    for turn in range(int(os.environ.get("MUDMAN_OWNER_ROUNDS", "2"))):
+        run = Path(shutil.copytree(finished, tmp_path / str(turn) / "run"))
+        command = ("-N1", "-n2", BINARY, "resume", run, *ENDLESS)
+        steps = [cluster.start(*SRUN, "-w", node, *command) for node in ("n1", "n2")]
+        cluster.wait("one that is refused", lambda: any(s.poll() is not None for s in steps))
+        loser, winner = sorted(steps, key=lambda step: step.poll() is None)
+        out, _ = loser.communicate(timeout=20)
+        owner = (run / "owner").read_text().split()
+        assert loser.returncode == 2 and winner.poll() is None, out
+        assert f"process {owner[3]}, Slurm job {owner[9]}, last seen" in out
+        cluster.tell("scancel", "--signal=TERM", owner[9])
+        told, _ = winner.communicate(timeout=20)
+        assert winner.returncode == 3, told
+        loops = [line["loop"] for line in lines_of(run, "unlearn")]
+        assert loops == list(range(len(loops))) and checkpoints_of(run)[-1] == len(loops)
 
 
 # -- faults under srun --------------------------------------------------------------------------------
