@@ -146,7 +146,7 @@ def test_owner_file_that_somebody_removed(tiny: Case, tmp_path: Path) -> None:
     job.wait_until(lambda: len(checkpoints_of(run)) > 0)
     text = (run / "owner").read_text()
     (run / "owner").unlink()
-    job.wait_until(lambda: (run / "owner").exists())
+    job.wait_until(lambda: (run / "owner").exists() and (run / "owner").read_text().endswith("end\n"))
     assert (run / "owner").read_text() == text
     job.signal_ranks(signal.SIGTERM)
     assert job.wait().status == 3 and not (run / "owner").exists()
