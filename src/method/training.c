@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/queue.h"
+
 #define EPSILON 1e-8 /* AdamW's */
 
 static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
@@ -82,10 +84,11 @@ static void attach(struct mm_training *t, struct mm_arena *arena, const struct m
     if (mm_arena_dry(arena))
         return;
     if (adapters)
-        ops->upload(t->model->dev, t->lora->p.data, adapters, t->lora->p.n * sizeof *adapters);
+        t->model->dev->queue->upload(t->model->dev, t->lora->p.data, adapters,
+                                     t->lora->p.n * sizeof *adapters);
     else
         mm_lora_begin_base(t->lora, config->seed);
-    ops->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
+    t->model->dev->queue->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
     mm_lora_weights(t->lora, t->p, t->g);
     mm_shard_load(t->shard, t->p);
     if (t->p.n)
@@ -134,7 +137,7 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
     mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
-    dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
+    dev->queue->download(dev, result, t->scalars, 2 * sizeof *result);
     t->wrecked = wreck_of(result[0], result[1]);
 }
 
@@ -223,7 +226,7 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
                                                     : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
         mm_convert(stored, model->dtype, host, MM_F32, n);
-        model->dev->ops->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
+        model->dev->queue->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
         mm_free(stored);
         mm_free(host);
     }

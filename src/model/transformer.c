@@ -5,6 +5,8 @@
  * if the gradient of a weight reads it. */
 #include "src/model/transformer.h"
 
+#include "kernels/queue.h"
+
 static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
     bool any = false;
     for (size_t i = 0; i < linear->parts_n; i++)
@@ -304,7 +306,7 @@ void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm
     struct backward b = {
         .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
     struct mm_mat dx = head_rows(s->dx, b.n);
-    m->dev->ops->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
+    m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)
         norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
     for (size_t l = m->arch.layers; l-- > acts->lowest;) {

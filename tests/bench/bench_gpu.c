@@ -7,6 +7,7 @@
  * and FLOPs / peak of the GPU, where its name tells both; shown is limit / time. Small operands
  * stay in the GPU's cache, so that a share can exceed 100 %. */
 #include "tests/bench/bench_shapes.h"
+#include "kernels/queue.h"
 #include "src/base/base.h"
 
 #include <math.h>
@@ -258,13 +259,13 @@ static void fill(const struct bench *b, void *data, enum mm_dtype dtype, size_t 
     mm_convert(converted, dtype, values, MM_F32, BLOCK);
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t bytes = mm_dtype_bytes(dtype);
-        b->ops->upload(b->dev, (char *)data + at * bytes, converted,
-                       bytes * (n - at < BLOCK ? n - at : BLOCK));
+        b->dev->queue->upload(b->dev, (char *)data + at * bytes, converted,
+                              bytes * (n - at < BLOCK ? n - at : BLOCK));
     }
 }
 
 static void *take(const struct bench *b, size_t bytes) {
-    void *block = b->ops->alloc(b->dev, bytes);
+    void *block = b->dev->queue->alloc(b->dev, bytes);
     MM_CHECK(block != NULL, "no memory for %zu bytes", bytes);
     return block;
 }
@@ -285,7 +286,7 @@ static void take_tokens(struct bench *b) {
     for (size_t i = 0; i < b->n; i++)
         tokens[i] = (uint32_t)(i * 2654435761u % b->shape.arch.vocab);
     b->tokens = take(b, b->n * sizeof *tokens);
-    b->ops->upload(b->dev, b->tokens, tokens, b->n * sizeof *tokens);
+    b->dev->queue->upload(b->dev, b->tokens, tokens, b->n * sizeof *tokens);
     mm_free(tokens);
 }
 
@@ -295,8 +296,8 @@ static void take_rope(struct bench *b) {
     mm_arch_rope(&b->shape.arch, CONTEXT, cosine, cosine + n);
     b->cosine = take(b, bytes);
     b->sine = take(b, bytes);
-    b->ops->upload(b->dev, b->cosine, cosine, bytes);
-    b->ops->upload(b->dev, b->sine, cosine + n, bytes);
+    b->dev->queue->upload(b->dev, b->cosine, cosine, bytes);
+    b->dev->queue->upload(b->dev, b->sine, cosine + n, bytes);
     mm_free(cosine);
 }
 
@@ -309,7 +310,7 @@ static void take_vectors(struct bench *b) {
         offsets[i] = i * a->mlp * a->width;
     b->tensors_n = a->layers;
     b->offsets = take(b, bytes);
-    b->ops->upload(b->dev, b->offsets, offsets, bytes);
+    b->dev->queue->upload(b->dev, b->offsets, offsets, bytes);
     mm_free(offsets);
     b->b = vector(b, n);
     b->m = vector(b, n);
@@ -376,7 +377,7 @@ static const struct limit {
 
 static const struct limit *limit_of(const struct bench *b) {
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-        if (strstr(b->ops->name, limits[i].name))
+        if (strstr(b->dev->name, limits[i].name))
             return &limits[i];
     return NULL;
 }
@@ -386,8 +387,8 @@ static double run_for(const struct bench *b, const struct row *row, size_t times
     double start = mm_now();
     for (size_t i = 0; i < times; i++)
         row->run(b);
-    b->ops->mark(b->dev, 0);
-    b->ops->wait(b->dev, 0);
+    b->dev->queue->mark(b->dev, 0);
+    b->dev->queue->wait(b->dev, 0);
     return mm_now() - start;
 }
 
@@ -454,7 +455,7 @@ int main(int argc, char **argv) {
     b.dev = open_device(device);
     b.ops = b.dev->ops;
     take_all(&b);
-    printf("%s, %s, %d x %d tokens, %s; W: %zu tensors, %zu elements of float32\n", b.ops->name,
+    printf("%s, %s, %d x %d tokens, %s; W: %zu tensors, %zu elements of float32\n", b.dev->name,
            shape, BATCH, CONTEXT, mm_dtype_name(b.dtype), b.tensors_n, b.b.n);
     printf("%-16s %10s %9s %9s  %s\n", "operation", "ms", "GB/s", "TFLOP/s", "share of the limit");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)

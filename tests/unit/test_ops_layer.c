@@ -201,7 +201,7 @@ static void norms_pass_nan_on(void **state) {
                     nans += isnan(y[C + j]);
                 }
                 if (nans < C || !isnan(box_read(&bs, "stats")[3]))
-                    fail_msg("%s: norm: %zu NaN of %zu", s->dev->ops->name, nans, C);
+                    fail_msg("%s: norm: %zu NaN of %zu", s->dev->name, nans, C);
 
                 struct box bdx = box_make(s, dtype, n, C, 0, zero);
                 struct box bdy = box_make(s, dtype, n, C, 0, bad);
@@ -272,7 +272,7 @@ static void check_rope(enum mm_dtype dtype, const struct mm_heads *h, size_t B, 
             const double *got = box_read(&bx, "rope");
             for (size_t i = 0; i < n * cols; i++) /* what isn't turned is left alone */
                 if (fabs(want[i] - x[i]) == 0 && got[i] != x[i])
-                    fail_msg("%s: rope changed [%zu, %zu]", s->dev->ops->name, i / cols, i % cols);
+                    fail_msg("%s: rope changed [%zu, %zu]", s->dev->name, i / cols, i % cols);
             s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data, !inverse);
             expect_close(&bx, "rope there and back", x, size, 4);
         }

@@ -208,7 +208,7 @@ static void compare(const struct subject *s, const struct results *want, const s
     assert_int_equal(want->n, got->n);
     for (size_t i = 0; i < want->n; i++)
         if (memcmp(want->raw[i], got->raw[i], want->bytes[i]) != 0)
-            fail_msg("%s: %s differs with %d threads", s->dev->ops->name, want->name[i], threads);
+            fail_msg("%s: %s differs with %d threads", s->dev->name, want->name[i], threads);
 }
 
 typedef void round_of(const struct subject *s, size_t n, size_t C, struct results *out);

@@ -315,8 +315,8 @@ static void stop_writes_nothing(void **state) {
                 for (size_t i = 0; i < n; i++)
                     same &= now[i] == x[i];
                 if (same != (stop != 0))
-                    fail_msg("%s, %s: operation %d, flag %u", s->dev->ops->name,
-                             mm_dtype_name(dtype), op, stop);
+                    fail_msg("%s, %s: operation %d, flag %u", s->dev->name, mm_dtype_name(dtype),
+                             op, stop);
                 if (stop)
                     expect_exact(&two, "b", y);
                 assert_int_equal(stop_get(s, flag), stop);
