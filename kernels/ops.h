@@ -48,6 +48,12 @@ enum mm_normalization { /* docs/method.md 5 */
 };
 
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
+/* A norm of rows of C elements. weight, bias [C], of the rows' dtype; bias NULL: none. */
+struct mm_norm {
+    enum mm_norm_kind kind;
+    float epsilon;
+    const void *weight, *bias;
+};
 enum mm_activation { MM_SWIGLU, MM_GELU }; /* silu(gate)·up | exact GELU (erf) */
 
 /* Where attention finds the heads within a row of the fused q, k, v product: element 0 of query
@@ -104,6 +110,13 @@ struct mm_unlearn_options {
     const uint32_t *stop;
 };
 
+/* How a step of AdamW is made. */
+struct mm_adamw {
+    double g_scale; /* the gradient is multiplied by it first */
+    double rate, betas[2], epsilon, weight_decay;
+    size_t t; /* this step: 1, 2, ... */
+};
+
 struct mm_ops {
     size_t chunk; /* elements of logits that are best worked on at once */
 
@@ -142,13 +155,12 @@ struct mm_ops {
      * y = normalized sum · weight (+ bias). stats [n, 2] float32: mean (0 for RMS), 1/deviation.
      * sum may be x itself. A row whose sum of squares overflows becomes NaN, y and 1/deviation:
      * zeros would look like a finite loss, and the guard would not see the wreck. */
-    void (*norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
-                 struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
-                 struct mm_mat y, float *stats);
+    void (*norm)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
+                 struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats);
     /* dx += gradient through the norm of x with its stats; dweight, dbias (NULL: not wanted) +=. */
-    void (*norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
-                      struct mm_mat dy, struct mm_mat x, const float *stats, const void *weight,
-                      float *dweight, float *dbias);
+    void (*norm_grad)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
+                      struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
+                      float *dbias);
     /* Turns q and k of qkv [B·T, ...] in place by angle[t][i] (cosines and sines [T, rotary/2],
      * float32); `inverse` turns back, which is also the backward. */
     void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
@@ -246,11 +258,10 @@ struct mm_ops {
     void (*add)(struct mm_device *dev, float *y, const float *x, size_t n);
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
-    /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale
-     * first; first, second: the moments; all float32. */
+    /* A step of AdamW (Loshchilov and Hutter, Algorithm 2); first, second: the moments; all
+     * float32. */
     void (*adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
-                       struct mm_vector second, struct mm_vector g, double g_scale, double rate,
-                       const double betas[2], double epsilon, double weight_decay, size_t t);
+                       struct mm_vector second, struct mm_vector g, const struct mm_adamw *how);
 };
 
 /* The arithmetic fields of struct mm_ops, in its order: op(name) for each. A backend declares and

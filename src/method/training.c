@@ -145,12 +145,13 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
 static void optimize(const struct mm_training *t, const struct mm_attack *attack,
                      struct mm_vector p, struct mm_vector g, struct mm_vector first,
                      struct mm_vector second) {
-    static const double betas[2] = {0.9, 0.999};
+    struct mm_adamw how = {
+        .g_scale = 1, .rate = attack->lr, .betas = {0.9, 0.999}, .epsilon = EPSILON, .t = t->steps};
     struct mm_device *dev = t->model->dev;
     if (p.n == 0)
         return;
     if (attack->optimizer == MM_ADAMW)
-        dev->ops->adamw_step(dev, p, first, second, g, 1, attack->lr, betas, EPSILON, 0, t->steps);
+        dev->ops->adamw_step(dev, p, first, second, g, &how);
     else
         dev->ops->sgd_step(dev, p, g, attack->lr);
 }
@@ -196,14 +197,19 @@ double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
     if (t->wrecked)
         return result[0];
-    double g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1;
+    struct mm_adamw how = {
+        .g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1,
+        .rate = mm_pretrain_rate(config, step),
+        .betas = {config->pretrain.betas[0], config->pretrain.betas[1]},
+        .epsilon = EPSILON,
+        .t = step + 1,
+    };
     for (size_t i = 0; i < t->shard->tensors_n; i++) {
         const struct mm_param *param = &t->model->params[t->shard->param[i]];
         size_t first = t->shard->layout.offsets[i], n = t->shard->layout.offsets[i + 1] - first;
+        how.weight_decay = param->vector ? 0 : config->pretrain.weight_decay;
         ops->adamw_step(t->model->dev, slice(t->p, first, n), slice(t->first, first, n),
-                        slice(t->second, first, n), slice(t->g, first, n), g_scale,
-                        mm_pretrain_rate(config, step), config->pretrain.betas, EPSILON,
-                        param->vector ? 0 : config->pretrain.weight_decay, step + 1);
+                        slice(t->second, first, n), slice(t->g, first, n), &how);
     }
     mm_shard_store(t->shard, t->p);
     return result[0];

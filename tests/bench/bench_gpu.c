@@ -95,14 +95,18 @@ static double flops_dw(const struct bench *b) {
     return flops_of(b->dw, b->n);
 }
 
-static void run_norm(const struct bench *b) {
+static struct mm_norm norm_of(const struct bench *b) {
     const struct mm_arch *a = &b->shape.arch;
-    b->ops->norm(b->dev, a->norm, a->epsilon, b->sum, b->x, b->y, b->table.data,
-                 a->norm == MM_LAYER_NORM ? b->table.data : NULL, b->y, b->stats);
+    const void *bias = a->norm == MM_LAYER_NORM ? b->table.data : NULL;
+    return (struct mm_norm){a->norm, a->epsilon, b->table.data, bias};
+}
+static void run_norm(const struct bench *b) {
+    struct mm_norm how = norm_of(b);
+    b->ops->norm(b->dev, &how, b->sum, b->x, b->y, b->y, b->stats);
 }
 static void run_norm_grad(const struct bench *b) {
-    b->ops->norm_grad(b->dev, b->shape.arch.norm, b->sum, b->y, b->x, b->stats, b->table.data, NULL,
-                      NULL);
+    struct mm_norm how = norm_of(b);
+    b->ops->norm_grad(b->dev, &how, b->sum, b->y, b->x, b->stats, NULL, NULL);
 }
 static double elements_norm(const struct bench *b) {
     return 4 * size(b->x);
@@ -190,8 +194,8 @@ VECTOR(mask_sums, 2, b->sums, b->g, b->m, b->offsets, b->tensors_n, true, NULL)
 VECTOR(unlearn_step, 4, b->b, b->g, b->m, b->offsets, b->tensors_n, b->scale, 1e-9, true, NULL,
        &b->loop->stop)
 VECTOR(sgd_step, 3, b->b, b->g, 1e-9)
-VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g, 1, 1e-9, (const double[]){0.9, 0.95}, 1e-8, 0.1,
-       1)
+VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g,
+       &(struct mm_adamw){1, 1e-9, {0.9, 0.95}, 1e-8, 0.1, 1})
 VECTOR(unlearn_scale, 0, b->scale, b->sums, b->tensors_n, MM_NORM_GLOBAL_PRE_MASK, false, 1, MM_F32,
        b->loop)
 
