@@ -9,7 +9,8 @@
 #define MM_COMM_H
 
 #include "comm/watch.h"
-#include "kernels/ops.h"
+#include "kernels/device.h"
+#include "kernels/tensor.h"
 #include "src/base/base.h"
 
 struct mm_comm;

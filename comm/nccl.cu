@@ -62,7 +62,7 @@ static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
     if (!*newest || bytes > (*newest)->bytes) {
         MM_CHECK(!cuda_context(t->dev)->recording, "buffers grow while recording");
         struct grown *bigger = static_cast<struct grown *>(mm_calloc(1, sizeof *bigger));
-        *bigger = {*newest, t->dev->ops->alloc(t->dev, bytes), bytes};
+        *bigger = {*newest, t->dev->queue->alloc(t->dev, bytes), bytes};
         *newest = bigger;
     }
     return (*newest)->data;
@@ -71,7 +71,7 @@ static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
 static void drop(struct over_nccl *t, struct grown *newest) {
     while (newest) {
         struct grown *outgrown = newest->outgrown;
-        t->dev->ops->free(t->dev, newest->data);
+        t->dev->queue->free(t->dev, newest->data);
         mm_free(newest);
         newest = outgrown;
     }
@@ -354,7 +354,7 @@ static void nccl_free(struct mm_transport *base) {
     CHECK_NCCL(ncclCommDestroy(t->nccl));
     drop(t, t->outbox);
     drop(t, t->doubles);
-    t->dev->ops->free(t->dev, t->steps);
+    t->dev->queue->free(t->dev, t->steps);
     MM_CUDA(cudaEventDestroy(t->ready));
     MM_CUDA(cudaEventDestroy(t->summed));
     for (cudaEvent_t event : t->done)
@@ -389,7 +389,7 @@ extern "C" struct mm_transport *mm_transport_nccl(struct mm_comm *comm, struct m
     t->work = {t->base.name, t, nccl_failed, nccl_abandon};
     t->base.work = &t->work;
     t->stream = open_stream();
-    t->steps = static_cast<uint64_t *>(dev->ops->alloc(dev, sizeof *t->steps));
+    t->steps = static_cast<uint64_t *>(dev->queue->alloc(dev, sizeof *t->steps));
     MM_CUDA(cudaEventCreateWithFlags(&t->ready, cudaEventDisableTiming));
     MM_CUDA(cudaEventCreateWithFlags(&t->summed, cudaEventDisableTiming));
     for (cudaEvent_t &event : t->done)

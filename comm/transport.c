@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "kernels/queue.h"
 
 /* -- one rank: nothing to send ----------------------------------------------------------------- */
 
@@ -29,7 +30,7 @@ static void alone_reduce(struct mm_transport *base, mm_ticket ticket,
         for (size_t k = 0; tensors[i].add && k < own_n; k++)
             tensors[i].own[k] += full[k];
         if (!tensors[i].add && tensors[i].own != full)
-            dev->ops->copy(dev, tensors[i].own, full, own_n * sizeof *full);
+            dev->queue->copy(dev, tensors[i].own, full, own_n * sizeof *full);
     }
 }
 
@@ -71,10 +72,10 @@ static struct mm_transport *transport_alone(struct mm_device *dev) {
 static struct mm_transport *choose(struct mm_comm *comm, struct mm_device *dev,
                                    enum mm_transport_choice transport, struct mm_error *err) {
     struct mm_transport *chosen = NULL;
-    bool gpu = dev->ops->asynchronous;
+    bool gpu = dev->asynchronous;
     if (transport == MM_TRANSPORT_NCCL && !gpu) {
         mm_fail(err, MM_BAD_INPUT, "NCCL is a transport between GPUs, and the device is %s",
-                dev->ops->name);
+                dev->name);
         return NULL;
     }
     if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "kernels/queue.h"
 
 /* Host memory, grown to the most that was asked for. */
 struct buffer {
@@ -37,10 +38,10 @@ static void *reserve(struct buffer *buffer, size_t bytes) {
  * `src`: it follows the upload, and waits. */
 static void *reserve_stage(struct over_mpi *t, const void *src, size_t bytes) {
     if (bytes > t->stage.bytes) {
-        void *bigger = t->dev->ops->pinned_alloc(t->dev, bytes);
+        void *bigger = t->dev->queue->pinned_alloc(t->dev, bytes);
         if (t->stage.data) {
-            t->dev->ops->download(t->dev, bigger, src, 1);
-            t->dev->ops->pinned_free(t->dev, t->stage.data);
+            t->dev->queue->download(t->dev, bigger, src, 1);
+            t->dev->queue->pinned_free(t->dev, t->stage.data);
         }
         t->stage = (struct buffer){bigger, bytes};
     }
@@ -95,7 +96,6 @@ static void reduce_in_host(struct over_mpi *t, const float *full, const struct m
 static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
                        const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
-    const struct mm_ops *ops = t->dev->ops;
     (void)ticket;
     (void)watched;
     for (const struct mm_reduction *r = tensors; r < tensors + n; r++) {
@@ -106,11 +106,11 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
         }
         MM_CHECK(!r->ranks && !r->add, "a reduction of single leaves on a GPU");
         float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes);
-        ops->download(t->dev, stage, r->full.data, r->rows * row_bytes);
+        t->dev->queue->download(t->dev, stage, r->full.data, r->rows * row_bytes);
         reduce_in_host(t, stage, r, stage);
         size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
         if (own_rows)
-            ops->upload(t->dev, r->own, stage, own_rows * row_bytes);
+            t->dev->queue->upload(t->dev, r->own, stage, own_rows * row_bytes);
     }
 }
 
@@ -130,7 +130,6 @@ static void gather_in_host(struct over_mpi *t, void *full, const struct mm_mat *
 static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                        size_t n, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
-    const struct mm_ops *ops = t->dev->ops;
     (void)ticket;
     (void)watched;
     for (const struct mm_mat *m = tensors; m < tensors + n; m++) {
@@ -143,9 +142,9 @@ static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct
         char *stage = reserve_stage(t, m->data, m->rows * row_bytes);
         size_t first = mine.count ? mine.first * row_bytes : 0; /* without rows: only to wait */
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
-        ops->download(t->dev, stage + first, (char *)m->data + first, bytes);
+        t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
         gather_in_host(t, stage, m);
-        ops->upload(t->dev, m->data, stage, m->rows * row_bytes);
+        t->dev->queue->upload(t->dev, m->data, stage, m->rows * row_bytes);
     }
 }
 
@@ -157,9 +156,9 @@ static void mpi_sum(struct mm_transport *base, double *values, size_t n, uint64_
         return;
     }
     double *stage = reserve_stage(t, values, n * sizeof *values);
-    t->dev->ops->download(t->dev, stage, values, n * sizeof *values);
+    t->dev->queue->download(t->dev, stage, values, n * sizeof *values);
     mm_comm_sum_unwatched(t->comm, stage, n);
-    t->dev->ops->upload(t->dev, values, stage, n * sizeof *values);
+    t->dev->queue->upload(t->dev, values, stage, n * sizeof *values);
 }
 
 /* All was done when the bucket was started. */
@@ -173,7 +172,7 @@ static void mpi_free(struct mm_transport *base) {
     mm_free(t->outbox.data);
     mm_free(t->inbox.data);
     if (t->stage.data)
-        t->dev->ops->pinned_free(t->dev, t->stage.data);
+        t->dev->queue->pinned_free(t->dev, t->stage.data);
     mm_free(t->counts);
     mm_free(t->firsts);
     mm_free(t);
@@ -190,7 +189,7 @@ struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *de
     };
     t->comm = comm;
     t->dev = dev;
-    t->staged = dev->ops->asynchronous;
+    t->staged = dev->asynchronous;
     snprintf(t->base.name, sizeof t->base.name, "MPI%s",
              t->staged ? ", staged through host memory" : "");
     t->counts = mm_calloc((size_t)comm->size, sizeof *t->counts);

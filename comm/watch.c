@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kernels/queue.h"
+
 #define ABANDON_SECONDS 2
 #define ABORT_SECONDS   5 /* for MPI_Abort, after that */
 
@@ -239,8 +241,8 @@ static void close_section(struct mm_watch *w) {
         if (device_is_done(w))
             w->seen_at = w->clock; /* its time begins now */
         w->closed++;
-        w->dev->ops->download_later(w->dev, (void *)&w->progress->done,
-                                    &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
+        w->dev->queue->download_later(w->dev, (void *)&w->progress->done,
+                                      &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
     }
     w->open = false;
 }
@@ -328,7 +330,7 @@ void mm_watch_free(struct mm_watch *w) {
 
 void mm_watch_attach(struct mm_watch *w, struct mm_device *dev,
                      const struct mm_watched_work *work) {
-    if (!dev->ops->asynchronous)
+    if (!dev->asynchronous)
         return;
     uint64_t counts[MM_SECTIONS];
     for (size_t i = 0; i < MM_SECTIONS; i++)
@@ -337,9 +339,9 @@ void mm_watch_attach(struct mm_watch *w, struct mm_device *dev,
     w->dev = dev;
     w->work = work;
     w->attached = true;
-    w->progress = dev->ops->pinned_alloc(dev, sizeof *w->progress);
-    w->counts = dev->ops->alloc(dev, sizeof counts);
-    dev->ops->upload(dev, w->counts, counts, sizeof counts);
+    w->progress = dev->queue->pinned_alloc(dev, sizeof *w->progress);
+    w->counts = dev->queue->alloc(dev, sizeof counts);
+    dev->queue->upload(dev, w->counts, counts, sizeof counts);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -355,9 +357,9 @@ void mm_watch_free_device(struct mm_watch *w) {
     if (!dev)
         return;
     uint64_t unused; /* a download waits: afterwards nothing writes to `progress` */
-    dev->ops->download(dev, &unused, w->counts, sizeof unused);
-    dev->ops->pinned_free(dev, (void *)w->progress);
-    dev->ops->free(dev, w->counts);
+    dev->queue->download(dev, &unused, w->counts, sizeof unused);
+    dev->queue->pinned_free(dev, (void *)w->progress);
+    dev->queue->free(dev, w->counts);
 }
 
 struct mm_device_progress *mm_watch_progress(struct mm_watch *w) {

@@ -12,7 +12,7 @@
 #ifndef MM_WATCH_H
 #define MM_WATCH_H
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 struct mm_watch;
 

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/queue.h"
+
 const char *const mm_purpose_names[MM_PURPOSES] = {
     "weights",
     "base (b)",
@@ -61,7 +63,7 @@ void mm_arena_free(struct mm_arena *arena) {
     while (arena->blocks) {
         struct block *block = arena->blocks;
         arena->blocks = block->next;
-        arena->dev->ops->free(arena->dev, block->data);
+        arena->dev->queue->free(arena->dev, block->data);
         mm_free(block);
     }
     struct mm_arena **link = &arena->dev->arenas;
@@ -103,7 +105,7 @@ static void exhausted(const struct mm_device *dev, enum mm_purpose purpose, size
         held[most] = 0;
     }
     mm_abort(MM_FAILED, __FILE__, __LINE__, "alloc(dev, bytes)",
-             "out of memory on %s: no %s more for %s. It would be %s", dev->ops->name,
+             "out of memory on %s: no %s more for %s. It would be %s", dev->name,
              mm_bytes_text(text, (double)bytes), mm_purpose_names[purpose], list);
 }
 
@@ -114,7 +116,7 @@ void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t coun
     if (arena->dry)
         return (void *)(uintptr_t)64;
     struct block *block = mm_calloc(1, sizeof *block);
-    block->data = arena->dev->ops->alloc(arena->dev, bytes);
+    block->data = arena->dev->queue->alloc(arena->dev, bytes);
     if (!block->data)
         exhausted(arena->dev, purpose, bytes);
     block->next = arena->blocks;

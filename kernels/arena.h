@@ -7,7 +7,8 @@
 #ifndef MM_ARENA_H
 #define MM_ARENA_H
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
+#include "kernels/tensor.h"
 
 enum mm_purpose {
     MM_FOR_WEIGHTS, /* working weights */

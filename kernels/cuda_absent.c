@@ -1,5 +1,5 @@
 /* cuda_absent.c - in place of kernels/cuda where the build is without CUDA. */
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
     mm_fail(err, MM_FAILED, "GPU %d asked for, but this mudman-mpi was built without CUDA", index);

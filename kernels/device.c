@@ -1,6 +1,6 @@
 /* device.c - chooses the CPU table for this processor. */
+#include "kernels/device.h"
 #include "kernels/onednn.h"
-#include "kernels/ops.h"
 #include "kernels/processor.h"
 
 #include <omp.h>
@@ -30,7 +30,7 @@ bool mm_cpu_multiplies_bf16(void) {
 
 void mm_device_free(struct mm_device *dev) {
     if (dev)
-        dev->ops->close(dev);
+        dev->close(dev);
 }
 
 int mm_cpu_threads(void) {

@@ -1,4 +1,5 @@
-/* ops.h - every arithmetic operation of the program, as one table a backend.
+/* ops.h - every arithmetic operation of the program, as one table a backend. Memory, copies and
+ * waits are kernels/queue.h's.
  *
  * A transformer pass and Algorithm 1 are lists of calls through this table; the CPU backend is the
  * oracle of the others. One process can hold several backends and compare them.
@@ -6,7 +7,7 @@
  * Conventions, unless a line says otherwise:
  *   - Local: no operation communicates. Faults of a backend end the job; shapes are the caller's
  * duty and are checked by MM_CHECK where that is cheap.
- *   - Memory is the backend's (mm_device.alloc) and borrowed; inputs and outputs don't overlap.
+ *   - Memory is the device's (mm_queue.alloc) and borrowed; inputs and outputs don't overlap.
  *   - "=" overwrites, "+=" accumulates.
  *   - Sums have a fixed order, whatever the number of threads: fixed chunks, partials added in
  *     order. Matrix products are the exception: their order is the library's, the same for the
@@ -16,8 +17,8 @@
 #ifndef MM_OPS_H
 #define MM_OPS_H
 
+#include "kernels/device.h"
 #include "kernels/tensor.h"
-#include "src/base/base.h"
 
 /* Losses, docs/method.md 4; z logits, p softmax, y next token, N positions of the global batch. */
 enum mm_loss_fn {
@@ -47,6 +48,12 @@ enum mm_normalization { /* docs/method.md 5 */
 };
 
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
+/* A norm of rows of C elements. weight, bias [C], of the rows' dtype; bias NULL: none. */
+struct mm_norm {
+    enum mm_norm_kind kind;
+    float epsilon;
+    const void *weight, *bias;
+};
 enum mm_activation { MM_SWIGLU, MM_GELU }; /* silu(gate)·up | exact GELU (erf) */
 
 /* Where attention finds the heads within a row of the fused q, k, v product: element 0 of query
@@ -103,50 +110,19 @@ struct mm_unlearn_options {
     const uint32_t *stop;
 };
 
-#define MM_MARKS 2
-
-struct mm_device;
+/* How a step of AdamW is made. */
+struct mm_adamw {
+    double g_scale; /* the gradient is multiplied by it first */
+    double rate, betas[2], epsilon, weight_decay;
+    size_t t; /* this step: 1, 2, ... */
+};
 
 struct mm_ops {
-    const char *name;  /* "cpu ..." | "cuda ..." */
-    bool asynchronous; /* operations return before they are done, and are done in order */
-    size_t chunk;      /* elements of logits that are best worked on at once */
+    size_t chunk; /* elements of logits that are best worked on at once */
 
-    /* Frees the device and its context. */
-    void (*close)(struct mm_device *dev);
-
-    /* -- memory -------------------------------------------------------------------------------- */
-    /* 64-byte aligned, zeroed; NULL where there is not that much. Freed by free. */
-    void *(*alloc)(struct mm_device *dev, size_t bytes);
-    void (*free)(struct mm_device *dev, void *block);
-    void (*zero)(struct mm_device *dev, void *block, size_t bytes);
-    void (*copy)(struct mm_device *dev, void *dst, const void *src, size_t bytes);
-    /* `host` may be reused at once; if it is pinned, only after a wait for a later mark. */
-    void (*upload)(struct mm_device *dev, void *dst, const void *host, size_t bytes);
-    void (*download)(struct mm_device *dev, void *host, const void *src, size_t bytes); /* waits */
     /* dst[i] = src[i] converted, i < n */
     void (*convert)(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
                     enum mm_dtype src_dtype, size_t n);
-
-    /* -- running ahead of the device ----------------------------------------------------------- */
-    /* Host memory that the device reads and writes by itself; zeroed; freed by pinned_free. */
-    void *(*pinned_alloc)(struct mm_device *dev, size_t bytes);
-    void (*pinned_free)(struct mm_device *dev, void *block);
-    /* As download, into pinned memory, without waiting: there after a wait for a later mark. */
-    void (*download_later)(struct mm_device *dev, void *pinned, const void *src, size_t bytes);
-    /* Marks, in slot 0 ... MM_MARKS-1, all that was asked of the device so far; waits for it. */
-    void (*mark)(struct mm_device *dev, int slot);
-    void (*wait)(struct mm_device *dev, int slot);
-    /* Begins a recording: operations are noted and not done, until `recorded` ends it. False: this
-     * device doesn't record, and they are done as always. While recording nothing may wait, and no
-     * memory be taken: what is recorded has been done once before. */
-    bool (*record)(struct mm_device *dev);
-    /* The recording, freed by recording_free; NULL where it cannot be replayed: the text says why.
-     */
-    void *(*recorded)(struct mm_device *dev, struct mm_error *err);
-    /* Does again all that was noted, with the same addresses and values. */
-    void (*replay)(struct mm_device *dev, void *recording);
-    void (*recording_free)(struct mm_device *dev, void *recording);
 
     /* -- weights that stay as they are --------------------------------------------------------- */
     /* w [out, in] of linear and linear_dx does not change until all are let go: the backend may
@@ -179,13 +155,12 @@ struct mm_ops {
      * y = normalized sum · weight (+ bias). stats [n, 2] float32: mean (0 for RMS), 1/deviation.
      * sum may be x itself. A row whose sum of squares overflows becomes NaN, y and 1/deviation:
      * zeros would look like a finite loss, and the guard would not see the wreck. */
-    void (*norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
-                 struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
-                 struct mm_mat y, float *stats);
+    void (*norm)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
+                 struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats);
     /* dx += gradient through the norm of x with its stats; dweight, dbias (NULL: not wanted) +=. */
-    void (*norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
-                      struct mm_mat dy, struct mm_mat x, const float *stats, const void *weight,
-                      float *dweight, float *dbias);
+    void (*norm_grad)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
+                      struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
+                      float *dbias);
     /* Turns q and k of qkv [B·T, ...] in place by angle[t][i] (cosines and sines [T, rotary/2],
      * float32); `inverse` turns back, which is also the backward. */
     void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
@@ -283,11 +258,10 @@ struct mm_ops {
     void (*add)(struct mm_device *dev, float *y, const float *x, size_t n);
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
-    /* AdamW (Loshchilov and Hutter, Algorithm 2) at step t = 1, 2, ...; g is multiplied by g_scale
-     * first; first, second: the moments; all float32. */
+    /* A step of AdamW (Loshchilov and Hutter, Algorithm 2); first, second: the moments; all
+     * float32. */
     void (*adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
-                       struct mm_vector second, struct mm_vector g, double g_scale, double rate,
-                       const double betas[2], double epsilon, double weight_decay, size_t t);
+                       struct mm_vector second, struct mm_vector g, const struct mm_adamw *how);
 };
 
 /* The arithmetic fields of struct mm_ops, in its order: op(name) for each. A backend declares and
@@ -299,37 +273,5 @@ struct mm_ops {
                 op(scale_scalar) op(sum_squares) op(guard) op(guard_dead) op(fork) op(retain_step) \
                     op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step) op(add)    \
                         op(sgd_step) op(adamw_step)
-
-struct mm_device {
-    const struct mm_ops *ops;
-    void *context;           /* the backend's own */
-    bool exact;              /* reduction: exact; the CPU's matrix products are then cut into pieces
-                                that depend on nothing but the shape */
-    struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
-    size_t arenas_peak;
-};
-
-/* Device memory that a CUDA device takes for itself: cuBLASLt's workspace, as much as its kernels
- * for NVIDIA's newest GPUs ask for. */
-#define MM_CUDA_WORKSPACE_BYTES ((size_t)32 << 20)
-
-/* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
-struct mm_device *mm_device_create_cpu(void);
-/* Whether this processor multiplies bfloat16; elsewhere products of it are computed in float32. */
-bool mm_cpu_multiplies_bf16(void);
-/* GPU `index` of those visible to this process; NULL, and the text says what is missing, where
- * there is no driver, no such GPU, or no CUDA in this build. The caller frees with mm_device_free.
- * Local. */
-struct mm_device *mm_device_create_cuda(int index, struct mm_error *err);
-/* GPUs visible to this process; 0 without a driver or without CUDA. */
-int mm_cuda_device_count(void);
-/* "runtime 13.0, driver for 13.0, 4 GPUs", or that this build has none; the caller frees with
- * mm_free. Local. */
-char *mm_cuda_text(void);
-void mm_device_free(struct mm_device *dev);
-
-/* Threads the CPU backend uses: as OpenMP has it, or from now on n. Local. */
-int mm_cpu_threads(void);
-void mm_cpu_set_threads(int n);
 
 #endif

@@ -40,22 +40,21 @@ static const float *add_residual(struct mm_mat sum, struct mm_mat x, struct mm_m
     return row_get(sum, i, room);
 }
 
-void CPU_NAME(cpu_norm)(struct mm_device *dev, enum mm_norm_kind kind, float epsilon,
-                        struct mm_mat sum, struct mm_mat x, struct mm_mat delta, const void *weight,
-                        const void *bias, struct mm_mat y, float *stats) {
+void CPU_NAME(cpu_norm)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
+                        struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats) {
     size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
     float *shared = scratch(dev, 2 * (threads + 1) * each * sizeof *shared);
-    const float *w = floats_of(weight, x.dtype, C, shared);
-    const float *b = bias ? floats_of(bias, x.dtype, C, shared + each) : NULL;
+    const float *w = floats_of(how->weight, x.dtype, C, shared);
+    const float *b = how->bias ? floats_of(how->bias, x.dtype, C, shared + each) : NULL;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < x.rows; i++) {
         float *room = room_of_thread(shared + 2 * each, 2 * each), *out = row_at(y, i, room + each);
         const float *in =
             delta.data ? add_residual(sum, x, delta, i, room, room + each) : row_get(x, i, room);
-        float mean = kind == MM_LAYER_NORM ? row_sum(in, C) / (float)C : 0.0f;
+        float mean = how->kind == MM_LAYER_NORM ? row_sum(in, C) / (float)C : 0.0f;
         for (size_t j = 0; j < C; j++)
             out[j] = in[j] - mean;
-        float inverse = 1.0f / sqrtf(row_dot(out, out, C) / (float)C + epsilon);
+        float inverse = 1.0f / sqrtf(row_dot(out, out, C) / (float)C + how->epsilon);
         if (inverse == 0.0f)
             inverse = NAN;
         for (size_t j = 0; j < C; j++)
@@ -104,16 +103,16 @@ static void norm_weight_grad(struct mm_mat dy, struct mm_mat x, const float *sta
     }
 }
 
-void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
-                             struct mm_mat dy, struct mm_mat x, const float *stats,
-                             const void *weight, float *dweight, float *dbias) {
+void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
+                             struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
+                             float *dbias) {
     size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
     float *shared = scratch(dev, (1 + 3 * threads) * each * sizeof *shared);
-    const float *w = floats_of(weight, x.dtype, C, shared);
+    const float *w = floats_of(how->weight, x.dtype, C, shared);
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < x.rows; i++) {
         float *room = room_of_thread(shared + each, 3 * each), *out = row_open(dx, i, room);
-        norm_grad_row(kind, out, row_get(dy, i, room + each), row_get(x, i, room + 2 * each),
+        norm_grad_row(how->kind, out, row_get(dy, i, room + each), row_get(x, i, room + 2 * each),
                       stats + 2 * i, w, C);
         row_put(dx, i, out);
     }

@@ -1,6 +1,7 @@
-/* table.c - the CPU backend's table: memory, and the operations of the other files. */
+/* table.c - the CPU backend's tables: memory, and the operations of the other files. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/onednn.h"
+#include "kernels/queue.h"
 
 #include <stdlib.h>
 
@@ -111,30 +112,34 @@ static void device_free(struct mm_device *dev) {
 #define CPU_TEXT2(x)       #x
 #define CPU_TEXT(x)        CPU_TEXT2(x)
 
-static const struct mm_ops table = {.name = "cpu " CPU_TEXT(CPU_SUFFIX),
-                                    .chunk = (size_t)16 << 20, /* stays near the processor */
-                                    .alloc = cpu_alloc,
-                                    .free = cpu_free,
-                                    .zero = cpu_zero,
-                                    .copy = cpu_copy,
-                                    .upload = cpu_copy,
-                                    .download = cpu_copy,
-                                    .convert = cpu_convert,
-                                    .pinned_alloc = must_alloc,
-                                    .pinned_free = cpu_free,
-                                    .download_later = cpu_copy,
-                                    .mark = nothing_to_do,
-                                    .wait = nothing_to_do,
-                                    .record = records_nothing,
-                                    .hold = cpu_hold,
-                                    .let_go = cpu_let_go,
-                                    .close = device_free,
-                                    MM_OPERATIONS(CPU_ROW)};
+static const struct mm_queue queue = {
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .zero = cpu_zero,
+    .copy = cpu_copy,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .pinned_alloc = must_alloc,
+    .pinned_free = cpu_free,
+    .download_later = cpu_copy,
+    .mark = nothing_to_do,
+    .wait = nothing_to_do,
+    .record = records_nothing,
+};
+
+static const struct mm_ops ops = {.chunk = (size_t)16 << 20, /* stays near the processor */
+                                  .convert = cpu_convert,
+                                  .hold = cpu_hold,
+                                  .let_go = cpu_let_go,
+                                  MM_OPERATIONS(CPU_ROW)};
 
 struct mm_device *CPU_NAME(mm_cpu_device)(void);
 struct mm_device *CPU_NAME(mm_cpu_device)(void) {
     struct mm_device *dev = mm_calloc(1, sizeof *dev);
-    dev->ops = &table;
+    dev->name = "cpu " CPU_TEXT(CPU_SUFFIX);
+    dev->queue = &queue;
+    dev->ops = &ops;
+    dev->close = device_free;
     struct cpu_context *context = mm_calloc(1, sizeof *context);
     context->onednn = mm_onednn_create(mm_onednn_has_tiles());
     dev->context = context;

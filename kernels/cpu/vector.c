@@ -357,17 +357,18 @@ void CPU_NAME(cpu_sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm
 }
 
 void CPU_NAME(cpu_adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
-                              struct mm_vector second, struct mm_vector g, double g_scale,
-                              double rate, const double betas[2], double epsilon,
-                              double weight_decay, size_t t) {
+                              struct mm_vector second, struct mm_vector g,
+                              const struct mm_adamw *how) {
     (void)dev;
+    double beta_1 = how->betas[0], beta_2 = how->betas[1], t = (double)how->t;
     float *x = p.data, *one = first.data, *two = second.data;
     const float *in = g.data;
-    float beta1 = (float)betas[0], beta2 = (float)betas[1], keep = (float)(1 - rate * weight_decay);
-    float rest1 = (float)(1 - betas[0]), rest2 = (float)(1 - betas[1]);
-    float step = (float)(rate / (1 - pow(betas[0], (double)t)));
-    float correction = (float)(1 / sqrt(1 - pow(betas[1], (double)t)));
-    float scale = (float)g_scale, e = (float)epsilon;
+    float beta1 = (float)beta_1, beta2 = (float)beta_2;
+    float rest1 = (float)(1 - beta_1), rest2 = (float)(1 - beta_2);
+    float keep = (float)(1 - how->rate * how->weight_decay);
+    float step = (float)(how->rate / (1 - pow(beta_1, t)));
+    float correction = (float)(1 / sqrt(1 - pow(beta_2, t)));
+    float scale = (float)how->g_scale, e = (float)how->epsilon;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < p.n; i++) {
         float d = in[i] * scale;

@@ -13,6 +13,7 @@
 
 extern "C" {
 #include "kernels/ops.h"
+#include "kernels/queue.h"
 }
 
 #ifndef MM_CUDA_SHIM
@@ -59,7 +60,8 @@ struct cuda_context {
     cudaEvent_t marks[MM_MARKS];
     bool recording;
     struct cuda_choices *choices; /* matrix.cu's, by mm_calloc; NULL before the first product */
-    struct mm_ops table;          /* with the device's name */
+    struct mm_queue queue;
+    struct mm_ops ops;
     char name[280];
 };
 

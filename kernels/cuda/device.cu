@@ -1,4 +1,4 @@
-/* device.cu - the CUDA backend's table: the device, its memory, and the operations of the other
+/* device.cu - the CUDA backend's tables: the device, its memory, and the operations of the other
  * files. One stream, so that every operation follows the one before it. */
 #include "kernels/cuda/block.h"
 
@@ -246,18 +246,13 @@ static void cuda_let_go(struct mm_device *dev) {
     (void)dev;
 }
 
-static void fill_table(struct mm_ops *table, const char *name) {
-    table->name = name;
-    table->asynchronous = true;
-    table->chunk = (size_t)256 << 20; /* rows enough that the head's weights are read seldom */
-    table->close = cuda_close;
+static void fill_queue(struct mm_queue *table) {
     table->alloc = cuda_alloc;
     table->free = cuda_free;
     table->zero = cuda_zero;
     table->copy = cuda_copy;
     table->upload = cuda_upload;
     table->download = cuda_download;
-    table->convert = cuda_convert;
     table->pinned_alloc = cuda_pinned_alloc;
     table->pinned_free = cuda_pinned_free;
     table->download_later = cuda_download_later;
@@ -267,6 +262,11 @@ static void fill_table(struct mm_ops *table, const char *name) {
     table->recorded = cuda_recorded;
     table->replay = cuda_replay;
     table->recording_free = cuda_recording_free;
+}
+
+static void fill_ops(struct mm_ops *table) {
+    table->chunk = (size_t)256 << 20; /* rows enough that the head's weights are read seldom */
+    table->convert = cuda_convert;
     table->hold = cuda_hold;
     table->let_go = cuda_let_go;
     MM_OPERATIONS(CUDA_ROW)
@@ -336,8 +336,13 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
     context->workspace_bytes = MM_CUDA_WORKSPACE_BYTES;
     context->workspace = take(MM_CUDA_WORKSPACE_BYTES);
     memcpy(context->name, name, sizeof name);
-    fill_table(&context->table, context->name);
-    dev->ops = &context->table;
+    fill_queue(&context->queue);
+    fill_ops(&context->ops);
+    dev->name = context->name;
+    dev->asynchronous = true;
+    dev->queue = &context->queue;
+    dev->ops = &context->ops;
     dev->context = context;
+    dev->close = cuda_close;
     return dev;
 }

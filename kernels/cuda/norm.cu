@@ -105,12 +105,11 @@ template <unsigned GROUPS> struct launch_norm {
     }
 };
 
-void cuda_norm(struct mm_device *dev, enum mm_norm_kind kind, float epsilon, struct mm_mat sum,
-               struct mm_mat x, struct mm_mat delta, const void *weight, const void *bias,
-               struct mm_mat y, float *stats) {
-    bool wide = rows_wide(x) && rows_wide(y) && aligned16(weight) && aligned16(bias) &&
+void cuda_norm(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum, struct mm_mat x,
+               struct mm_mat delta, struct mm_mat y, float *stats) {
+    bool wide = rows_wide(x) && rows_wide(y) && aligned16(how->weight) && aligned16(how->bias) &&
                 (!delta.data || (rows_wide(sum) && rows_wide(delta)));
-    struct norm_args a = {kind, epsilon, sum, x, delta, y, weight, bias, stats};
+    struct norm_args a = {how->kind, how->epsilon, sum, x, delta, y, how->weight, how->bias, stats};
     if (x.rows)
         LAUNCH_ROWS(launch_norm, x.dtype, wide, x.cols, dev, a);
 }
@@ -213,11 +212,11 @@ static void weight_grads(struct mm_device *dev, const struct norm_grad_args &a, 
     MM_LAUNCH(slabs_kernel, blocks_for(C, WARP), WARP, 0, dev, sums, slabs, C, dweight, dbias);
 }
 
-void cuda_norm_grad(struct mm_device *dev, enum mm_norm_kind kind, struct mm_mat dx,
-                    struct mm_mat dy, struct mm_mat x, const float *stats, const void *weight,
-                    float *dweight, float *dbias) {
-    bool wide = rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(weight);
-    struct norm_grad_args a = {kind, dx, dy, x, stats, weight};
+void cuda_norm_grad(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
+                    struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
+                    float *dbias) {
+    bool wide = rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(how->weight);
+    struct norm_grad_args a = {how->kind, dx, dy, x, stats, how->weight};
     if (!x.rows || !x.cols)
         return;
     LAUNCH_ROWS(launch_norm_grad, x.dtype, wide, x.cols, dev, a);

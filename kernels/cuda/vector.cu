@@ -166,18 +166,17 @@ struct adamw { /* p, q: first moment, r: second */
 };
 
 void cuda_adamw_step(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
-                     struct mm_vector second, struct mm_vector g, double g_scale, double rate,
-                     const double betas[2], double epsilon, double weight_decay, size_t t) {
-    double n = static_cast<double>(t);
-    struct adamw op = {static_cast<float>(g_scale),
+                     struct mm_vector second, struct mm_vector g, const struct mm_adamw *how) {
+    const double *betas = how->betas, n = static_cast<double>(how->t);
+    struct adamw op = {static_cast<float>(how->g_scale),
                        static_cast<float>(betas[0]),
                        static_cast<float>(1 - betas[0]),
                        static_cast<float>(betas[1]),
                        static_cast<float>(1 - betas[1]),
-                       static_cast<float>(1 - rate * weight_decay),
-                       static_cast<float>(rate / (1 - pow(betas[0], n))),
+                       static_cast<float>(1 - how->rate * how->weight_decay),
+                       static_cast<float>(how->rate / (1 - pow(betas[0], n))),
                        static_cast<float>(1 / sqrt(1 - pow(betas[1], n))),
-                       static_cast<float>(epsilon)};
+                       static_cast<float>(how->epsilon)};
     run_pass<float>(dev, op, p.data, first.data, second.data, g.data, p.n, nullptr);
 }
 

@@ -8,6 +8,7 @@
 #define MM_CONFIG_H
 
 #include "comm/comm.h"
+#include "kernels/ops.h"
 
 #include <limits.h>
 

@@ -1,6 +1,7 @@
 /* flips.c - counts the elements whose fate a bfloat16 reduction changes; see flips.h. */
 #include "src/method/flips.h"
 
+#include "kernels/queue.h"
 #include "src/mudman.h"
 
 static int sign(float x) {
@@ -11,7 +12,7 @@ static void download_floats(struct mm_mudman *u, float *host, struct mm_vector v
                             size_t n) {
     size_t bytes = mm_dtype_bytes(v.dtype);
     char *raw = mm_calloc(n, bytes);
-    u->dev->ops->download(u->dev, raw, (char *)v.data + first * bytes, n * bytes);
+    u->dev->queue->download(u->dev, raw, (char *)v.data + first * bytes, n * bytes);
     mm_convert(host, MM_F32, raw, v.dtype, n);
     mm_free(raw);
 }

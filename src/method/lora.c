@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "kernels/queue.h"
+
 void mm_lora_choose(const struct mm_model *model, bool *wanted) {
     for (size_t l = 0; l < model->arch.layers; l++) {
         const struct mm_layer *layer = &model->layers[l];
@@ -148,7 +150,7 @@ void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
     struct mm_rows own = own_rows(l, l->rank);
     struct mm_vector p = l->p;
     p.data = (float *)l->all.data + set * p.n;
-    dev->ops->zero(dev, p.data, p.n * sizeof(float));
+    dev->queue->zero(dev, p.data, p.n * sizeof(float));
     for (size_t i = 0; i < l->n; i++) {
         size_t cols = param_of(l, i)->cols;
         float *host = mm_calloc(l->rank * cols, sizeof *host);
@@ -156,10 +158,11 @@ void mm_lora_begin(struct mm_lora *l, size_t set, uint64_t seed) {
         double bound = 1 / sqrt((double)cols);
         for (size_t k = 0; k < l->rank * cols; k++)
             host[k] = (float)(bound * (2 * mm_random_uniform(seed_here, k) - 1));
-        dev->ops->upload(dev, part(l, p, i), host + own.first * cols,
-                         own.count * cols * sizeof *host);
+        dev->queue->upload(dev, part(l, p, i), host + own.first * cols,
+                           own.count * cols * sizeof *host);
         if (l->whole_a)
-            dev->ops->upload(dev, l->whole_a + l->whole_at[i], host, l->rank * cols * sizeof *host);
+            dev->queue->upload(dev, l->whole_a + l->whole_at[i], host,
+                               l->rank * cols * sizeof *host);
         mm_free(host);
     }
 }
@@ -175,8 +178,8 @@ static void gather(struct mm_lora *l) {
         return;
     for (size_t i = 0; i < l->n && own.count; i++) {
         size_t cols = param_of(l, i)->cols;
-        dev->ops->copy(dev, l->whole_a + l->whole_at[i] + own.first * cols, part(l, l->p, i),
-                       own.count * cols * sizeof(float));
+        dev->queue->copy(dev, l->whole_a + l->whole_at[i] + own.first * cols, part(l, l->p, i),
+                         own.count * cols * sizeof(float));
     }
     mm_comm_wait(l->comm, mm_comm_gather_rows(l->comm, l->gathers, l->n));
 }
@@ -202,8 +205,8 @@ static struct mm_mat own_of(const struct mm_lora *l, struct mm_mat whole) {
 
 static void copy_rows(const struct mm_lora *l, float *to, struct mm_mat from) {
     if (from.rows && to != from.data)
-        l->shard->model->dev->ops->copy(l->shard->model->dev, to, from.data,
-                                        from.rows * from.cols * sizeof *to);
+        l->shard->model->dev->queue->copy(l->shard->model->dev, to, from.data,
+                                          from.rows * from.cols * sizeof *to);
 }
 
 /* whole (=) own of every rank. */
@@ -264,7 +267,7 @@ static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
             dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, false);
             dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, false);
         } else {
-            dev->ops->zero(dev, da.data, da.rows * da.cols * sizeof(float));
+            dev->queue->zero(dev, da.data, da.rows * da.cols * sizeof(float));
         }
     }
     mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->n));

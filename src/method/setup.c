@@ -2,7 +2,7 @@
  * for ahead of the device. The algorithm itself is src/mudman.c. */
 #include "src/mudman.h"
 
-#define OPS(u) (u)->dev->ops
+#include "kernels/queue.h"
 
 static size_t passes_of(const struct mm_config *config) {
     size_t frozen =
@@ -141,7 +141,7 @@ static void create_scratch(struct mm_mudman *u, struct mm_arena *arena,
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
     u->recorder = mm_recorder_create(u->comm, u->dev, sets > 2 ? sets : 2, mm_arena_dry(arena));
     for (int i = 0; i < 2 && !mm_arena_dry(arena); i++)
-        u->host[i] = OPS(u)->pinned_alloc(u->dev, sizeof *u->host[i]);
+        u->host[i] = u->dev->queue->pinned_alloc(u->dev, sizeof *u->host[i]);
 }
 
 struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_config *config,
@@ -169,7 +169,7 @@ void mm_mudman_free(struct mm_mudman *u) {
     mm_recorder_free(&u->recorder);
     for (int i = 0; i < 2; i++)
         if (u->host[i])
-            OPS(u)->pinned_free(u->dev, u->host[i]);
+            u->dev->queue->pinned_free(u->dev, u->host[i]);
     mm_lora_free(u->base);
     mm_lora_free(u->adversary);
     mm_batch_free(&u->retain);
@@ -198,15 +198,15 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const
     size_t kind = u->adversary ? mm_lora_turns_take(&u->turns, t)
                                : u->a.data && t % u->settings.fork_every_n_loops == 0;
     mm_recorder_run(&u->recorder, kind, u->asked > 0, one_loop, u);
-    OPS(u)->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);
-    OPS(u)->mark(u->dev, slot);
+    u->dev->queue->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);
+    u->dev->queue->mark(u->dev, slot);
     u->asked++;
 }
 
 struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *u) {
     MM_CHECK(u->told < u->asked, "no loop was asked for");
     int slot = (int)(u->told++ % 2);
-    OPS(u)->wait(u->dev, slot);
+    u->dev->queue->wait(u->dev, slot);
     return *u->host[slot];
 }
 

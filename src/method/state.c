@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "kernels/queue.h"
+
 void mm_state_add(struct mm_state_list *list, struct mm_state_part part) {
     MM_CHECK(list->n < MM_STATE_PARTS, "more than %d parts of the state", MM_STATE_PARTS);
     list->parts[list->n++] = part;
@@ -89,7 +91,7 @@ struct mm_state_copy mm_state_copy_create(const struct mm_state_list *list, stru
     copy.state.dtype = list->parts[0].vector.dtype;
     for (size_t i = 0; i < list->n; i++)
         if (list->parts[i].vector.data) {
-            copy.host[i] = dev->ops->pinned_alloc(dev, bytes_of(&list->parts[i]));
+            copy.host[i] = dev->queue->pinned_alloc(dev, bytes_of(&list->parts[i]));
             bind(&copy, i);
         }
     return copy;
@@ -98,7 +100,7 @@ struct mm_state_copy mm_state_copy_create(const struct mm_state_list *list, stru
 void mm_state_copy_free(struct mm_state_copy *copy) {
     for (int i = 0; i < MM_STATE_PARTS; i++)
         if (copy->host[i])
-            copy->dev->ops->pinned_free(copy->dev, copy->host[i]);
+            copy->dev->queue->pinned_free(copy->dev, copy->host[i]);
     for (size_t i = 0; i < copy->state.tensors_n; i++)
         mm_free(copy->state.tensors[i].name);
     mm_free(copy->state.tensors);
@@ -109,14 +111,14 @@ void mm_state_save(const struct mm_state_copy *copy) {
     const struct mm_state_part *parts = copy->list->parts;
     for (size_t i = 0; i < copy->list->n; i++)
         if (copy->host[i])
-            copy->dev->ops->download(copy->dev, copy->host[i], parts[i].vector.data,
-                                     bytes_of(&parts[i]));
+            copy->dev->queue->download(copy->dev, copy->host[i], parts[i].vector.data,
+                                       bytes_of(&parts[i]));
 }
 
 void mm_state_restore(const struct mm_state_copy *copy) {
     const struct mm_state_part *parts = copy->list->parts;
     for (size_t i = 0; i < copy->list->n; i++)
         if (copy->host[i])
-            copy->dev->ops->upload(copy->dev, parts[i].vector.data, copy->host[i],
-                                   bytes_of(&parts[i]));
+            copy->dev->queue->upload(copy->dev, parts[i].vector.data, copy->host[i],
+                                     bytes_of(&parts[i]));
 }

@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/queue.h"
+
 #define EPSILON 1e-8 /* AdamW's */
 
 static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
@@ -82,10 +84,11 @@ static void attach(struct mm_training *t, struct mm_arena *arena, const struct m
     if (mm_arena_dry(arena))
         return;
     if (adapters)
-        ops->upload(t->model->dev, t->lora->p.data, adapters, t->lora->p.n * sizeof *adapters);
+        t->model->dev->queue->upload(t->model->dev, t->lora->p.data, adapters,
+                                     t->lora->p.n * sizeof *adapters);
     else
         mm_lora_begin_base(t->lora, config->seed);
-    ops->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
+    t->model->dev->queue->zero(t->model->dev, t->p.data, t->p.n * sizeof(float));
     mm_lora_weights(t->lora, t->p, t->g);
     mm_shard_load(t->shard, t->p);
     if (t->p.n)
@@ -134,7 +137,7 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
     mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
     mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
-    dev->ops->download(dev, result, t->scalars, 2 * sizeof *result);
+    dev->queue->download(dev, result, t->scalars, 2 * sizeof *result);
     t->wrecked = wreck_of(result[0], result[1]);
 }
 
@@ -142,12 +145,13 @@ static void gradient(struct mm_training *t, const uint32_t *tokens, double resul
 static void optimize(const struct mm_training *t, const struct mm_attack *attack,
                      struct mm_vector p, struct mm_vector g, struct mm_vector first,
                      struct mm_vector second) {
-    static const double betas[2] = {0.9, 0.999};
+    struct mm_adamw how = {
+        .g_scale = 1, .rate = attack->lr, .betas = {0.9, 0.999}, .epsilon = EPSILON, .t = t->steps};
     struct mm_device *dev = t->model->dev;
     if (p.n == 0)
         return;
     if (attack->optimizer == MM_ADAMW)
-        dev->ops->adamw_step(dev, p, first, second, g, 1, attack->lr, betas, EPSILON, 0, t->steps);
+        dev->ops->adamw_step(dev, p, first, second, g, &how);
     else
         dev->ops->sgd_step(dev, p, g, attack->lr);
 }
@@ -193,14 +197,19 @@ double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
     if (t->wrecked)
         return result[0];
-    double g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1;
+    struct mm_adamw how = {
+        .g_scale = clip > 0 && norm > clip ? clip / (norm + 1e-6) : 1,
+        .rate = mm_pretrain_rate(config, step),
+        .betas = {config->pretrain.betas[0], config->pretrain.betas[1]},
+        .epsilon = EPSILON,
+        .t = step + 1,
+    };
     for (size_t i = 0; i < t->shard->tensors_n; i++) {
         const struct mm_param *param = &t->model->params[t->shard->param[i]];
         size_t first = t->shard->layout.offsets[i], n = t->shard->layout.offsets[i + 1] - first;
+        how.weight_decay = param->vector ? 0 : config->pretrain.weight_decay;
         ops->adamw_step(t->model->dev, slice(t->p, first, n), slice(t->first, first, n),
-                        slice(t->second, first, n), slice(t->g, first, n), g_scale,
-                        mm_pretrain_rate(config, step), config->pretrain.betas, EPSILON,
-                        param->vector ? 0 : config->pretrain.weight_decay, step + 1);
+                        slice(t->second, first, n), slice(t->g, first, n), &how);
     }
     mm_shard_store(t->shard, t->p);
     return result[0];
@@ -223,7 +232,7 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
                                                     : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
         mm_convert(stored, model->dtype, host, MM_F32, n);
-        model->dev->ops->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
+        model->dev->queue->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
         mm_free(stored);
         mm_free(host);
     }

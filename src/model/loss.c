@@ -6,6 +6,8 @@
  * its terms before any gradient, and so it forms the logits twice. */
 #include "src/model/loss.h"
 
+#include "kernels/queue.h"
+
 #define LEAST_ROWS ((size_t)64) /* of a chunk of logits: enough for a product */
 
 static size_t smaller(size_t a, size_t b) {
@@ -120,7 +122,7 @@ void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct 
     size_t bytes = acts->B * acts->T * sizeof *terms;
     position_losses(&p, &term, 1, NULL);
     if (terms != head->losses)
-        m->dev->ops->copy(m->dev, terms, head->losses, bytes);
+        m->dev->queue->copy(m->dev, terms, head->losses, bytes);
 }
 
 bool mm_loss_on_logits(enum mm_loss_fn fn) {

@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/queue.h"
+
 /* Products and rows start on this many elements: full vectors and cache lines. */
 #define GROUP_ALIGNMENT ((size_t)64)
 
@@ -137,8 +139,8 @@ static void fill_rope(struct mm_model *m) {
     float *host = mm_calloc(2, bytes);
     float *sine = host + bytes / sizeof(float);
     mm_arch_rope(&m->arch, m->context, host, sine);
-    m->dev->ops->upload(m->dev, m->cosine, host, bytes);
-    m->dev->ops->upload(m->dev, m->sine, sine, bytes);
+    m->dev->queue->upload(m->dev, m->cosine, host, bytes);
+    m->dev->queue->upload(m->dev, m->sine, sine, bytes);
     mm_free(host);
 }
 
@@ -195,8 +197,8 @@ enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *we
         status = mm_weights_load(weights, p->name, p->rows, p->vector ? 0 : p->cols, host,
                                  model->dtype, err);
         if (status == MM_OK)
-            model->dev->ops->upload(model->dev, p->w.data, host,
-                                    p->rows * p->cols * mm_dtype_bytes(model->dtype));
+            model->dev->queue->upload(model->dev, p->w.data, host,
+                                      p->rows * p->cols * mm_dtype_bytes(model->dtype));
     }
     mm_free(host);
     return status;

@@ -5,6 +5,8 @@
  * if the gradient of a weight reads it. */
 #include "src/model/transformer.h"
 
+#include "kernels/queue.h"
+
 static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
     bool any = false;
     for (size_t i = 0; i < linear->parts_n; i++)
@@ -110,10 +112,14 @@ static void linear(const struct mm_model *m, struct mm_mat y, struct mm_mat x,
     m->dev->ops->linear(m->dev, y, x, l->w, l->bias, accumulate);
 }
 
+static struct mm_norm norm_of(const struct mm_model *m, const struct mm_norm_weights *w) {
+    return (struct mm_norm){m->arch.norm, m->arch.epsilon, w->weight, w->bias};
+}
+
 static void norm(const struct mm_model *m, struct mm_mat sum, struct mm_mat x, struct mm_mat delta,
                  const struct mm_norm_weights *w, struct mm_mat y, float *stats) {
-    m->dev->ops->norm(m->dev, m->arch.norm, m->arch.epsilon, sum, x, delta, w->weight, w->bias, y,
-                      stats);
+    struct mm_norm how = norm_of(m, w);
+    m->dev->ops->norm(m->dev, &how, sum, x, delta, y, stats);
 }
 
 /* `m` cut to the n tokens in use. */
@@ -240,8 +246,9 @@ static void linear_grads(const struct backward *b, const struct mm_linear *linea
 /* dx += gradient through a norm, and the norm's own gradients. */
 static void norm_grads(const struct backward *b, const struct mm_norm_weights *w, struct mm_mat dx,
                        struct mm_mat dy, struct mm_mat x, const float *stats) {
-    b->m->dev->ops->norm_grad(b->m->dev, b->m->arch.norm, dx, dy, head_rows(x, b->n), stats,
-                              w->weight, b->grads[w->weight_part],
+    struct mm_norm how = norm_of(b->m, w);
+    b->m->dev->ops->norm_grad(b->m->dev, &how, dx, dy, head_rows(x, b->n), stats,
+                              b->grads[w->weight_part],
                               w->has_bias ? b->grads[w->bias_part] : NULL);
 }
 
@@ -304,7 +311,7 @@ void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm
     struct backward b = {
         .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
     struct mm_mat dx = head_rows(s->dx, b.n);
-    m->dev->ops->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
+    m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)
         norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
     for (size_t l = m->arch.layers; l-- > acts->lowest;) {

@@ -1,6 +1,8 @@
 /* collect.c - see collect.h. A tensor at a time, so that no rank holds all of them whole. */
 #include "src/parallel/collect.h"
 
+#include "kernels/queue.h"
+
 float *mm_collect(const struct mm_shard *s, struct mm_vector v, size_t t) {
     const struct mm_param *p = &s->model->params[s->param[t]];
     struct mm_device *dev = s->model->dev;
@@ -9,7 +11,7 @@ float *mm_collect(const struct mm_shard *s, struct mm_vector v, size_t t) {
            own = mm_layout_own(&s->layout, t).count * p->cols;
     void *stored = mm_calloc(own, bytes);
     float *mine = mm_calloc(block, sizeof *mine); /* padded: every rank sends as much */
-    dev->ops->download(dev, stored, (char *)v.data + s->layout.offsets[t] * bytes, own * bytes);
+    dev->queue->download(dev, stored, (char *)v.data + s->layout.offsets[t] * bytes, own * bytes);
     mm_convert(mine, MM_F32, stored, v.dtype, own);
     mm_free(stored);
     if (size == 1)

@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "kernels/queue.h"
+
 static size_t rmu_layer(const struct mm_config *config, size_t layers) {
     return config->unlearn.rmu_layer == MM_ABSENT ? layers / 2 : config->unlearn.rmu_layer;
 }
@@ -65,7 +67,7 @@ static void take_point(struct mm_hidden_loss *r, struct mm_arena *arena,
         point[j] = (float)(length * mm_random_uniform(seed, j) / sqrt(squares));
     void *stored = mm_calloc(C, bytes);
     mm_convert(stored, model->dtype, point, MM_F32, C);
-    r->dev->ops->upload(r->dev, r->others.data, stored, C * bytes);
+    r->dev->queue->upload(r->dev, r->others.data, stored, C * bytes);
     mm_free(stored);
     mm_free(point);
 }
@@ -124,7 +126,7 @@ void mm_hidden_loss_keep(const struct mm_hidden_loss *r, const struct mm_acts *a
     if (i < r->first || i >= r->end)
         return;
     struct mm_mat h = mm_acts_state(acts, i), kept = others_of(r, row, i, h.rows);
-    r->dev->ops->copy(r->dev, kept.data, h.data, h.rows * h.cols * mm_dtype_bytes(h.dtype));
+    r->dev->queue->copy(r->dev, kept.data, h.data, h.rows * h.cols * mm_dtype_bytes(h.dtype));
 }
 
 void mm_hidden_loss_add_terms(const struct mm_hidden_loss *r, const struct mm_acts *acts,

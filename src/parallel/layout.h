@@ -8,6 +8,7 @@
 
 #include "comm/comm.h"
 #include "kernels/arena.h"
+#include "kernels/ops.h"
 
 struct mm_layout {
     struct mm_comm *comm;

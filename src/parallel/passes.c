@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "kernels/queue.h"
+
 static bool exact(const struct mm_passes *p) {
     return p->model->dev->exact;
 }
@@ -181,7 +183,7 @@ static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct
 static void grow(struct mm_passes *p, double *values, size_t n) {
     struct mm_grown *g = &p->grown[p->grown_n++];
     *g = (struct mm_grown){values, n, exact(p) ? mm_calloc(n, sizeof(double)) : NULL};
-    p->model->dev->ops->zero(p->model->dev, values, n * sizeof *values);
+    p->model->dev->queue->zero(p->model->dev, values, n * sizeof *values);
 }
 
 /* Of an exact step: totals += values of each rank that had a leaf, one after the other. */
@@ -299,8 +301,8 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
     if (first < end)
         losses(p, &p->acts[0], batch, i, terms + first, end - first, dhead);
     else if (dhead && overwrites(p, i))
-        p->model->dev->ops->zero(p->model->dev, dhead,
-                                 p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
+        p->model->dev->queue->zero(p->model->dev, dhead,
+                                   p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
     return on_logits(objective) ? dhidden : none;
 }
 

@@ -9,6 +9,8 @@
 
 #include <string.h>
 
+#include "kernels/queue.h"
+
 static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
     return &s->model->params[s->param[t]];
 }
@@ -220,7 +222,7 @@ static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool
         s->reductions[i].ranks = ranks;
         s->reductions[i].add = add;
         if (!s->overwritten[t])
-            dev->ops->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
+            dev->queue->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
     }
 }
 

@@ -1,6 +1,8 @@
 /* sums.c - see sums.h. To an operation that sums tensors, a row is a small tensor. */
 #include "src/parallel/sums.h"
 
+#include "kernels/queue.h"
+
 static struct mm_device *device_of(const struct mm_sums *s) {
     return s->layout->dev;
 }
@@ -25,8 +27,8 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *la
     }
     if (mm_arena_dry(arena))
         return s;
-    device_of(&s)->ops->upload(device_of(&s), s.offsets, layout->offsets,
-                               (tensors + 1) * sizeof *s.offsets);
+    device_of(&s)->queue->upload(device_of(&s), s.offsets, layout->offsets,
+                                 (tensors + 1) * sizeof *s.offsets);
     if (s.row_offsets)
         find_rows(&s);
     return s;
@@ -44,7 +46,7 @@ static void sum_rows(const struct mm_sums *s, struct mm_vector g, struct mm_vect
 void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
                      enum mm_dtype state_dtype) {
     struct mm_device *dev = device_of(s);
-    dev->ops->zero(dev, sum, sizeof *sum);
+    dev->queue->zero(dev, sum, sizeof *sum);
     if (!s->row_offsets) {
         dev->ops->sum_squares(dev, sum, g, state_dtype);
         mm_comm_sum_device(s->layout->comm, sum, 1);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/queue.h"
+
 enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config, size_t vocab,
                             struct mm_error *err) {
     const struct {
@@ -93,7 +95,7 @@ static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
         mm_share_read(&p->share, set, i, tokens);
         mm_batch_set(&e->batch, 0, tokens); /* the batch before was waited for */
         mm_passes_loss(p, &e->batch, objective, e->loss);
-        e->model->dev->ops->download(e->model->dev, &loss, e->loss, sizeof loss);
+        e->model->dev->queue->download(e->model->dev, &loss, e->loss, sizeof loss);
         sum += loss;
     }
     mm_free(tokens);
@@ -165,7 +167,7 @@ static double score(const float *logits, const uint32_t *choices, uint32_t answe
 static void download_floats(struct mm_device *dev, float *host, struct mm_mat m) {
     size_t n = m.rows * m.cols;
     void *raw = m.dtype == MM_F32 ? host : mm_calloc(n, mm_dtype_bytes(m.dtype));
-    dev->ops->download(dev, raw, m.data, n * mm_dtype_bytes(m.dtype));
+    dev->queue->download(dev, raw, m.data, n * mm_dtype_bytes(m.dtype));
     if (raw == host)
         return;
     mm_convert(host, MM_F32, raw, m.dtype, n);
@@ -184,12 +186,12 @@ static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
     for (size_t i = 0; i < count; i++)
         memcpy(tokens + i * T, q->prompts + q->offsets[batch[i].index],
                batch[i].length * sizeof *tokens);
-    dev->ops->upload(dev, e->tokens, tokens, count * T * sizeof *tokens);
+    dev->queue->upload(dev, e->tokens, tokens, count * T * sizeof *tokens);
     mm_forward(e->model, &e->acts, &e->scratch, e->tokens, count, T, none);
     for (size_t i = 0; i < count; i++)
-        dev->ops->copy(dev, mm_mat_rows(e->last, i, 1).data,
-                       mm_mat_rows(e->acts.hidden, i * T + batch[i].length - 1, 1).data,
-                       C * mm_dtype_bytes(e->last.dtype));
+        dev->queue->copy(dev, mm_mat_rows(e->last, i, 1).data,
+                         mm_mat_rows(e->acts.hidden, i * T + batch[i].length - 1, 1).data,
+                         C * mm_dtype_bytes(e->last.dtype));
     struct mm_mat logits = mm_mat_rows(e->logits, 0, count);
     dev->ops->linear(dev, logits, mm_mat_rows(e->last, 0, count),
                      e->model->params[e->model->head_part].w, NULL, false);

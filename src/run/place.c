@@ -68,9 +68,9 @@ static enum mm_status prepare_products(struct mm_comm *comm, const struct mm_con
 static void say(const struct mm_comm *comm, const struct mm_device *dev,
                 const struct mm_config *config) {
     int ranks = mm_comm_size(comm);
-    bool cuda = dev->ops->asynchronous;
+    bool cuda = dev->asynchronous;
     mm_log0(cuda ? MM_LOG_INFO : MM_LOG_DEBUG, "%d rank%s, %s%s%s; arithmetic %s", ranks,
-            ranks == 1 ? "" : "s", dev->ops->name, ranks == 1 ? "" : ", ",
+            ranks == 1 ? "" : "s", dev->name, ranks == 1 ? "" : ", ",
             ranks == 1 ? "" : mm_comm_transport_name(comm), mm_dtype_name(mm_config_dtype(config)));
     if (!cuda)
         mm_log0(MM_LOG_DEBUG, "%d threads a rank", mm_cpu_threads());
@@ -88,7 +88,7 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
         open_best(dev, comm);
     if (status != MM_OK)
         return status;
-    bool cuda = (*dev)->ops->asynchronous;
+    bool cuda = (*dev)->asynchronous;
     mm_threads_settle(comm, !cuda);
     status = check_reduction(config, cuda, err);
     settle_dtype(config, cuda, resumed);

@@ -9,6 +9,8 @@
 
 #include <math.h>
 
+#include "kernels/queue.h"
+
 /* An attack that ends so many nats above the forget loss it started from went uphill: the model's
  * perplexity has doubled. Less is what an attack without effect may do. */
 #define UPHILL M_LN2
@@ -39,7 +41,7 @@ static void *keep_weights(struct mm_job *job, struct mm_arena *arena) {
         return NULL;
     void *kept = mm_arena_take(arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
     if (!mm_arena_dry(arena))
-        job->dev->ops->copy(job->dev, kept, m->block, weight_bytes(m));
+        job->dev->queue->copy(job->dev, kept, m->block, weight_bytes(m));
     return kept;
 }
 
@@ -205,7 +207,7 @@ static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
         if (mm_config_attack(job->config, i).passes == 0)
             continue;
         if (changed)
-            job->dev->ops->copy(job->dev, job->model->block, kept, weight_bytes(job->model));
+            job->dev->queue->copy(job->dev, job->model->block, kept, weight_bytes(job->model));
         changed = true;
         status = run(a, i, err);
         keep_worst(a, *ended);

@@ -64,7 +64,7 @@ static double peak_resident_bytes(void) {
 }
 
 double mm_report_peak_bytes(struct mm_job *job) {
-    double bytes = job->dev->ops->asynchronous
+    double bytes = job->dev->asynchronous
                        ? (double)(mm_arena_peak_bytes(job->dev) + MM_CUDA_WORKSPACE_BYTES)
                        : peak_resident_bytes();
     return mm_comm_max(job->comm, bytes);
@@ -128,7 +128,7 @@ static void print_summary(const struct mm_job *job, double seconds, double peak)
             mm_log0(MM_LOG_INFO, "%-18s %12.4f %12.4f", names[i], all[i]->forget_loss,
                     all[i]->retain_loss);
     mm_log0(MM_LOG_INFO, "%.1f s, at most %s of %smemory a rank", seconds,
-            mm_bytes_text(text, peak), job->dev->ops->asynchronous ? "GPU " : "");
+            mm_bytes_text(text, peak), job->dev->asynchronous ? "GPU " : "");
 }
 
 enum mm_status mm_report_result(struct mm_job *job, const char *reason, double score,

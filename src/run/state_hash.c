@@ -5,6 +5,8 @@
 
 #include <xxhash.h>
 
+#include "kernels/queue.h"
+
 struct mm_hasher {
     struct mm_comm *comm;
     struct mm_device *dev;
@@ -27,7 +29,7 @@ static void add_tensor(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dt
     uint64_t *mine = mm_calloc(block, sizeof *mine);
     uint64_t *all = mm_calloc((size_t)size * block, sizeof *all);
     if (count)
-        h->dev->ops->download(h->dev, copy, own, count * bytes);
+        h->dev->queue->download(h->dev, copy, own, count * bytes);
     for (size_t i = 0; i < count; i++)
         mine[i] = XXH3_64bits_withSeed(copy + i * bytes, bytes, h->place);
     mm_comm_gather_all(h->comm, mine, block * sizeof *mine, all);

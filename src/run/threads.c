@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "kernels/ops.h"
+#include "kernels/device.h"
 
 /* Where a rank may run. */
 struct home {

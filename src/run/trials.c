@@ -17,6 +17,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/queue.h"
+
 struct server {
     struct mm_comm *comm;
     struct mm_job job;
@@ -92,7 +94,8 @@ static enum mm_status evaluated(void *self, const char *at, size_t passes,
 
 static void restore_weights(struct server *s) {
     const struct mm_model *m = s->job.model;
-    s->job.dev->ops->copy(s->job.dev, m->block, s->pristine, m->block_n * mm_dtype_bytes(m->dtype));
+    s->job.dev->queue->copy(s->job.dev, m->block, s->pristine,
+                            m->block_n * mm_dtype_bytes(m->dtype));
 }
 
 static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e) {
@@ -233,7 +236,8 @@ static void keep_pristine(struct server *s) {
     const struct mm_model *m = s->job.model;
     s->arena = mm_arena_create(s->job.dev, false);
     s->pristine = mm_arena_take(s->arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
-    s->job.dev->ops->copy(s->job.dev, s->pristine, m->block, m->block_n * mm_dtype_bytes(m->dtype));
+    s->job.dev->queue->copy(s->job.dev, s->pristine, m->block,
+                            m->block_n * mm_dtype_bytes(m->dtype));
 }
 
 enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_config *config,

@@ -19,6 +19,8 @@
 
 #include <math.h>
 
+#include "kernels/queue.h"
+
 struct phase {
     struct mm_job *job;
     struct mm_arena *arena;
@@ -71,9 +73,9 @@ static enum mm_status load_origin(struct phase *ph, struct mm_error *err) {
         char *host = mm_calloc(p->rows * p->cols, bytes);
         status = mm_weights_load(ph->job->weights, p->name, p->rows, p->cols, host, w.dtype, err);
         if (status == MM_OK)
-            ph->job->dev->ops->upload(ph->job->dev, (char *)w.data + s->layout.offsets[t] * bytes,
-                                      host + own.first * p->cols * bytes,
-                                      own.count * p->cols * bytes);
+            ph->job->dev->queue->upload(ph->job->dev, (char *)w.data + s->layout.offsets[t] * bytes,
+                                        host + own.first * p->cols * bytes,
+                                        own.count * p->cols * bytes);
         mm_free(host);
     }
     return status;
@@ -215,7 +217,7 @@ static bool due(const struct phase *ph, size_t done) {
 
 /* Whether the next loop may be asked for: see the invariants above. */
 static bool may_ask(const struct phase *ph) {
-    size_t ahead = ph->job->dev->ops->asynchronous ? 2 : 1;
+    size_t ahead = ph->job->dev->asynchronous ? 2 : 1;
     if (ph->asked == ph->loops || ph->asked == ph->done + ahead)
         return false;
     return ph->asked == ph->done || !(due(ph, ph->asked) || hash_due(ph, ph->asked));
@@ -278,7 +280,7 @@ static void keep_adapters(const struct phase *ph) {
     mm_free(ph->job->phase.adapters);
     ph->job->phase.adapters = l ? mm_calloc(l->p.n + 1, sizeof(float)) : NULL;
     if (l)
-        dev->ops->download(dev, ph->job->phase.adapters, l->p.data, l->p.n * sizeof(float));
+        dev->queue->download(dev, ph->job->phase.adapters, l->p.data, l->p.n * sizeof(float));
 }
 
 /* The state to begin with: of a checkpoint, or as the model's files have it. */

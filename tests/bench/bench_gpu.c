@@ -7,6 +7,7 @@
  * and FLOPs / peak of the GPU, where its name tells both; shown is limit / time. Small operands
  * stay in the GPU's cache, so that a share can exceed 100 %. */
 #include "tests/bench/bench_shapes.h"
+#include "kernels/queue.h"
 #include "src/base/base.h"
 
 #include <math.h>
@@ -94,14 +95,18 @@ static double flops_dw(const struct bench *b) {
     return flops_of(b->dw, b->n);
 }
 
-static void run_norm(const struct bench *b) {
+static struct mm_norm norm_of(const struct bench *b) {
     const struct mm_arch *a = &b->shape.arch;
-    b->ops->norm(b->dev, a->norm, a->epsilon, b->sum, b->x, b->y, b->table.data,
-                 a->norm == MM_LAYER_NORM ? b->table.data : NULL, b->y, b->stats);
+    const void *bias = a->norm == MM_LAYER_NORM ? b->table.data : NULL;
+    return (struct mm_norm){a->norm, a->epsilon, b->table.data, bias};
+}
+static void run_norm(const struct bench *b) {
+    struct mm_norm how = norm_of(b);
+    b->ops->norm(b->dev, &how, b->sum, b->x, b->y, b->y, b->stats);
 }
 static void run_norm_grad(const struct bench *b) {
-    b->ops->norm_grad(b->dev, b->shape.arch.norm, b->sum, b->y, b->x, b->stats, b->table.data, NULL,
-                      NULL);
+    struct mm_norm how = norm_of(b);
+    b->ops->norm_grad(b->dev, &how, b->sum, b->y, b->x, b->stats, NULL, NULL);
 }
 static double elements_norm(const struct bench *b) {
     return 4 * size(b->x);
@@ -189,8 +194,8 @@ VECTOR(mask_sums, 2, b->sums, b->g, b->m, b->offsets, b->tensors_n, true, NULL)
 VECTOR(unlearn_step, 4, b->b, b->g, b->m, b->offsets, b->tensors_n, b->scale, 1e-9, true, NULL,
        &b->loop->stop)
 VECTOR(sgd_step, 3, b->b, b->g, 1e-9)
-VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g, 1, 1e-9, (const double[]){0.9, 0.95}, 1e-8, 0.1,
-       1)
+VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g,
+       &(struct mm_adamw){1, 1e-9, {0.9, 0.95}, 1e-8, 0.1, 1})
 VECTOR(unlearn_scale, 0, b->scale, b->sums, b->tensors_n, MM_NORM_GLOBAL_PRE_MASK, false, 1, MM_F32,
        b->loop)
 
@@ -258,13 +263,13 @@ static void fill(const struct bench *b, void *data, enum mm_dtype dtype, size_t 
     mm_convert(converted, dtype, values, MM_F32, BLOCK);
     for (size_t at = 0; at < n; at += BLOCK) {
         size_t bytes = mm_dtype_bytes(dtype);
-        b->ops->upload(b->dev, (char *)data + at * bytes, converted,
-                       bytes * (n - at < BLOCK ? n - at : BLOCK));
+        b->dev->queue->upload(b->dev, (char *)data + at * bytes, converted,
+                              bytes * (n - at < BLOCK ? n - at : BLOCK));
     }
 }
 
 static void *take(const struct bench *b, size_t bytes) {
-    void *block = b->ops->alloc(b->dev, bytes);
+    void *block = b->dev->queue->alloc(b->dev, bytes);
     MM_CHECK(block != NULL, "no memory for %zu bytes", bytes);
     return block;
 }
@@ -285,7 +290,7 @@ static void take_tokens(struct bench *b) {
     for (size_t i = 0; i < b->n; i++)
         tokens[i] = (uint32_t)(i * 2654435761u % b->shape.arch.vocab);
     b->tokens = take(b, b->n * sizeof *tokens);
-    b->ops->upload(b->dev, b->tokens, tokens, b->n * sizeof *tokens);
+    b->dev->queue->upload(b->dev, b->tokens, tokens, b->n * sizeof *tokens);
     mm_free(tokens);
 }
 
@@ -295,8 +300,8 @@ static void take_rope(struct bench *b) {
     mm_arch_rope(&b->shape.arch, CONTEXT, cosine, cosine + n);
     b->cosine = take(b, bytes);
     b->sine = take(b, bytes);
-    b->ops->upload(b->dev, b->cosine, cosine, bytes);
-    b->ops->upload(b->dev, b->sine, cosine + n, bytes);
+    b->dev->queue->upload(b->dev, b->cosine, cosine, bytes);
+    b->dev->queue->upload(b->dev, b->sine, cosine + n, bytes);
     mm_free(cosine);
 }
 
@@ -309,7 +314,7 @@ static void take_vectors(struct bench *b) {
         offsets[i] = i * a->mlp * a->width;
     b->tensors_n = a->layers;
     b->offsets = take(b, bytes);
-    b->ops->upload(b->dev, b->offsets, offsets, bytes);
+    b->dev->queue->upload(b->dev, b->offsets, offsets, bytes);
     mm_free(offsets);
     b->b = vector(b, n);
     b->m = vector(b, n);
@@ -376,7 +381,7 @@ static const struct limit {
 
 static const struct limit *limit_of(const struct bench *b) {
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-        if (strstr(b->ops->name, limits[i].name))
+        if (strstr(b->dev->name, limits[i].name))
             return &limits[i];
     return NULL;
 }
@@ -386,8 +391,8 @@ static double run_for(const struct bench *b, const struct row *row, size_t times
     double start = mm_now();
     for (size_t i = 0; i < times; i++)
         row->run(b);
-    b->ops->mark(b->dev, 0);
-    b->ops->wait(b->dev, 0);
+    b->dev->queue->mark(b->dev, 0);
+    b->dev->queue->wait(b->dev, 0);
     return mm_now() - start;
 }
 
@@ -454,7 +459,7 @@ int main(int argc, char **argv) {
     b.dev = open_device(device);
     b.ops = b.dev->ops;
     take_all(&b);
-    printf("%s, %s, %d x %d tokens, %s; W: %zu tensors, %zu elements of float32\n", b.ops->name,
+    printf("%s, %s, %d x %d tokens, %s; W: %zu tensors, %zu elements of float32\n", b.dev->name,
            shape, BATCH, CONTEXT, mm_dtype_name(b.dtype), b.tensors_n, b.b.n);
     printf("%-16s %10s %9s %9s  %s\n", "operation", "ms", "GB/s", "TFLOP/s", "share of the limit");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)

@@ -141,7 +141,7 @@ static void time_loops(const struct subject *b, const struct options *o) {
     struct mm_shard *shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
     struct mm_mudman *u = mm_mudman_create(b->arena, &config, b->comm, b->model, shard);
     uint32_t *retain = random_tokens(u->passes, 1), *forget = random_tokens(u->passes, 2);
-    bool ahead = b->model->dev->ops->asynchronous;
+    bool ahead = b->model->dev->asynchronous;
     double last = mm_now();
     for (int i = -b->warm_up; i < b->repeats; i++) {
         if (i == 0)
@@ -188,7 +188,7 @@ static void time_relearning(const struct subject *b, const struct options *o) {
 
 static size_t peak_bytes(const struct mm_device *dev) {
     struct rusage usage;
-    if (dev->ops->asynchronous)
+    if (dev->asynchronous)
         return mm_arena_peak_bytes(dev) + MM_CUDA_WORKSPACE_BYTES;
     getrusage(RUSAGE_SELF, &usage);
     return (size_t)usage.ru_maxrss * 1024;
@@ -240,11 +240,11 @@ int main(int argc, char **argv) {
     omp_set_num_threads(atoi(o.threads));
     struct mm_device *dev = open_device(comm, o.device);
     dev->exact = is_exact(&o);
-    if (strcmp(o.profile, "yes") == 0 && !dev->ops->asynchronous)
+    if (strcmp(o.profile, "yes") == 0 && !dev->asynchronous)
         profile_begin(dev);
     struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
-    b.warm_up = dev->ops->asynchronous ? 3 : 1;
+    b.warm_up = dev->asynchronous ? 3 : 1;
     b.arena = mm_arena_create(dev, false);
     b.model = mm_model_create(b.arena, &s.arch, dtype_of(o.dtype), s.context);
     b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);

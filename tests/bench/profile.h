@@ -50,13 +50,13 @@ PROFILED(PROFILE_ELEMENTS, embed_grad,
          (DEV, struct mm_mat dtable, struct mm_mat dx, const uint32_t *tokens),
          (dev, dtable, dx, tokens))
 PROFILED(PROFILE_NORMS, norm,
-         (DEV, enum mm_norm_kind kind, float epsilon, struct mm_mat sum, struct mm_mat x,
-          struct mm_mat delta, const void *weight, const void *bias, struct mm_mat y, float *stats),
-         (dev, kind, epsilon, sum, x, delta, weight, bias, y, stats))
+         (DEV, const struct mm_norm *how, struct mm_mat sum, struct mm_mat x, struct mm_mat delta,
+          struct mm_mat y, float *stats),
+         (dev, how, sum, x, delta, y, stats))
 PROFILED(PROFILE_NORMS, norm_grad,
-         (DEV, enum mm_norm_kind kind, struct mm_mat dx, struct mm_mat dy, struct mm_mat x,
-          const float *stats, const void *weight, float *dweight, float *dbias),
-         (dev, kind, dx, dy, x, stats, weight, dweight, dbias))
+         (DEV, const struct mm_norm *how, struct mm_mat dx, struct mm_mat dy, struct mm_mat x,
+          const float *stats, float *dweight, float *dbias),
+         (dev, how, dx, dy, x, stats, dweight, dbias))
 PROFILED(PROFILE_ELEMENTS, rope,
          (DEV, struct mm_mat qkv, const struct mm_heads *heads, size_t T, const float *cosine,
           const float *sine, bool inverse),
@@ -113,13 +113,14 @@ static inline void profile_begin(struct mm_device *dev) {
 #define PROFILE(operation) profile_table.operation = profiled_##operation;
     PROFILE(linear)
     PROFILE(linear_dx)
-    PROFILE(linear_dw) PROFILE(bias_db) PROFILE(embed) PROFILE(embed_grad) PROFILE(norm)
-        PROFILE(norm_grad) PROFILE(rope) PROFILE(attention) PROFILE(attention_grad)
-            PROFILE(activate) PROFILE(activate_grad) PROFILE(loss) PROFILE(convert)
-                PROFILE(sum_squares) PROFILE(retain_step) PROFILE(adversary_step) PROFILE(mask_sums)
-                    PROFILE(unlearn_step) PROFILE(sgd_step)
+    PROFILE(linear_dw)
+    PROFILE(bias_db)
+    PROFILE(embed) PROFILE(embed_grad) PROFILE(norm) PROFILE(norm_grad) PROFILE(rope)
+        PROFILE(attention) PROFILE(attention_grad) PROFILE(activate) PROFILE(activate_grad)
+            PROFILE(loss) PROFILE(convert) PROFILE(sum_squares) PROFILE(retain_step)
+                PROFILE(adversary_step) PROFILE(mask_sums) PROFILE(unlearn_step) PROFILE(sgd_step)
 #undef PROFILE
-                        dev->ops = &profile_table;
+                    dev->ops = &profile_table;
 }
 
 /* Forgets what was counted so far. */

@@ -6,6 +6,7 @@
 #include "tests/golden/trace.h"
 
 #include "comm/comm.h"
+#include "kernels/queue.h"
 #include "src/model/model.h"
 
 static struct mm_device *dev;
@@ -15,7 +16,7 @@ static enum mm_dtype arithmetic = MM_F32;
 static inline float *fetch(const void *data, enum mm_dtype dtype, size_t n) {
     void *raw = mm_calloc(n + 1, mm_dtype_bytes(dtype));
     float *host = mm_calloc(n + 1, sizeof *host);
-    dev->ops->download(dev, raw, data, n * mm_dtype_bytes(dtype));
+    dev->queue->download(dev, raw, data, n * mm_dtype_bytes(dtype));
     mm_convert(host, MM_F32, raw, dtype, n);
     mm_free(raw);
     return host;
@@ -23,7 +24,7 @@ static inline float *fetch(const void *data, enum mm_dtype dtype, size_t n) {
 
 static inline double fetch_scalar(const double *data) {
     double value;
-    dev->ops->download(dev, &value, data, sizeof value);
+    dev->queue->download(dev, &value, data, sizeof value);
     return value;
 }
 

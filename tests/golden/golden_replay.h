@@ -22,7 +22,7 @@ static inline void load_gradient(hid_t group, const char *kind, size_t t,
         mm_free(all);
         mm_free(path);
     }
-    dev->ops->upload(dev, g.data, host, g.n * sizeof *host);
+    dev->queue->upload(dev, g.data, host, g.n * sizeof *host);
     mm_free(host);
 }
 

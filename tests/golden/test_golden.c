@@ -26,7 +26,7 @@ static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, si
     struct mm_scratch scratch;
     struct mm_layer_hook none = {0};
     uint32_t *on_device = mm_arena_take(f->arena, MM_FOR_SCRATCH, n, sizeof *on_device);
-    dev->ops->upload(dev, on_device, tokens, n * sizeof *tokens);
+    dev->queue->upload(dev, on_device, tokens, n * sizeof *tokens);
     mm_acts_create(&acts, f->arena, f->model, n, NULL);
     mm_scratch_create(&scratch, f->arena, f->model, n, false);
     mm_forward(f->model, &acts, &scratch, on_device, B, T, none);
@@ -208,9 +208,9 @@ static void check_run(struct fixture *f, const char *variant, size_t micro_batch
 static void check_micro_batches(struct fixture *f, const char *variant) {
     if (arithmetic == MM_BF16 && strcmp(variant, "circuit_breakers_no_lora") == 0)
         return; /* its b is then the frozen model, and its first gradient nothing but rounding */
-    if (dev->ops->asynchronous)
+    if (dev->asynchronous)
         check_run(f, variant, mm_comm_size(comm) > 1 ? 1 : 3);
-    for (size_t micro_batch = 1; micro_batch <= 4 && !dev->ops->asynchronous; micro_batch *= 2)
+    for (size_t micro_batch = 1; micro_batch <= 4 && !dev->asynchronous; micro_batch *= 2)
         check_run(f, variant, micro_batch);
 }
 
@@ -447,10 +447,10 @@ int main(int argc, char **argv) {
         dev->exact = has_word(argc, argv, "exact");
         if (has_word(argc, argv, "bfloat16"))
             arithmetic = MM_BF16;
-        bool staged = dev->ops->asynchronous && mm_comm_size(comm) > 1;
+        bool staged = dev->asynchronous && mm_comm_size(comm) > 1;
         failed = mm_comm_attach(comm, dev, staged ? MM_TRANSPORT_STAGED : MM_TRANSPORT_AUTO, MM_F32,
                                 &err) != MM_OK ||
-                 run_all(dev->ops->asynchronous && !only_float32);
+                 run_all(dev->asynchronous && !only_float32);
     }
     mm_comm_free(comm);
     mm_device_free(dev);

@@ -8,17 +8,19 @@
 #include <unistd.h>
 
 #include "comm/comm.h"
+#include "kernels/queue.h"
 
 /* The second bucket of loop 7 is where rank 1 doesn't come. */
 static void buckets(struct mm_comm *comm, struct mm_device *dev, bool leaves) {
-    float *full = dev->ops->alloc(dev, 256 * sizeof *full), *own = dev->ops->alloc(dev, 1024), one;
+    float *full = dev->queue->alloc(dev, 256 * sizeof *full), *own = dev->queue->alloc(dev, 1024),
+          one;
     struct mm_reduction r = {.full = mm_mat(full, MM_F32, 64, 4), .rows = 64, .own = own};
     mm_comm_wait(comm, mm_comm_reduce_rows(comm, &r, 1));
-    dev->ops->download(dev, &one, own, sizeof one);
+    dev->queue->download(dev, &one, own, sizeof one);
     if (leaves)
         sleep(60);
     mm_comm_wait(comm, mm_comm_reduce_rows(comm, &r, 1));
-    dev->ops->download(dev, &one, own, sizeof one);
+    dev->queue->download(dev, &one, own, sizeof one);
 }
 
 int main(int argc, char **argv) {

@@ -21,6 +21,7 @@
 #include <cmocka.h>
 
 #include "kernels/ops.h"
+#include "kernels/queue.h"
 
 struct subject {
     struct mm_device *dev;
@@ -107,7 +108,7 @@ static inline int subjects_open(void **state) {
 #endif
     blocks_of_subjects = mm_live_blocks();
     for (size_t i = 0; i < subjects_n; i++)
-        fprintf(stderr, "subject: %s, %s\n", subjects[i].dev->ops->name,
+        fprintf(stderr, "subject: %s, %s\n", subjects[i].dev->name,
                 mm_dtype_name(subjects[i].dtype));
     return 0;
 }
@@ -141,7 +142,7 @@ static inline void pool_drop(void) {
     while (pool_n > 0) {
         pool_n--;
         if (pool[pool_n].dev)
-            pool[pool_n].dev->ops->free(pool[pool_n].dev, pool[pool_n].block);
+            pool[pool_n].dev->queue->free(pool[pool_n].dev, pool[pool_n].block);
         else
             mm_free(pool[pool_n].block);
     }
@@ -152,7 +153,7 @@ static inline void pool_drop(void) {
 static inline int test_end(void **state) {
     (void)state;
     pool_drop();
-    return subjects[0].dev->ops->asynchronous || mm_live_blocks() == blocks_of_subjects ? 0 : -1;
+    return subjects[0].dev->asynchronous || mm_live_blocks() == blocks_of_subjects ? 0 : -1;
 }
 
 static inline double *numbers(size_t n) {
@@ -161,14 +162,14 @@ static inline double *numbers(size_t n) {
 
 /* `host` in the device's memory. */
 static inline void *device_put(const struct subject *s, const void *host, size_t bytes) {
-    void *block = pool_keep(s->dev, s->dev->ops->alloc(s->dev, bytes));
-    s->dev->ops->upload(s->dev, block, host, bytes);
+    void *block = pool_keep(s->dev, s->dev->queue->alloc(s->dev, bytes));
+    s->dev->queue->upload(s->dev, block, host, bytes);
     return block;
 }
 
 static inline void device_get(const struct subject *s, void *host, const void *block,
                               size_t bytes) {
-    s->dev->ops->download(s->dev, host, block, bytes);
+    s->dev->queue->download(s->dev, host, block, bytes);
 }
 
 /* -- inputs ------------------------------------------------------------------------------------ */
@@ -294,8 +295,8 @@ static inline double *box_read(const struct box *b, const char *what) {
         if (box_inside(b, i))
             out[at / b->mat.ld * b->mat.cols + at % b->mat.ld] = box_decode(dtype, host, i);
         else if (!box_guarded(b, host, i))
-            fail_msg("%s: %s: element %ld, outside [%zu, %zu], was written", b->on->dev->ops->name,
-                     what, (long)i - (long)b->lead, b->mat.rows, b->mat.cols);
+            fail_msg("%s: %s: element %ld, outside [%zu, %zu], was written", b->on->dev->name, what,
+                     (long)i - (long)b->lead, b->mat.rows, b->mat.cols);
     }
     return out;
 }
@@ -315,7 +316,7 @@ static inline void expect_close(const struct box *b, const char *what, const dou
         double room = factor * (0x1p-24 * (size ? size[i] : most) + unit * fabs(want[i])) + 1e-36;
         if (isnan(want[i]) ? !isnan(got[i]) : !(fabs(got[i] - want[i]) <= room))
             fail_msg("%s: %s[%zu, %zu] of [%zu, %zu] is %.9g, should be %.9g within %.2g",
-                     b->on->dev->ops->name, what, i / b->mat.cols, i % b->mat.cols, b->mat.rows,
+                     b->on->dev->name, what, i / b->mat.cols, i % b->mat.cols, b->mat.rows,
                      b->mat.cols, got[i], want[i], room);
     }
 }
@@ -327,8 +328,8 @@ static inline void expect_exact(const struct box *b, const char *what, const dou
     for (size_t i = 0; i < n; i++)
         if (isnan(want[i]) ? !isnan(got[i])
                            : got[i] != want[i] || !signbit(got[i]) != !signbit(want[i]))
-            fail_msg("%s: %s[%zu, %zu] is %.9g, should be exactly %.9g", b->on->dev->ops->name,
-                     what, i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
+            fail_msg("%s: %s[%zu, %zu] is %.9g, should be exactly %.9g", b->on->dev->name, what,
+                     i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
 }
 
 /* A double in device memory. */
@@ -345,7 +346,7 @@ static inline double scalar_get(const struct subject *s, const void *block) {
 static inline void expect_scalar(const struct subject *s, const char *what, double got, double want,
                                  double relative) {
     if (isnan(want) ? !isnan(got) : !(fabs(got - want) <= relative * fabs(want)))
-        fail_msg("%s: %s is %.17g, should be %.17g", s->dev->ops->name, what, got, want);
+        fail_msg("%s: %s is %.17g, should be %.17g", s->dev->name, what, got, want);
 }
 
 /* The sums of n tensors that mask_sums has formed. */

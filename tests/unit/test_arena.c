@@ -1,6 +1,7 @@
 /* Tests of the arenas: what they count, their peak, and how a device that is full ends the job. The
  * device is one of this file, with a limit. */
 #include "kernels/arena.h"
+#include "kernels/queue.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -32,10 +33,10 @@ static void small_free(struct mm_device *dev, void *block) {
     free(block);
 }
 
-static const struct mm_ops table = {.name = "small", .alloc = small_alloc, .free = small_free};
+static const struct mm_queue queue = {.alloc = small_alloc, .free = small_free};
 
 static struct mm_device device_of(struct small_device *d) {
-    return (struct mm_device){.ops = &table, .context = d};
+    return (struct mm_device){.name = "small", .queue = &queue, .context = d};
 }
 
 static void counts_and_peak(void **state) {

@@ -10,18 +10,21 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "kernels/ops.h"
+#include "kernels/queue.h"
+
 static struct mm_device *dev;
 static enum mm_dtype reduce_dtype;
 
 static void *on_device(const void *host, size_t bytes) {
-    void *block = dev->ops->alloc(dev, bytes);
-    dev->ops->upload(dev, block, host, bytes);
+    void *block = dev->queue->alloc(dev, bytes);
+    dev->queue->upload(dev, block, host, bytes);
     return block;
 }
 
 static void *from_device(const void *block, size_t bytes) {
     void *host = mm_calloc(bytes, 1);
-    dev->ops->download(dev, host, block, bytes);
+    dev->queue->download(dev, host, block, bytes);
     return host;
 }
 
@@ -80,8 +83,8 @@ static void fill(struct tensor *t, size_t turn) {
     for (size_t i = 0; i <= own_n; i++)
         own[i] = BEHIND;
     full[whole] = BEHIND;
-    dev->ops->upload(dev, t->on.full.data, full, (whole + 1) * sizeof *full);
-    dev->ops->upload(dev, t->on.own, own, (own_n + 1) * sizeof *own);
+    dev->queue->upload(dev, t->on.full.data, full, (whole + 1) * sizeof *full);
+    dev->queue->upload(dev, t->on.own, own, (own_n + 1) * sizeof *own);
     mm_free(full);
     mm_free(own);
 }
@@ -90,10 +93,10 @@ static struct tensor tensor_make(size_t rows, size_t cols, bool order) {
     struct tensor t = {.rows = rows, .cols = cols, .order = order};
     size_t c = mm_rows_block(rows, size);
     t.mine = mm_rows_of(rows, size, rank);
-    float *full = dev->ops->alloc(dev, (whole_of(&t) + 1) * sizeof *full);
+    float *full = dev->queue->alloc(dev, (whole_of(&t) + 1) * sizeof *full);
     t.on.full = mm_mat(full, MM_F32, c * (size_t)size, cols);
     t.on.rows = rows;
-    t.on.own = dev->ops->alloc(dev, (t.mine.count * cols + 1) * sizeof(float));
+    t.on.own = dev->queue->alloc(dev, (t.mine.count * cols + 1) * sizeof(float));
     fill(&t, 0);
     return t;
 }
@@ -107,14 +110,14 @@ static void tensor_check(const struct tensor *t) {
              (double)own[i], (double)want, t->order ? ", by its order" : "");
     }
     NOTE(own[own_n] == BEHIND, "[%zu, %zu]: written behind the own rows", t->rows, t->cols);
-    dev->ops->download(dev, &behind, (float *)t->on.full.data + whole, sizeof behind);
+    dev->queue->download(dev, &behind, (float *)t->on.full.data + whole, sizeof behind);
     NOTE(behind == BEHIND, "[%zu, %zu]: written behind the whole", t->rows, t->cols);
     mm_free(own);
 }
 
 static void tensor_free(struct tensor *t) {
-    dev->ops->free(dev, t->on.full.data);
-    dev->ops->free(dev, t->on.own);
+    dev->queue->free(dev, t->on.full.data);
+    dev->queue->free(dev, t->on.own);
 }
 
 static const size_t rows_of[] = {1, 33, 2, 3, 4, 5, 7, 64, 6, 9}, cols_of[] = {1, 17, 3, 256};
@@ -169,7 +172,7 @@ static void reductions_alone(void **state) {
     float *got = from_device(full, sizeof values);
     NOTE(memcmp(got, values, sizeof values) == 0, "a sum over one rank is another");
     mm_free(got);
-    dev->ops->free(dev, full);
+    dev->queue->free(dev, full);
     settle();
 }
 
@@ -225,7 +228,7 @@ static void gathers(void **state) {
     for (size_t j = 0; j < COLS; j++)
         for (size_t i = 0; i < ROWS; i++) {
             gather_check(mats[j][i]);
-            dev->ops->free(dev, mats[j][i].data);
+            dev->queue->free(dev, mats[j][i].data);
         }
     settle();
 }
@@ -252,7 +255,7 @@ static void sums(void **state) {
         NOTE(got[n] == values[n], "written behind %zu sums", n);
         mm_free(values);
         mm_free(got);
-        dev->ops->free(dev, there);
+        dev->queue->free(dev, there);
     }
     settle();
 }
@@ -280,7 +283,7 @@ static void loop_fill(struct loop *l, size_t turn) {
     double number = (double)turn + rank;
     for (size_t i = 0; i < 3; i++)
         fill(&l->tensors[i], turn);
-    dev->ops->upload(dev, l->numbers, &number, sizeof number);
+    dev->queue->upload(dev, l->numbers, &number, sizeof number);
 }
 
 static void loop_check(struct loop *l, size_t turn) {
@@ -297,27 +300,27 @@ static void replay(struct loop *l, void *recording) {
     for (size_t turn = 2; turn < 5; turn++) {
         loop_fill(l, turn);
         mm_comm_watch_begin(comm, 60, "turn", turn);
-        dev->ops->replay(dev, recording);
+        dev->queue->replay(dev, recording);
         loop_check(l, turn);
     }
     mm_comm_watch_end(comm);
-    dev->ops->recording_free(dev, recording);
+    dev->queue->recording_free(dev, recording);
 }
 
 static void recordings(void **state) {
     struct loop l = {
         {tensor_make(33, 17, false), tensor_make(5, 3, false), tensor_make(8, 6, false)},
         gather_make(9, 4, MM_F32),
-        dev->ops->alloc(dev, 2 * sizeof(double))};
+        dev->queue->alloc(dev, 2 * sizeof(double))};
     struct mm_error err;
     (void)state;
     loop_fill(&l, 1);
     mm_comm_watch_begin(comm, 60, "turn", 1);
     loop_ask(&l);
     loop_check(&l, 1);
-    if (mm_comm_records(comm) && dev->ops->record(dev)) {
+    if (mm_comm_records(comm) && dev->queue->record(dev)) {
         loop_ask(&l);
-        void *recording = dev->ops->recorded(dev, &err);
+        void *recording = dev->queue->recorded(dev, &err);
         NOTE(recording, "not recorded: %.200s", err.text);
         if (!mm_comm_any(comm, !recording))
             replay(&l, recording);
@@ -325,8 +328,8 @@ static void recordings(void **state) {
     mm_comm_watch_end(comm);
     for (size_t i = 0; i < 3; i++)
         tensor_free(&l.tensors[i]);
-    dev->ops->free(dev, l.weights.data);
-    dev->ops->free(dev, l.numbers);
+    dev->queue->free(dev, l.weights.data);
+    dev->queue->free(dev, l.numbers);
     settle();
 }
 

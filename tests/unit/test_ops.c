@@ -15,13 +15,13 @@ static void memory_is_zeroed(void **state) {
         void *used[3];
         memset(host, 0xff, bytes);
         for (int i = 0; i < 3; i++) {
-            used[i] = s->dev->ops->alloc(s->dev, bytes);
-            s->dev->ops->upload(s->dev, used[i], host, bytes);
+            used[i] = s->dev->queue->alloc(s->dev, bytes);
+            s->dev->queue->upload(s->dev, used[i], host, bytes);
         }
         for (int i = 0; i < 3; i++)
-            s->dev->ops->free(s->dev, used[i]);
+            s->dev->queue->free(s->dev, used[i]);
         for (int i = 0; i < 3; i++) {
-            device_get(s, host, pool_keep(s->dev, s->dev->ops->alloc(s->dev, bytes)), bytes);
+            device_get(s, host, pool_keep(s->dev, s->dev->queue->alloc(s->dev, bytes)), bytes);
             for (size_t k = 0; k < bytes; k++)
                 assert_int_equal(host[k], 0);
         }
@@ -31,25 +31,25 @@ static void memory_is_zeroed(void **state) {
 static void memory(void **state) {
     (void)state;
     FOR_DEVICES(s) {
-        const struct mm_ops *ops = s->dev->ops;
+        const struct mm_queue *queue = s->dev->queue;
         for (size_t bytes = 0; bytes <= 257; bytes += bytes < 3 ? 1 : 127) {
             unsigned char host[512], back[512];
             for (size_t i = 0; i < sizeof host; i++)
                 host[i] = (unsigned char)(i * 7 + 1);
-            char *a = pool_keep(s->dev, ops->alloc(s->dev, bytes + 8));
-            char *b = pool_keep(s->dev, ops->alloc(s->dev, bytes + 8));
+            char *a = pool_keep(s->dev, queue->alloc(s->dev, bytes + 8));
+            char *b = pool_keep(s->dev, queue->alloc(s->dev, bytes + 8));
             assert_int_equal((uintptr_t)a % 64, 0);
             assert_int_equal((uintptr_t)b % 64, 0);
             device_get(s, back, a, bytes + 8);
             for (size_t i = 0; i < bytes + 8; i++)
                 assert_int_equal(back[i], 0);
-            ops->upload(s->dev, a, host, bytes + 8);
-            ops->copy(s->dev, b + 4, a, bytes);
+            queue->upload(s->dev, a, host, bytes + 8);
+            queue->copy(s->dev, b + 4, a, bytes);
             device_get(s, back, b, bytes + 8);
             assert_memory_equal(back, "\0\0\0\0", 4);
             assert_memory_equal(back + 4, host, bytes);
             assert_memory_equal(back + 4 + bytes, "\0\0\0\0", 4);
-            ops->zero(s->dev, a + 4, bytes);
+            queue->zero(s->dev, a + 4, bytes);
             device_get(s, back, a, bytes + 8);
             assert_memory_equal(back, host, 4);
             for (size_t i = 0; i < bytes; i++)
@@ -77,7 +77,7 @@ static void check_convert(enum mm_dtype to, enum mm_dtype from, size_t n) {
         device_get(s, back, out, 4 * (n + 4));
         for (size_t i = 0; i < 4 * (n + 4); i++)
             if (back[i] != want[i])
-                fail_msg("%s: %s to %s: element %zu of %zu", s->dev->ops->name, mm_dtype_name(from),
+                fail_msg("%s: %s to %s: element %zu of %zu", s->dev->name, mm_dtype_name(from),
                          mm_dtype_name(to), i / to_bytes, n);
     }
     pool_drop();

@@ -138,8 +138,8 @@ static void check_elements(struct attention_case *c, const struct box *dqkv, siz
         if (dqkv->mat.dtype == MM_BF16) /* `out` comes rounded: sharp scores multiply that */
             room += 0x1p-7 * most * (1 + c->most / 16);
         if (!(fabs(got[i] - want) <= room))
-            fail_msg("%s: dqkv[%zu, %zu] is %.9g, should be %.9g within %.2g",
-                     dqkv->on->dev->ops->name, i / c->cols, i % c->cols, got[i], want, room);
+            fail_msg("%s: dqkv[%zu, %zu] is %.9g, should be %.9g within %.2g", dqkv->on->dev->name,
+                     i / c->cols, i % c->cols, got[i], want, room);
     }
 }
 
@@ -165,7 +165,7 @@ static void check_directions(struct attention_case *c, const struct box *dqkv) {
         if (!(fabs(sum - want) <= room))
             fail_msg(
                 "%s: dqkv of sequence %zu along a direction is %.9g, should be %.9g within %.2g",
-                dqkv->on->dev->ops->name, c->b, sum, want, room);
+                dqkv->on->dev->name, c->b, sum, want, room);
     }
 }
 
@@ -272,8 +272,7 @@ static void future_is_unseen(void **state) {
                 }
                 for (size_t i = 0; i < from * c.width; i++)
                     if (out[0][i] != out[1][i])
-                        fail_msg("%s: output %zu sees past %zu", s->dev->ops->name, i / c.width,
-                                 from);
+                        fail_msg("%s: output %zu sees past %zu", s->dev->name, i / c.width, from);
                 assert_true(out[0][T * c.width - 1] != out[1][T * c.width - 1]);
             }
             pool_drop();
@@ -300,8 +299,8 @@ static void passes_nan_on(void **state) {
                 bool must = part == 0 ? t == bad : t >= bad, may = must || part == 2;
                 bool is = isnan(out[t * c.width]);
                 if ((must && !is) || (is && !may) || isnan(out[t * c.width + 8]))
-                    fail_msg("%s: part %zu, NaN at %zu: output %zu is %g", s->dev->ops->name, part,
-                             bad, t, out[t * c.width]);
+                    fail_msg("%s: part %zu, NaN at %zu: output %zu is %g", s->dev->name, part, bad,
+                             t, out[t * c.width]);
             }
         }
         pool_drop();

@@ -305,7 +305,7 @@ static void unlearn_scale_guards(void **state) {
                     uint32_t want = before ? MM_GUARD_RETAIN_LOSS : cases[i].want[normalization];
                     if (scalars.stop != want)
                         fail_msg("%s, %s: case %zu, normalization %d: stop %u, should be %u",
-                                 s->dev->ops->name, mm_dtype_name((enum mm_dtype)dtype), i,
+                                 s->dev->name, mm_dtype_name((enum mm_dtype)dtype), i,
                                  normalization, scalars.stop, want);
                 }
 }

@@ -75,9 +75,9 @@ static void check_norm(const struct norm_case *c, enum mm_dtype dtype, size_t pa
             struct box bstats = box_make(s, MM_F32, n, 2, 0, NULL);
             struct box bw = box_row(s, dtype, C, c->weight);
             struct box bb = c->bias ? box_row(s, dtype, C, c->bias) : (struct box){0};
-            s->dev->ops->norm(s->dev, c->kind, (float)c->epsilon, form ? bx.mat : bs.mat, bx.mat,
-                              form == 2 ? none : bd.mat, bw.mat.data, bb.mat.data, by.mat,
-                              bstats.mat.data);
+            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, bb.mat.data};
+            s->dev->ops->norm(s->dev, &how, form ? bx.mat : bs.mat, bx.mat,
+                              form == 2 ? none : bd.mat, by.mat, bstats.mat.data);
             expect_exact(form ? &bx : &bs, "norm sum", c->x);
             expect_close(&by, "norm y", y, size, 8);
             expect_close(&bstats, "norm stats", stats, stats_size, 8);
@@ -131,8 +131,9 @@ static void check_norm_grad(struct norm_case *c, enum mm_dtype dtype, size_t pad
             struct box bdw = box_row(s, MM_F32, C, dw), bdb = box_row(s, MM_F32, C, db);
             if (b && !c->bias)
                 continue;
-            s->dev->ops->norm_grad(s->dev, c->kind, bdx.mat, bdy.mat, bx.mat, bstats.mat.data,
-                                   bw.mat.data, w ? bdw.mat.data : NULL, b ? bdb.mat.data : NULL);
+            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, NULL};
+            s->dev->ops->norm_grad(s->dev, &how, bdx.mat, bdy.mat, bx.mat, bstats.mat.data,
+                                   w ? bdw.mat.data : NULL, b ? bdb.mat.data : NULL);
             expect_close(&bdx, "norm_grad dx", want, size, 16);
             expect_close(&bdw, "norm_grad dweight", w ? want_w : dw, size_w, w ? 8 : 0);
             expect_close(&bdb, "norm_grad dbias", b ? want_b : db, size_b, b ? 8 : 0);
@@ -191,9 +192,9 @@ static void norms_pass_nan_on(void **state) {
                 struct box by = box_make(s, dtype, n, C, 0, NULL);
                 struct box bw = box_row(s, dtype, C, c.weight);
                 struct box bs = box_make(s, MM_F32, n, 2, 0, NULL);
-                s->dev->ops->norm(s->dev, c.kind, 1e-5f, none, bx.mat, none, bw.mat.data,
-                                  c.bias ? box_row(s, dtype, C, c.bias).mat.data : NULL, by.mat,
-                                  bs.mat.data);
+                struct mm_norm how = {c.kind, 1e-5f, bw.mat.data,
+                                      c.bias ? box_row(s, dtype, C, c.bias).mat.data : NULL};
+                s->dev->ops->norm(s->dev, &how, none, bx.mat, none, by.mat, bs.mat.data);
                 const double *y = box_read(&by, "norm");
                 size_t nans = 0;
                 for (size_t j = 0; j < C; j++) {
@@ -201,14 +202,14 @@ static void norms_pass_nan_on(void **state) {
                     nans += isnan(y[C + j]);
                 }
                 if (nans < C || !isnan(box_read(&bs, "stats")[3]))
-                    fail_msg("%s: norm: %zu NaN of %zu", s->dev->ops->name, nans, C);
+                    fail_msg("%s: norm: %zu NaN of %zu", s->dev->name, nans, C);
 
                 struct box bdx = box_make(s, dtype, n, C, 0, zero);
                 struct box bdy = box_make(s, dtype, n, C, 0, bad);
                 bx = box_make(s, dtype, n, C, 0, c.dy);
                 bs = box_make(s, MM_F32, n, 2, 0, stats);
-                s->dev->ops->norm_grad(s->dev, c.kind, bdx.mat, bdy.mat, bx.mat, bs.mat.data,
-                                       bw.mat.data, NULL, NULL);
+                s->dev->ops->norm_grad(s->dev, &how, bdx.mat, bdy.mat, bx.mat, bs.mat.data, NULL,
+                                       NULL);
                 const double *dx = box_read(&bdx, "norm_grad");
                 for (size_t j = 0; j < C; j++)
                     assert_true(isfinite(dx[j]) && isnan(dx[C + j]) && isfinite(dx[2 * C + j]));
@@ -272,7 +273,7 @@ static void check_rope(enum mm_dtype dtype, const struct mm_heads *h, size_t B, 
             const double *got = box_read(&bx, "rope");
             for (size_t i = 0; i < n * cols; i++) /* what isn't turned is left alone */
                 if (fabs(want[i] - x[i]) == 0 && got[i] != x[i])
-                    fail_msg("%s: rope changed [%zu, %zu]", s->dev->ops->name, i / cols, i % cols);
+                    fail_msg("%s: rope changed [%zu, %zu]", s->dev->name, i / cols, i % cols);
             s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data, !inverse);
             expect_close(&bx, "rope there and back", x, size, 4);
         }

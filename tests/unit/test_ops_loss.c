@@ -235,9 +235,9 @@ static void losses_pass_nan_on(void **state) {
                                       none);
                     const double *loss = box_read(&bl, "loss");
                     if (!isfinite(loss[0]) || isfinite(loss[1]) || !isfinite(loss[2]))
-                        fail_msg("%s: %s, V %zu, %s at %zu: %g %g %g", s->dev->ops->name,
-                                 loss_names[fn], V, infinite ? "infinity" : "NaN", at % V, loss[0],
-                                 loss[1], loss[2]);
+                        fail_msg("%s: %s, V %zu, %s at %zu: %g %g %g", s->dev->name, loss_names[fn],
+                                 V, infinite ? "infinity" : "NaN", at % V, loss[0], loss[1],
+                                 loss[2]);
                 }
                 pool_drop();
             }

@@ -25,7 +25,7 @@ static size_t bytes_of(const struct box *b) {
 
 static struct list list_make(const struct subject *s, struct rng *r) {
     enum mm_dtype dtype = s->dtype;
-    const struct mm_ops *ops = s->dev->ops;
+    const struct mm_queue *queue = s->dev->queue;
     static const size_t offsets[] = {0, 100, OUT * MLP};
     static const struct mm_loop_scalars none;
     struct list l = {.on = s};
@@ -41,18 +41,18 @@ static struct list list_make(const struct subject *s, struct rng *r) {
     l.copy = box_make(s, dtype, ROWS, MLP, 0, NULL);
     l.b = box_row(s, MM_F32, OUT * MLP, random_numbers(r, MM_F32, OUT * MLP, 1));
     l.m = box_row(s, MM_F32, OUT * MLP, random_numbers(r, MM_F32, OUT * MLP, 1));
-    l.sums = pool_keep(s->dev, ops->alloc(s->dev, 2 * sizeof *l.sums));
-    l.scale = pool_keep(s->dev, ops->alloc(s->dev, 2 * sizeof *l.scale));
+    l.sums = pool_keep(s->dev, queue->alloc(s->dev, 2 * sizeof *l.sums));
+    l.scale = pool_keep(s->dev, queue->alloc(s->dev, 2 * sizeof *l.scale));
     l.scalars = device_put(s, &none, sizeof none);
     l.offsets = device_put(s, offsets, sizeof offsets);
-    l.from = ops->pinned_alloc(s->dev, bytes_of(&l.x) + bytes_of(&l.dy));
-    l.to = ops->pinned_alloc(s->dev, bytes_of(&l.y) + bytes_of(&l.b));
+    l.from = queue->pinned_alloc(s->dev, bytes_of(&l.x) + bytes_of(&l.dy));
+    l.to = queue->pinned_alloc(s->dev, bytes_of(&l.y) + bytes_of(&l.b));
     return l;
 }
 
 static void list_free(struct list *l) {
-    l->on->dev->ops->pinned_free(l->on->dev, l->from);
-    l->on->dev->ops->pinned_free(l->on->dev, l->to);
+    l->on->dev->queue->pinned_free(l->on->dev, l->from);
+    l->on->dev->queue->pinned_free(l->on->dev, l->to);
 }
 
 /* Other inputs, in pinned memory only; the device must be done with the last ones. */
@@ -67,23 +67,23 @@ static void list_ask(struct list *l) {
     const struct mm_ops *ops = dev->ops;
     struct mm_vector b = box_vector(&l->b), m = box_vector(&l->m);
     struct mm_vector g = {l->dw.mat.data, b.n, MM_F32};
-    ops->upload(dev, l->x.mat.data, l->from, bytes_of(&l->x));
-    ops->upload(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
+    dev->queue->upload(dev, l->x.mat.data, l->from, bytes_of(&l->x));
+    dev->queue->upload(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
     ops->activate(dev, MM_SWIGLU, l->h.mat, l->x.mat);
-    ops->copy(dev, l->copy.mat.data, l->h.mat.data, bytes_of(&l->h));
+    dev->queue->copy(dev, l->copy.mat.data, l->h.mat.data, bytes_of(&l->h));
     ops->linear(dev, l->y.mat, l->copy.mat, l->w.mat, NULL, false);
     ops->linear_dx(dev, l->dh.mat, l->dy.mat, l->w.mat, false);
     ops->linear_dw(dev, l->dw.mat, l->dy.mat, l->h.mat, false);
     ops->bias_db(dev, l->db.mat.data, l->dy.mat);
     ops->activate_grad(dev, MM_SWIGLU, l->du.mat, l->dh.mat, l->x.mat);
-    ops->zero(dev, &l->scalars->sum_squares, sizeof(double));
+    dev->queue->zero(dev, &l->scalars->sum_squares, sizeof(double));
     ops->sum_squares(dev, &l->scalars->sum_squares, g, MM_F32);
     ops->mask_sums(dev, l->sums, g, m, l->offsets, 2, true, NULL);
     ops->unlearn_scale(dev, l->scale, l->sums, 2, MM_NORM_GLOBAL_POST_MASK, false, (double)b.n,
                        MM_F32, l->scalars);
     ops->unlearn_step(dev, b, g, m, l->offsets, 2, l->scale, 0.1, true, NULL, &l->scalars->stop);
-    ops->download_later(dev, l->to, l->y.mat.data, bytes_of(&l->y));
-    ops->download_later(dev, l->to + bytes_of(&l->y), l->b.mat.data, bytes_of(&l->b));
+    dev->queue->download_later(dev, l->to, l->y.mat.data, bytes_of(&l->y));
+    dev->queue->download_later(dev, l->to + bytes_of(&l->y), l->b.mat.data, bytes_of(&l->b));
 }
 
 /* -- comparison -------------------------------------------------------------------------------- */
@@ -125,7 +125,7 @@ enum { ROUNDS = 4 };
 
 /* ROUNDS times the list on one device state, by itself or (after the first) as a recording. */
 static void rounds(const struct subject *s, bool replayed, struct outcome out[ROUNDS]) {
-    const struct mm_ops *ops = s->dev->ops;
+    const struct mm_queue *queue = s->dev->queue;
     struct rng r = {1};
     struct list l = list_make(s, &r);
     struct mm_error err = {""};
@@ -135,9 +135,9 @@ static void rounds(const struct subject *s, bool replayed, struct outcome out[RO
     out[0] = outcome_of(&l);
     if (replayed) {
         list_set(&l, 7); /* of no round: what is recorded isn't done */
-        assert_true(ops->record(s->dev));
+        assert_true(queue->record(s->dev));
         list_ask(&l);
-        recording = ops->recorded(s->dev, &err);
+        recording = queue->recorded(s->dev, &err);
         if (!recording)
             fail_msg("%s", err.text);
         struct outcome still = outcome_of(&l);
@@ -146,13 +146,13 @@ static void rounds(const struct subject *s, bool replayed, struct outcome out[RO
     for (size_t i = 1; i < ROUNDS; i++) {
         list_set(&l, 100 + i);
         if (replayed)
-            ops->replay(s->dev, recording);
+            queue->replay(s->dev, recording);
         else
             list_ask(&l);
         out[i] = outcome_of(&l);
     }
     if (recording)
-        ops->recording_free(s->dev, recording);
+        queue->recording_free(s->dev, recording);
     list_free(&l);
 }
 
@@ -160,7 +160,7 @@ static void replays_give_the_same_bits(void **state) {
     (void)state;
     for (const struct subject *s = subjects; s < subjects + subjects_n; s++) {
         struct outcome direct[ROUNDS], replayed[ROUNDS];
-        bool records = s->dev->ops->asynchronous;
+        bool records = s->dev->asynchronous;
         rounds(s, false, direct);
         rounds(s, records, replayed);
         for (size_t i = 0; i < ROUNDS; i++) {
@@ -177,16 +177,16 @@ static void marks(void **state) {
     FOR_DEVICES(s) {
         const struct mm_ops *ops = s->dev->ops;
         float *from[MM_MARKS], *to[MM_MARKS];
-        float *on = pool_keep(s->dev, ops->alloc(s->dev, N * sizeof *on));
+        float *on = pool_keep(s->dev, s->dev->queue->alloc(s->dev, N * sizeof *on));
         for (int slot = 0; slot < MM_MARKS; slot++) {
-            from[slot] = ops->pinned_alloc(s->dev, N * sizeof *on);
-            to[slot] = ops->pinned_alloc(s->dev, N * sizeof *on);
+            from[slot] = s->dev->queue->pinned_alloc(s->dev, N * sizeof *on);
+            to[slot] = s->dev->queue->pinned_alloc(s->dev, N * sizeof *on);
             assert_true(from[slot][N - 1] == 0 && to[slot][N - 1] == 0);
         }
         for (int i = 0; i < TIMES + MM_MARKS; i++) {
             int slot = i % MM_MARKS;
             if (i >= MM_MARKS) { /* round i - MM_MARKS is there */
-                ops->wait(s->dev, slot);
+                s->dev->queue->wait(s->dev, slot);
                 for (size_t k = 0; k < N; k++)
                     assert_true(to[slot][k] == (float)(-2 * (i - MM_MARKS) - (int)k));
             }
@@ -195,14 +195,14 @@ static void marks(void **state) {
             for (size_t k = 0; k < N; k++)
                 from[slot][k] = (float)(i + (int)k / 2.0);
             struct mm_mat x = mm_mat(on, MM_F32, 1, N);
-            ops->upload(s->dev, on, from[slot], N * sizeof *on);
+            s->dev->queue->upload(s->dev, on, from[slot], N * sizeof *on);
             ops->scale(s->dev, x, x, -2);
-            ops->download_later(s->dev, to[slot], on, N * sizeof *on);
-            ops->mark(s->dev, slot);
+            s->dev->queue->download_later(s->dev, to[slot], on, N * sizeof *on);
+            s->dev->queue->mark(s->dev, slot);
         }
         for (int slot = 0; slot < MM_MARKS; slot++) {
-            ops->pinned_free(s->dev, from[slot]);
-            ops->pinned_free(s->dev, to[slot]);
+            s->dev->queue->pinned_free(s->dev, from[slot]);
+            s->dev->queue->pinned_free(s->dev, to[slot]);
         }
     }
 }

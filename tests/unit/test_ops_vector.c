@@ -315,8 +315,8 @@ static void stop_writes_nothing(void **state) {
                 for (size_t i = 0; i < n; i++)
                     same &= now[i] == x[i];
                 if (same != (stop != 0))
-                    fail_msg("%s, %s: operation %d, flag %u", s->dev->ops->name,
-                             mm_dtype_name(dtype), op, stop);
+                    fail_msg("%s, %s: operation %d, flag %u", s->dev->name, mm_dtype_name(dtype),
+                             op, stop);
                 if (stop)
                     expect_exact(&two, "b", y);
                 assert_int_equal(stop_get(s, flag), stop);
@@ -388,11 +388,12 @@ static void check_adamw(size_t n, size_t t, double weight_decay) {
         want_p[i] = p[i] - rate * weight_decay * p[i] - step * mean;
         size_p[i] = fabs(p[i]) + step * size_1[i] / (1 - pow(betas[0], (double)t));
     }
+    struct mm_adamw how = {g_scale, rate, {betas[0], betas[1]}, epsilon, weight_decay, t};
     FOR_DEVICES(s) {
         struct box bp = box_row(s, MM_F32, n, p), bg = box_row(s, MM_F32, n, g);
         struct box b1 = box_row(s, MM_F32, n, one), b2 = box_row(s, MM_F32, n, two);
         s->dev->ops->adamw_step(s->dev, box_vector(&bp), box_vector(&b1), box_vector(&b2),
-                                box_vector(&bg), g_scale, rate, betas, epsilon, weight_decay, t);
+                                box_vector(&bg), &how);
         expect_close(&b1, "adamw_step first", want_1, size_1, 4);
         expect_close(&b2, "adamw_step second", want_2, want_2, 8);
         expect_close(&bp, "adamw_step p", want_p, size_p, 8);

@@ -66,7 +66,7 @@ static void opens(void **state) {
     struct mm_error err = {""};
     if (mm_place_open(&dev, comm, &c, true, &err) != MM_OK)
         fail_msg("%s", err.text);
-    assert_int_equal(dev->ops->asynchronous, mm_cuda_device_count() > 0);
+    assert_int_equal(dev->asynchronous, mm_cuda_device_count() > 0);
     assert_int_equal(c.model.dtype, MM_DTYPE_F32);
     assert_int_equal(c.device, MM_DEVICE_AUTO);
 }
