@@ -38,6 +38,7 @@ declare -A libraries=(
     [hdf5]=$system/libhdf5_serial.so
     [yaml]=$system/libyaml.so
     [openblas]=$system/openblas-openmp/libopenblas.so
+    [dnnl]=$system/libdnnl.so
     [cjson]=$system/libcjson.so
     [xxhash]=$system/libxxhash.so
     [cmocka]=$system/libcmocka.so
@@ -48,7 +49,7 @@ done
 cp -rL "$system/openmpi/include/." "$root/include/openmpi"
 cp -rL /usr/include/hdf5/serial "$root/include/hdf5"
 cp -rL "/usr/include/$(gcc -print-multiarch)/openblas-openmp" "$root/include/openblas"
-cp -rL /usr/include/{yaml.h,xxhash.h,cmocka*.h,cjson,cjson/*.h} "$root/include/" # cJSON.h: included both ways
+cp -rL /usr/include/{yaml.h,xxhash.h,cmocka*.h,dnnl*.h,oneapi,cjson,cjson/*.h} "$root/include/" # cJSON.h: included both ways
 
 # -- Open MPI: launcher, help texts, and the plugins that need no library of their own ---------------
 cp -L "$(command -v orterun)" "$root/libexec/orterun"
@@ -120,6 +121,8 @@ set(CMAKE_MODULE_PATH "${bundle}/cmake" CACHE STRING "")
 set(CMAKE_EXE_LINKER_FLAGS "-Wl,--disable-new-dtags,-rpath,${bundle}/lib" CACHE STRING "")
 set(OPENBLAS "${bundle}/lib/libopenblas.so" CACHE FILEPATH "")
 set(OPENBLAS_INCLUDE "${bundle}/include/openblas" CACHE PATH "")
+set(ONEDNN "${bundle}/lib/libdnnl.so" CACHE FILEPATH "")
+set(ONEDNN_INCLUDE "${bundle}/include" CACHE PATH "")
 END
 cat >"$root/cmake/FindMPI.cmake" <<'END'
 set(MPI_C_FOUND TRUE)

@@ -281,6 +281,8 @@ char *mm_cuda_text(void) {
     int runtime = 0, driver = 0, count = mm_cuda_device_count();
     (void)cudaRuntimeGetVersion(&runtime);
     (void)cudaDriverGetVersion(&driver);
+    if (driver == 0)
+        return mm_format("runtime %d.%d, no driver", runtime / 1000, runtime % 1000 / 10);
     return mm_format("runtime %d.%d, driver for %d.%d, %d GPU%s", runtime / 1000,
                      runtime % 1000 / 10, driver / 1000, driver % 1000 / 10, count,
                      count == 1 ? "" : "s");

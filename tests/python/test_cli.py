@@ -61,7 +61,8 @@ def test_version() -> None:
     assert lines[0] == f"mudman-mpi {project[1]}"
     for name, says in (
         ("processor", r"\S+( with \S.*)?"), ("BLAS", r"OpenBLAS \d+\.\d+\S*, \w+ kernels"), ("MPI", r".*\d.*"),
-        ("HDF5", r"\d+\.\d+\.\d+"), ("CUDA", r"not in this build|runtime \d+\.\d+, .*"),
+        ("HDF5", r"\d+\.\d+\.\d+"), ("CUDA", r"(not in this build|runtime \d+\.\d+, .*)"),
+        ("oneDNN", r"\d+\.\d+\.\d+, for .*"),
     ):  # fmt: skip
         assert any(re.fullmatch(f"{name}: {says}", line) for line in lines[1:]), name
 
