@@ -157,14 +157,16 @@ static void too_quiet(struct mm_watch *w) {
     fprintf(stderr,
             "mudman-mpi: rank %d: %s: nothing has gone on for %g s: this process hangs, or "
             "'timeout' is too short\n",
-            w->rank, where, w->seconds);
+            w->rank, where, 1.5 * w->seconds);
     end_job(w);
 }
 
+/* A rank that stands still is given half as long again: one that waits for it, or a bucket on the
+ * device, can name the collective, and is to speak first. */
 static void look_at_host(struct mm_watch *w) {
     if (w->in && w->clock - w->in_since > w->seconds)
         too_long(w, &w->now, w->in);
-    if (w->open && !w->in && w->clock - w->out_since > w->seconds)
+    if (w->open && !w->in && w->clock - w->out_since > 1.5 * w->seconds)
         too_quiet(w);
 }
 

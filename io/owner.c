@@ -215,8 +215,8 @@ static void remove_dead(const char *path, const char *mine, const struct record 
     }
     if (read_record(&now, path) && strcmp(now.text, dead->text) == 0) {
         describe(dead, who, sizeof who);
-        mm_log0(MM_LOG_WARN, "%.*s belonged to a job that is gone (%s): taken over",
-                (int)(strlen(path) - strlen("/owner")), path, who);
+        mm_log0(MM_LOG_WARN, "%s: the folder belonged to a job that is gone (%s): taken over", path,
+                who);
         unlink(path);
     }
     close(fd);

@@ -65,8 +65,9 @@ double mm_now(void);
  * not yet freed; it is zero at exit. */
 void *mm_calloc(size_t count, size_t size) __attribute__((returns_nonnull));
 void *mm_realloc(void *block, size_t bytes) __attribute__((returns_nonnull));
-char *mm_strdup(const char *text);
-char *mm_format(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
+char *mm_strdup(const char *text) __attribute__((returns_nonnull));
+char *mm_format(const char *format, ...)
+    __attribute__((format(printf, 1, 2), nonnull(1), returns_nonnull));
 void mm_free(void *block);
 long mm_live_blocks(void);
 

@@ -95,7 +95,7 @@ def test_every_rank_waits_for_the_same_file(tiny: Case, tmp_path: Path) -> None:
         outcome = job.wait(30)
         assert_ended(job, outcome)
         assert outcome.status == LOST
-        said = r"rank \d: checkpoint after loop \d: nothing has gone on for 6 s: this process hangs"
+        said = r"rank \d: checkpoint after loop \d: nothing has gone on for 9 s: this process hangs"
         assert re.search(said, outcome.err), outcome.err
 
 

@@ -66,6 +66,8 @@ NO_MEMORY = "no memory for products of matrices: for {} thread"
 
 def test_no_memory_when_the_library_is_loaded(tiny: Case, tmp_path: Path) -> None:
     """It would try for ever, before main."""
+    if "CUDA: not in this build" not in succeed("--version").out:
+        pytest.skip("CUDA's libraries are larger than the limit: the loader ends it")
     run = f"output.dir={tmp_path / 'run'}"
     limited = ["prlimit", f"--as={150 << 20}"]
     assert NO_MEMORY.format(1) in fail(1, "run", tiny.config, run, wrapper=limited, limit=10)
@@ -97,16 +99,16 @@ def hanging(tiny: Case, run: Path, function: str, call: int, *overrides: str) ->
 
 @pytest.mark.parametrize(
     ("function", "call", "where", "seconds"),
-    [("product", 3000, r"loop \d+", 1), ("save", 0, r"checkpoint after loop \d+", 6)],
+    [("product", 3000, r"loop \d+", 1.5), ("save", 0, r"checkpoint after loop \d+", 9)],
 )
 def test_a_lonely_rank_that_hangs(
-    tiny: Case, tmp_path: Path, function: str, call: int, where: str, seconds: int
+    tiny: Case, tmp_path: Path, function: str, call: int, where: str, seconds: float
 ) -> None:
     """In a product, or in the thread that writes a checkpoint: nobody waits for it but itself."""
     checkpoints = "checkpoint.every_loops=2" if function == "save" else SELDOM
     job = hanging(tiny, tmp_path / "run", function, call, "timeout=1", checkpoints)
     outcome = job.wait(30)
-    assert outcome.status == 1, outcome.err
+    assert outcome.status == 5, outcome.err
     said = rf"rank 0: {where}: nothing has gone on for {seconds} s: this process hangs, or 'timeout'"
     assert re.search(said, outcome.err), outcome.err
 
