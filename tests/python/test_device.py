@@ -160,6 +160,9 @@ def test_eval(tiny: Case) -> None:
     cpu = succeed("eval", tiny.config, "device=cpu").out
     gpu = succeed("eval", tiny.config, "device=cuda", FLOAT32, binary=CUDA).out
     for one, other in zip(cpu.splitlines(), gpu.splitlines(), strict=True):
+        if one.startswith("hash "):  # of what was read, which is the same
+            assert one == other
+            continue
         assert one.rpartition(" ")[0] == other.rpartition(" ")[0]
         assert float(one.split()[-1]) == pytest.approx(float(other.split()[-1]), rel=1e-5)
 
