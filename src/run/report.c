@@ -63,7 +63,9 @@ static double peak_resident_bytes(void) {
     return kilobytes * 1024;
 }
 
-double mm_report_peak_bytes(struct mm_job *job) {
+/* The most memory this process has held, in bytes, over all ranks the largest: on a GPU that which
+ * it took of the GPU's, else of the machine's. Collective. */
+static double peak_bytes(struct mm_job *job) {
     double bytes = job->dev->asynchronous
                        ? (double)(mm_arena_peak_bytes(job->dev) + MM_CUDA_WORKSPACE_BYTES)
                        : peak_resident_bytes();
@@ -134,7 +136,7 @@ static void print_summary(const struct mm_job *job, double seconds, double peak)
 enum mm_status mm_report_result(struct mm_job *job, const char *reason, double score,
                                 struct mm_error *err) {
     mm_job_watch_files(job, "result", MM_UNNUMBERED);
-    double peak = mm_report_peak_bytes(job), seconds = mm_now() - job->results.started;
+    double peak = peak_bytes(job), seconds = mm_now() - job->results.started;
     enum mm_status status = MM_OK;
     if (job->metrics)
         status = mm_owner_check(job->owner, err);

@@ -13,10 +13,6 @@ enum mm_status mm_report_evaluate(struct mm_job *job, const char *at, size_t pas
 enum mm_status mm_report_result(struct mm_job *job, const char *reason, double score,
                                 struct mm_error *err);
 
-/* The most memory this process has held, in bytes, over all ranks the largest: on a GPU that which
- * it took of the GPU's, else of the machine's. Collective. */
-double mm_report_peak_bytes(struct mm_job *job);
-
 /* Fields of a line that was begun: when an evaluation was made, and by which attack if there is a
  * list; what it found; the run's score and each attack's. Local. */
 void mm_report_moment(const struct mm_job *job, struct mm_metrics *to, const char *at,
