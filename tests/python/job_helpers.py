@@ -32,7 +32,6 @@ _ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_orte_tmpdir_base": _launcher_files.name,
     "OMPI_MCA_btl_vader_backing_directory": _launcher_files.name,
     # Quick starts and ends: no search for networks, no second of grace for ranks that are gone.
     "OMPI_MCA_pml": "ob1",
@@ -51,8 +50,15 @@ def _kernels() -> dict[str, str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What a job, or a rank of it, is started in."""
-    return os.environ | _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)} | _kernels()
+    """What a job, or a rank of it, is started in.
+
+    Each has a folder for its launcher's files: two that make one folder at once fail in Open MPI 4.
+    """
+    own = {
+        "OMPI_MCA_orte_tmpdir_base": tempfile.mkdtemp(dir=_launcher_files.name),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    return os.environ | _ENVIRONMENT | own | _kernels()
 
 
 @dataclass(frozen=True)
