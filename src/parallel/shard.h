@@ -5,12 +5,14 @@
  * rank's own rows of all tensors, one behind the other; Algorithm 1 is algebra on vectors. For
  * unlearning the set is W; for relearning and pretraining it is every tensor.
  *
- * Cost: every rank still holds the working weights and its own gradients whole, and each pass
- * begins with a gather of the weights and ends with a reduction of the gradients. */
+ * Cost: each pass begins with a gather of the weights and ends with a reduction of the gradients,
+ * and every rank holds both whole; but for a model whose layers are spread (spread.h). There the
+ * gathers are part of the passes, and a backward over all micro-batches at once, with
+ * mm_shard_departures as its hook, forms the gradients of a layer and sends them off. */
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
-#include "src/parallel/layout.h"
+#include "src/parallel/spread.h"
 #include "src/model/transformer.h"
 
 /* Tensors order[first] ... order[first + n - 1], which cross the network at once. */

@@ -111,6 +111,16 @@ static void create_evaluations(struct mm_job *job) {
     }
 }
 
+/* Pretraining holds the whole model, whatever model.shard says. */
+static void create_model(struct mm_job *job, enum mm_job_kind kind) {
+    const struct mm_config *c = job->config;
+    bool full = c->model.shard == MM_SHARD_FULL && kind != MM_JOB_PRETRAIN;
+    job->model = mm_model_create_in_slots(job->arena, &job->arch, mm_config_dtype(c),
+                                          mm_data_longest(&job->data, c), full ? MM_SLOTS : 0);
+    if (full)
+        job->spread = mm_spread_create(job->arena, job->comm, job->model);
+}
+
 enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,
                            const struct mm_config *config, enum mm_job_kind kind,
                            struct mm_error *err) {
@@ -122,10 +132,11 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
         status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
         job->arena = mm_arena_create(dev, dry);
-        job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),
-                                     mm_data_longest(&job->data, config));
+        create_model(job, kind);
         if (!dry && kind != MM_JOB_PRETRAIN)
             status = mm_model_load(job->model, job->weights, err);
+        if (status == MM_OK && !dry && job->spread)
+            status = mm_spread_load(job->spread, job->weights, err);
         if (!dry)
             status = mm_comm_agree(comm, status, err);
     }
@@ -145,6 +156,7 @@ void mm_job_close(struct mm_job *job) {
     mm_free(job->phase.adapters);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
+    mm_spread_free(job->spread);
     mm_model_free(job->model);
     mm_arena_free(job->arena);
     mm_weights_free(job->weights);

@@ -441,10 +441,12 @@ int main(int argc, char **argv) {
     mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
-    dev = open_device(comm);
+    dev = open_device();
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
         dev->exact = has_word(argc, argv, "exact");
+        sharded = has_word(argc, argv, "sharded");
+        mm_spread_poison = !dev->asynchronous;
         if (has_word(argc, argv, "bfloat16"))
             arithmetic = MM_BF16;
         bool staged = dev->asynchronous && mm_comm_size(comm) > 1;
