@@ -16,6 +16,8 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard};
     p->share = mm_share_of(comm, exact(p), batch_size, micro_batch, T);
     size_t micros = p->share.micros_n ? p->share.micros_n : 1;
+    if (shard)
+        shard->idle = p->share.micros_n == 0;
     p->group = model->source && !exact(p) ? p->share.steps : 1;
     p->acts_n = hold || p->group > micros ? micros : p->group;
     p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
@@ -148,20 +150,22 @@ static bool overwrites(const struct mm_passes *p, size_t i) {
 }
 
 /* Whether each layer's gradients set off to their owners during this backward: those of the last
- * micro-batch, or in spread layers of any, for there they have no memory to stay in. */
+ * micro-batch, or in spread layers of any, for there they have no memory to stay in. A rank beyond
+ * the batch sends as the others do: the same tensors in the same order. */
 static bool departs(const struct mm_passes *p, struct group g) {
-    return p->model->source || (!exact(p) && g.n && g.first + g.n == p->share.micros_n);
+    bool last = g.first + g.n == p->share.micros_n && (g.n || g.first == 0);
+    return p->model->source || (!exact(p) && last);
 }
 
 static void backward(struct mm_passes *p, struct group g, const struct mm_hidden_loss *states) {
     struct visit visit = {.p = p, .acts = g.acts, .states = states, .micro = g.first, .n = g.n};
     struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
     float *const *grads = p->shard->grads;
-    if (g.n == 0 && !p->model->source)
-        return;
     mm_comm_pass(p->comm);
     if (departs(p, g))
         visit.then = mm_shard_departures(p->shard);
+    else if (g.n == 0)
+        return;
     mm_backward_layers(p->model, g.acts, g.n, &p->scratch, grads, overwrites(p, g.first),
                        states ? hook : visit.then);
 }

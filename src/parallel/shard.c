@@ -265,12 +265,12 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
 
 /* -- reducing gradients ------------------------------------------------------------------------ */
 
-/* Zeroes what backwards add to. */
+/* Zeroes what backwards add to; of a rank that makes none, all. */
 static void prepare(struct mm_shard *s, const struct mm_bucket *bucket) {
     struct mm_device *dev = s->model->dev;
     for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
         const struct mm_param *p = param_of(s, s->order[k]);
-        if (!s->overwritten[s->order[k]])
+        if (s->idle || !s->overwritten[s->order[k]])
             dev->queue->zero(dev, s->grads[s->param[s->order[k]]],
                              p->rows * p->cols * sizeof(float));
     }

@@ -32,6 +32,7 @@ struct mm_shard {
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
+    bool idle;         /* this rank forms no gradient: all are zero (mm_passes_create says so) */
     bool *overwritten; /* [tensors_n] a backward's first micro-batch overwrites it: no zeroing */
     size_t *order;     /* [tensors_n] tensors as a forward meets them, those of no layer first */
     struct mm_reduction *reductions; /* [tensors_n] in that order; and the working weights: */

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job_helpers import assert_same_run, assert_same_state, fail, snapshot, succeed
+from job_helpers import assert_same_run, assert_same_state, snapshot, succeed
 from model_helpers import random_case, random_llama, write_questions
 
 VOCAB = 131
@@ -92,3 +92,31 @@ def test_micro_batches_and_attacks(case: Path, tmp_path: Path, micro: int, ranks
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants(case: Path, tmp_path: Path, variant: str) -> None:
     assert_same(case, tmp_path, "data.micro_batch=2", *VARIANTS[variant], ranks=3)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("ranks", [8, 9])
+def test_ranks_beyond_the_batch(case: Path, tmp_path: Path, ranks: int, exact: bool) -> None:
+    """Seven sequences on more ranks: the same as on seven, which have one each."""
+    more = ["reduction=exact", "data.micro_batch=1"] if exact else ["data.micro_batch=1"]
+    more += ["unlearn.rep_eng_retain_lr=0.5", f"relearn.attacks={ATTACKS}"]
+    assert_same(case, tmp_path, *more, ranks=ranks)
+    if exact:
+        succeed("run", case, f"output.dir={tmp_path / 'seven'}", *more, ranks=7)
+        assert_same_run(tmp_path / "seven", tmp_path / "full")
+    told = succeed("plan", case, *more, "--ranks", ranks).err
+    assert f"{ranks - 7} of {ranks} ranks have no" in told
+
+
+def test_resumed_in_either_way(case: Path, tmp_path: Path) -> None:
+    """A checkpoint says nothing of where the weights were; ranks may change too."""
+    few = ("reduction=exact", "data.micro_batch=2", "checkpoint.every_loops=1")
+    succeed("run", case, f"output.dir={tmp_path / 'whole'}", *few)
+    run = tmp_path / "run"
+    succeed("run", case, f"output.dir={run}", *few, "unlearn.loops=1", ranks=3)
+    succeed("resume", run, "unlearn.loops=2", FULL, ranks=2)
+    succeed("resume", run, "unlearn.loops=3", ranks=4)
+    succeed("resume", run, "unlearn.loops=4", "model.shard=none", ranks=2)
+    assert_same_state(tmp_path / "whole", run)
+    assert snapshot(tmp_path / "whole" / "model") == snapshot(run / "model")
+
