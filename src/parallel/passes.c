@@ -1,8 +1,6 @@
 /* passes.c - see passes.h. */
 #include "src/parallel/passes.h"
 
-#include <string.h>
-
 #include "kernels/queue.h"
 
 static bool exact(const struct mm_passes *p) {
@@ -13,7 +11,8 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold) {
     struct mm_passes *p = mm_calloc(1, sizeof *p);
-    *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard};
+    *p = (struct mm_passes){
+        .comm = comm, .model = model, .shard = shard, .grown = {.comm = comm, .dev = model->dev}};
     p->share = mm_share_of(comm, exact(p), batch_size, micro_batch, T);
     size_t micros = p->share.micros_n ? p->share.micros_n : 1;
     if (shard)
@@ -254,43 +253,10 @@ static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct
                    terms_n, dhead, overwrites(p, i));
 }
 
-/* -- sums over the batch ----------------------------------------------------------------------- */
+/* -- around the steps -------------------------------------------------------------------------- */
 
-/* values [n] are zero now and grow until grown_end. */
-static void grow(struct mm_passes *p, double *values, size_t n) {
-    struct mm_grown *g = &p->grown[p->grown_n++];
-    *g = (struct mm_grown){values, n, exact(p) ? mm_calloc(n, sizeof(double)) : NULL};
-    p->model->dev->queue->zero(p->model->dev, values, n * sizeof *values);
-}
-
-/* Of an exact step: totals += values of each rank that had a leaf, one after the other. */
-static void add_leaves(const struct mm_passes *p, const struct mm_grown *g, size_t leaves) {
-    size_t bytes = g->n * sizeof *g->values;
-    double *all = mm_calloc((size_t)mm_comm_size(p->comm), bytes);
-    mm_comm_gather_all(p->comm, g->values, bytes, all);
-    for (size_t r = 0; r < leaves; r++)
-        for (size_t i = 0; i < g->n; i++)
-            g->totals[i] += all[r * g->n + i];
-    memset(g->values, 0, bytes);
-    mm_free(all);
-}
-
-/* Step i is done: what its leaves, if any, have to add. */
-static void grown_step(const struct mm_passes *p, size_t i) {
-    for (size_t k = 0; k < p->grown_n && exact(p); k++)
-        add_leaves(p, &p->grown[k], mm_share_leaves(&p->share, i));
-}
-
-/* What has grown is summed over all ranks. */
-static void grown_end(struct mm_passes *p) {
-    for (struct mm_grown *g = p->grown; g < p->grown + p->grown_n; g++) {
-        if (g->totals)
-            memcpy(g->values, g->totals, g->n * sizeof *g->values);
-        else
-            mm_comm_sum_device(p->comm, g->values, g->n);
-        mm_free(g->totals);
-    }
-    p->grown_n = 0;
+static void grown_step(struct mm_passes *p, size_t i) {
+    mm_grown_step(&p->grown, mm_share_leaves(&p->share, i));
 }
 
 /* The gradient, around the backward of step i. */
@@ -332,7 +298,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
-    grow(p, loss, 1);
+    mm_grown_begin(&p->grown, loss, 1);
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         forward(p, g, batch);
@@ -343,7 +309,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
             grown_step(p, i);
         }
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
@@ -361,12 +327,12 @@ void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, flo
  * the backward. */
 static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
                           struct mm_objective objective, double *loss) {
-    grow(p, objective.states->sums, sums_n(objective));
+    mm_grown_begin(&p->grown, objective.states->sums, sums_n(objective));
     for (size_t i = 0; i < p->share.steps; i++) {
         forward_step(p, group_at(p, i / p->group * p->group), batch, i, objective.states, loss);
         grown_step(p, i);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
 }
 
 /* Head and embedding are one tensor, and several micro-batches go through the layers together: its
@@ -410,9 +376,9 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
     if (summed)
         complete_sums(p, batch, objective, loss);
-    grow(p, loss, 1);
+    mm_grown_begin(&p->grown, loss, 1);
     if (cross_entropy)
-        grow(p, cross_entropy, 1);
+        mm_grown_begin(&p->grown, cross_entropy, 1);
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         reduce_begin(p, first, gradient);
@@ -435,7 +401,7 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
         reduce_end(p, end_of(p, first));
         grown_step(p, first);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
     add_sums(p, objective, loss);
 }
 
@@ -461,11 +427,11 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
-    grow(p, loss, 1);
+    mm_grown_begin(&p->grown, loss, 1);
     if (!negated)
-        grow(p, second_loss, 1);
+        mm_grown_begin(&p->grown, second_loss, 1);
     if (has_sums(second))
-        grow(p, second.states->sums, sums_n(second));
+        mm_grown_begin(&p->grown, second.states->sums, sums_n(second));
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         reduce_begin(p, first, gradient);
@@ -485,7 +451,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
         reduce_end(p, end_of(p, first));
         grown_step(p, first);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
     if (negated)
         p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else

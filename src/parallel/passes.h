@@ -18,6 +18,7 @@
 
 #include "src/model/loss.h"
 #include "src/parallel/batch.h"
+#include "src/parallel/grown.h"
 #include "src/parallel/hidden_loss.h"
 #include "src/parallel/shard.h"
 
@@ -27,13 +28,6 @@ struct mm_objective {
     double clip_at, beta, gamma;         /* the last two: of losses of whole sequences */
     const float *reference;              /* [share·T], device, of MM_LOSS_NPO: see keep_terms */
     const struct mm_hidden_loss *states; /* NULL: none */
-};
-
-/* Numbers on the device that grow with every micro-batch and are summed over the ranks. */
-struct mm_grown {
-    double *values;
-    size_t n;
-    double *totals; /* exact: [n] of all ranks' leaves so far, host */
 };
 
 struct mm_passes {
@@ -49,8 +43,7 @@ struct mm_passes {
     struct mm_mat dhidden_now;
     struct mm_scratch scratch;
     struct mm_head head;
-    struct mm_grown grown[3];
-    size_t grown_n;
+    struct mm_grown grown;
 };
 
 /* shard NULL: forward only. hold: keep every micro-batch's activations (graph: listing). Local. */

@@ -276,9 +276,68 @@ static void prepare(struct mm_shard *s, const struct mm_bucket *bucket) {
     }
 }
 
-static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
-    for (size_t i = 0; i < s->tensors_n; i++) {
+/* Elements of this rank's rows of the i-th tensor of the order. */
+static size_t own_n(const struct mm_shard *s, size_t i) {
+    size_t t = s->order[i];
+    return s->layout.offsets[t + 1] - s->layout.offsets[t];
+}
+
+static size_t own_of_bucket(const struct mm_shard *s, const struct mm_bucket *bucket) {
+    size_t n = 0;
+    for (size_t k = bucket->first; k < bucket->first + bucket->n; k++)
+        n += own_n(s, k);
+    return n;
+}
+
+/* Two layers' rows take turns, and those of no layer lie behind them. One rank's rows are the whole
+ * gradients, and stay where they are. */
+void mm_shard_stream(struct mm_shard *s, struct mm_arena *arena, struct mm_gradient_taker taker) {
+    size_t fixed = 0, most = 0;
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        size_t n = own_of_bucket(s, &s->buckets[i]);
+        if (s->buckets[i].layer == MM_NO_LAYER)
+            fixed = n;
+        else
+            most = n > most ? n : most;
+    }
+    MM_CHECK(spread(s) && !s->model->dev->exact, "gradients that nobody keeps");
+    s->taker = taker;
+    if (mm_comm_size(s->comm) == 1)
+        return;
+    s->arrivals_of_layer = most;
+    s->arrivals = mm_arena_take(arena, MM_FOR_GRADIENTS, SLOTS * most + fixed, sizeof(float));
+}
+
+static void aim_at_arrivals(struct mm_shard *s) {
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        const struct mm_bucket *bucket = &s->buckets[i];
+        size_t slot = bucket->layer == MM_NO_LAYER ? SLOTS : i % SLOTS;
+        size_t at = slot * s->arrivals_of_layer;
+        for (size_t k = bucket->first; k < bucket->first + bucket->n; at += own_n(s, k++))
+            s->reductions[k].own = s->arrivals ? s->arrivals + at : s->reductions[k].full.data;
+    }
+}
+
+static void aim_at(struct mm_shard *s, struct mm_vector g) {
+    for (size_t i = 0; i < s->tensors_n; i++)
         s->reductions[i].own = part_of(s, g, s->order[i]);
+}
+
+/* Waits for a bucket of gradients. */
+static void arrived(struct mm_shard *s, struct mm_bucket *bucket) {
+    bool new = bucket->started;
+    wait(s, bucket);
+    for (size_t k = bucket->first; new && s->streams &&k < bucket->first + bucket->n; k++)
+        s->taker.take(s->taker.self, s->order[k], s->reductions[k].own);
+}
+
+static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
+    s->streams = s->taker.take && !g.data;
+    if (s->streams)
+        aim_at_arrivals(s);
+    else
+        aim_at(s, g);
+    for (size_t i = 0; i < s->tensors_n; i++) {
         s->reductions[i].ranks = ranks;
         s->reductions[i].add = add;
     }
@@ -304,7 +363,7 @@ static void send(struct mm_shard *s, struct mm_bucket *bucket) {
 /* The bucket below takes the slot of the one above. */
 static void make_room_below(struct mm_shard *s, size_t i) {
     if (i + 1 < s->buckets_n)
-        wait(s, &s->buckets[i + 1]);
+        arrived(s, &s->buckets[i + 1]);
     if (i > 0 && s->buckets[i - 1].layer != MM_NO_LAYER)
         prepare(s, &s->buckets[i - 1]);
 }
@@ -327,5 +386,6 @@ void mm_shard_reduce_end(struct mm_shard *s) {
     for (size_t i = 0; i < s->buckets_n; i++)
         if (!s->buckets[i].started && (!spread(s) || s->buckets[i].layer == MM_NO_LAYER))
             send(s, &s->buckets[i]);
-    wait_for_all(s);
+    for (size_t i = s->buckets_n; i-- > 0;)
+        arrived(s, &s->buckets[i]);
 }

@@ -23,6 +23,13 @@ struct mm_bucket {
     bool started; /* and not yet waited for */
 };
 
+/* Who takes the reduced gradient of tensor t of the set, this rank's rows of it, when it arrives.
+ */
+struct mm_gradient_taker {
+    void (*take)(void *self, size_t t, const float *own);
+    void *self;
+};
+
 struct mm_shard {
     struct mm_comm *comm;
     struct mm_model *model;
@@ -38,7 +45,11 @@ struct mm_shard {
     struct mm_reduction *reductions; /* [tensors_n] in that order; and the working weights: */
     struct mm_mat *gathers;
     size_t buckets_n;
-    struct mm_bucket *buckets; /* in that order, cut between layers */
+    struct mm_bucket *buckets;      /* in that order, cut between layers */
+    struct mm_gradient_taker taker; /* see mm_shard_stream */
+    float *arrivals;                /* where the rows arrive that the taker takes */
+    size_t arrivals_of_layer;       /* elements of one of its two slots */
+    bool streams;                   /* the reductions under way are the taker's */
 };
 
 /* The least bytes of a bucket that are worth a collective; tests of small models lower it. */
@@ -77,6 +88,12 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *shard); /* Local. */
 void mm_shard_reduce_begin(struct mm_shard *shard, struct mm_vector g);
 void mm_shard_reduce_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
+
+/* Only where the layers are spread: from now on reductions into a vector without data give the
+ * gradients to the taker, layer after layer from the top, and those of no layer last. No rank holds
+ * the gradients of more than two layers. Local. */
+void mm_shard_stream(struct mm_shard *shard, struct mm_arena *arena,
+                     struct mm_gradient_taker taker);
 
 /* The same for one leaf a rank, of ranks 0 ... ranks-1, for `reduction: exact`
  * (src/parallel/passes.h). Their gradients are added to g one after the other; with `first` g holds
