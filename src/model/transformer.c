@@ -130,9 +130,9 @@ static struct mm_mat head_rows(struct mm_mat mat, size_t n) {
 /* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
 static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_layer *layer,
                                    const struct mm_kept_layer *kept, struct mm_scratch *s,
-                                   struct mm_mat x, struct mm_mat delta, size_t B, size_t T) {
+                                   struct mm_mat x, struct mm_mat delta, size_t T) {
     const struct mm_ops *ops = m->dev->ops;
-    size_t n = B * T;
+    size_t n = x.rows;
     struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
     struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
     struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
@@ -142,7 +142,7 @@ static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_lay
     norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
     linear(m, qkv, y1, &layer->qkv, false);
     ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, false);
-    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, B, T);
+    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
     linear(m, out, att, &layer->o, false);
     if (m->arch.parallel)
         norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
@@ -179,7 +179,7 @@ static void forward_layers(const struct mm_model *m, struct mm_acts *acts, struc
     m->dev->ops->embed(m->dev, *x, m->params[m->embed_part].w, tokens);
     for (size_t l = 0; l < layers; l++) {
         call(before_layer, (int)l);
-        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, *x, *delta, B, T);
+        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, *x, *delta, T);
         *delta = head_rows(s->delta, n);
     }
 }
@@ -294,8 +294,7 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
         norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
     if (!into_qkv)
         return;
-    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->B,
-                        b->acts->T);
+    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->T);
     ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
     if (kept->y1.data)
         linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
