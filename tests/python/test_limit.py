@@ -39,6 +39,12 @@ def test_stops_before_the_time_limit(
     assert outcome.status == 0 and "SLURM_JOB_END_TIME=12 is past" in outcome.err
 
 
+def test_a_time_limit_that_is_not_known(tiny: Case, tmp_path: Path) -> None:
+    job, said = ["env", "SLURM_JOB_ID=1"], "no time limit is known"
+    assert said in tiny.run(tmp_path / "job", wrapper=job).err
+    assert said not in tiny.run(tmp_path / "no job").err
+
+
 def test_relearning_and_the_time_limit(
     tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
