@@ -69,6 +69,7 @@ void mm_blas_settle(char **argv) {
                 "with " CORE_VARIABLE "=%s",
                 name_length(config), config, core, better);
     setenv(CORE_VARIABLE, better, 1);
+    mm_processor_unbind(); /* the new program would take one place for all there are */
     execv(program, argv);
     mm_log(MM_LOG_WARN, "%s cannot be started anew: set " CORE_VARIABLE "=%s for faster products",
            program, better);

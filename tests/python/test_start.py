@@ -3,6 +3,7 @@ stop signals that come twice."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -44,6 +45,14 @@ def test_a_job_starts_anew_once(tiny: Case, tmp_path: Path, ranks: int) -> None:
     outcome = tiny.run(run, "unlearn.loops=2", wrapper=PRETEND, ranks=ranks)
     assert ANEW.findall(outcome.err) == [core], outcome.err
     assert len(lines_of(run, "unlearn")) == 2 and result_of(run)["status"] == "done"
+
+
+def test_starting_anew_keeps_the_cpus(tiny: Case) -> None:
+    """OpenMP binds the thread that starts the program anew: that is not all there is to use."""
+    debug = ["env", "-u", "OMP_NUM_THREADS", "OMP_PROC_BIND=true", "MUDMAN_DEBUG=1"]
+    outcome = succeed("eval", tiny.config, wrapper=[*debug, *PRETEND])
+    assert ANEW.findall(outcome.err) == [wanted()]
+    assert f": {len(os.sched_getaffinity(0))} threads a rank" in outcome.err
 
 
 def test_the_user_s_choice_is_respected() -> None:
