@@ -43,8 +43,8 @@ use validation.
 Input: JSON lines (.jsonl .ndjson) and parquet (.parquet), in which --field names the text,
 plain text (.txt .text .md), these and JSON lines also compressed (.gz .zst), folders of
 them, or with --python-functions Python files (.py) and folders: every function and method,
-comments, docstrings and blank lines removed, files that do not parse left out. A file that
-is named and ends in something else is an error; text is UTF-8.
+comments, docstrings and blank lines removed, copies of the same one and files that do not
+parse left out. A file that is named and ends in something else is an error; text is UTF-8.
 
 The paper's split: records in a random order fixed by seed 42, half of them train, a
 quarter validation, a quarter test. --where, --match and --exclude choose records before
@@ -103,6 +103,7 @@ class Corpus:
     read: int
     by_where: int  # left out, and so by --match and --exclude
     by_match: int
+    copies: int  # of functions: packages bring copies of others, which must not lie in two splits
     unparsable: int  # files, and those of folders that are of no format that is read
     of_other_kinds: int
     source: str
@@ -299,7 +300,8 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
     conditions = [Condition.parse(text) for text in options.where]
     suffixes = (".py",) if options.python_functions else ALL_SUFFIXES
     files, others = find_files(options.inputs, suffixes)
-    texts, read, by_where, unparsable = [], 0, 0, 0
+    texts, read, by_where, unparsable, copies = [], 0, 0, 0, 0
+    seen: set[str] = set()
     for path in tqdm(files, desc="reading", unit="file", disable=None):
         records = (
             read_functions(path)
@@ -314,16 +316,21 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
             by_where += text is None
             if text is not None and options.strip_python:
                 text = strip_python(text)
-            if text is not None and wanted.holds(text):
-                texts.append(text)
+            if text is None or not wanted.holds(text):
+                continue
+            if options.python_functions and text in seen:
+                copies += 1
+                continue
+            seen.add(text)
+            texts.append(text)
     words = [", ".join(given.resolve().name for given in options.inputs)]
     words.append("functions" if options.python_functions else f"field={options.field or 'text'}")
     words += ["Python, comments stripped"] if options.strip_python else []
     words += [f"where={condition}" for condition in conditions] + [str(wanted)]
     words += ["packed"] if options.pack else []
-    by_match = read - by_where - len(texts)
+    by_match = read - by_where - copies - len(texts)
     source = " ".join(filter(None, words))
-    return Corpus(texts, read, by_where, by_match, unparsable, len(others), source)
+    return Corpus(texts, read, by_where, by_match, copies, unparsable, len(others), source)
 
 
 def read_texts(
@@ -428,6 +435,7 @@ def dropped_words(corpus: Corpus, splits: Sequence[Split]) -> str:
     dropped = {
         "by --where": corpus.by_where,
         "by --match or --exclude": corpus.by_match,
+        "copies of others": corpus.copies,
         f"shorter than {splits[0].rows.shape[1]} tokens": sum(s.too_short for s in splits),
     }
     return ", ".join(f"{count} {why}" for why, count in dropped.items() if count) or "none"

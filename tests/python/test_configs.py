@@ -27,7 +27,7 @@ from yaml_reader import as_argument, read_yaml
 CONFIGS = ROOT / "configs"
 DOCUMENT = ROOT / "docs" / "experiments.md"
 FAMILIES = {"pythia-14m": "neox-parallel", "smollm-135m": "llama-gqa-tied"}
-FAMILIES |= {"llama-3.2-1b": "llama-gqa-tied"}
+FAMILIES |= {"smollm2-135m": "llama-gqa-tied", "llama-3.2-1b": "llama-gqa-tied"}
 FOLDERS = [CONFIGS / name for name in (*FAMILIES, "held-out-facts")]
 FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 SEARCHES = [path for path in FILES if re.search(r"^config:", path.read_text(), re.M)]
@@ -84,7 +84,7 @@ def plan(path: Path, arguments: list[str]) -> str:
 
 
 def test_there_are_configs() -> None:
-    assert len(RUNS) == 10 and len(SEARCHES) == 19
+    assert len(RUNS) == 11 and len(SEARCHES) == 20
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
@@ -190,6 +190,7 @@ SPOT_CHECKS = {
     "llama-3.2-1b/figure-3": ("tar2", "unlearning_rate", 1e-4, 0.1, True),
     "llama-3.2-1b/wmdp-6": ("mudman", "unlearning_rate", 3e-9, 1e-4, True),
     "smollm-135m/figure-2-pile-bio": ("tar2", "rep_eng_retain_lr", 1e-12, 1, True),
+    "smollm2-135m/figure-2-python": ("no_normalization", "unlearning_rate", 1e-4, 300, True),
     "smollm-135m/figure-4-cruelty": ("all_linear", "unlearning_rate", 3e-6, 1e-4, True),
     "smollm-135m/figure-5-cruelty-3": ("mudman", "adv_lr", 1e-3, 3e-2, True),
     "pythia-14m/figure-2-python": ("no_normalization", "unlearning_rate", 1e-7, 0.03, True),

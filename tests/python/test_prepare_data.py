@@ -299,6 +299,8 @@ def test_python_functions_are_read_from_folders(
         )
     (tmp_path / "old.py").write_text("print 'no longer Python'\n")
     (tmp_path / "readme.txt").write_text("def f(): pass\n")
+    (tmp_path / "m5.py").write_text((tmp_path / "m5.py").read_text() + "def function_3(): return 3\n")
+    (tmp_path / "vendored.py").write_text("# a copy\ndef function_2():\n    return 2\n")
     arguments = [
         "--python-functions",
         "--tokenizer",
@@ -309,8 +311,10 @@ def test_python_functions_are_read_from_folders(
         tmp_path / "o",
     ]
     assert run(tmp_path, *arguments) == 0
-    assert "do not parse: 1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "do not parse: 1" in printed and "1 copies of others" in printed
     texts = [f"def function_{i}():\n    return {i}" for i in range(6)]
+    texts.append("def function_3(): return 3")  # another text
     for split, rows in read_rows(tmp_path / "o").items():
         np.testing.assert_array_equal(rows, expected_rows(texts, 30)[split])
 
