@@ -2,8 +2,6 @@
  * it reads twice: for the sums, and for the gradient that may take the row's place. */
 #include "kernels/cuda/block.h"
 
-#define NO_TARGET 0xffffffffu
-
 /* A row may have 10^5 columns and a call few rows: all the threads that a block may have, each with
  * AHEAD groups under way. One such block fills a processor, and what all of them have just read
  * stays in the L2 cache until they read it again. */
@@ -156,7 +154,7 @@ __device__ static float neg_entropy_row(const struct row<T> &r, float scale) {
     struct exp_sums s = row_sums<WIDE, true>(r);
     float log_sum = logf(s.sum), loss = s.weighted / s.sum - log_sum;
     if (r.d)
-        write_row<WIDE>(r, NO_TARGET, 0.0f, entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
+        write_row<WIDE>(r, MM_NO_TARGET, 0.0f, entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
     return loss;
 }
 
@@ -190,14 +188,15 @@ __global__ static void __launch_bounds__(LOSS_THREADS) loss_kernel(struct loss_a
     };
     float scale = a.weights ? a.scale * a.weights[blockIdx.x] : a.scale;
     float loss = 0.0f, sign = a.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
-    if (a.fn != MM_LOSS_NEG_ENTROPY && y != NO_TARGET && y >= r.V)
+    bool counts = a.fn == MM_LOSS_NEG_ENTROPY ? y != MM_NO_TOKEN : y < MM_NO_TOKEN;
+    if (counts && a.fn != MM_LOSS_NEG_ENTROPY && y >= r.V)
         __trap();
-    if (a.fn == MM_LOSS_NEG_ENTROPY)
-        loss = neg_entropy_row<WIDE>(r, scale);
-    else if (y == NO_TARGET) {
+    if (!counts) {
         if (r.d)
             write_row<WIDE>(r, y, 0.0f, constant_slope{0.0f});
-    } else if (a.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
+    } else if (a.fn == MM_LOSS_NEG_ENTROPY)
+        loss = neg_entropy_row<WIDE>(r, scale);
+    else if (a.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
         loss = correct_logit_row<WIDE>(r, y, a.clip, scale);
     else
         loss = cross_entropy_row<WIDE>(r, y, scale, sign);
@@ -225,6 +224,7 @@ struct sequence_args {
     bool odds; /* against the reference: NPO */
     double beta, gamma;
     const float *losses, *reference;
+    const uint32_t *targets;
     size_t T;
     double scale;
     float *terms, *weights;
@@ -233,11 +233,14 @@ struct sequence_args {
 /* A block a sequence. */
 __global__ static void sequence_loss_kernel(struct sequence_args a) {
     size_t first = blockIdx.x * a.T;
-    double s = 0, by = a.odds ? 1 : 1 / static_cast<double>(a.T - 1);
+    double s = 0, count = 0;
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK) {
+        count += a.targets[first + t] < MM_NO_TOKEN ? 1 : 0;
         s -= static_cast<double>(a.losses[first + t]);
         s += a.odds ? static_cast<double>(a.reference[first + t]) : 0;
     }
+    count = block_sum(count);
+    double by = a.odds ? 1 : 1 / count;
     double x = a.beta * by * block_sum(s) + (a.odds ? 0 : a.gamma);
     float weight = static_cast<float>(-2 * by / (1 + exp(-x)) * a.scale);
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK)
@@ -248,10 +251,10 @@ __global__ static void sequence_loss_kernel(struct sequence_args a) {
 }
 
 void cuda_sequence_loss(struct mm_device *dev, enum mm_loss_fn fn, double beta, double gamma,
-                        const float *losses, const float *reference, size_t B, size_t T,
-                        double scale, float *terms, float *weights) {
+                        const float *losses, const float *reference, const uint32_t *targets,
+                        size_t B, size_t T, double scale, float *terms, float *weights) {
     struct sequence_args a = {
-        fn == MM_LOSS_NPO, beta, gamma, losses, reference, T, scale, terms, weights};
+        fn == MM_LOSS_NPO, beta, gamma, losses, reference, targets, T, scale, terms, weights};
     if (B)
         MM_LAUNCH(sequence_loss_kernel, blocks_for(B, 1), BLOCK, 0, dev, a);
 }

@@ -131,10 +131,10 @@ static const char *wreck_of(double loss, double sum_squares) {
 }
 
 /* Loss and squared norm of the reduced gradient, on the host; and what is wrong with them. */
-static void gradient(struct mm_training *t, const uint32_t *tokens, double result[2]) {
+static void gradient(struct mm_training *t, const struct mm_sequences *own, double result[2]) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
-    mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
+    mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
     mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
     dev->queue->download(dev, result, t->scalars, 2 * sizeof *result);
@@ -156,10 +156,10 @@ static void optimize(const struct mm_training *t, const struct mm_attack *attack
         dev->ops->sgd_step(dev, p, g, attack->lr);
 }
 
-double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
+double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
                           const struct mm_attack *attack) {
     double result[2];
-    gradient(t, tokens, result);
+    gradient(t, own, result);
     if (t->wrecked)
         return result[0];
     struct mm_lora *l = t->lora;
@@ -189,11 +189,11 @@ static struct mm_vector slice(struct mm_vector v, size_t first, size_t n) {
     return (struct mm_vector){(float *)v.data + first, n, v.dtype};
 }
 
-double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
+double mm_training_adamw(struct mm_training *t, const struct mm_sequences *own,
                          const struct mm_config *config, size_t step) {
     const struct mm_ops *ops = t->model->dev->ops;
     double result[2];
-    gradient(t, tokens, result);
+    gradient(t, own, result);
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
     if (t->wrecked)
         return result[0];

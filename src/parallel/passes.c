@@ -55,7 +55,7 @@ static struct mm_loss_term term_of(const struct mm_passes *p, size_t i,
         .beta = objective.beta,
         .gamma = objective.gamma,
         .reference = objective.reference ? objective.reference + mm_share_row(&p->share, i) : NULL,
-        .global_batch = p->share.batch_size,
+        .positions = mm_loss_positions(objective.fn, p->batch->counts),
         .sum = sum,
         .dhidden = dhidden};
 }
@@ -65,8 +65,9 @@ static float *head_grad(const struct mm_passes *p) {
     return p->shard ? p->shard->grads[p->model->head_part] : NULL;
 }
 
-static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t sequences) {
-    return mm_mat_rows(mat, 0, sequences * p->share.T);
+/* Those of micro-batch i. */
+static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t i) {
+    return mm_mat_rows(mat, 0, mm_share_count(&p->share, i) * p->batch->longest[i]);
 }
 
 /* -- hidden states, beside the layers ----------------------------------------------------------
@@ -95,7 +96,8 @@ static void hand_on(const struct visit *v, int layer) {
 static void take_terms(void *self, int layer) {
     const struct visit *v = self;
     if (layer > 0)
-        mm_hidden_loss_add_terms(v->states, v->acts, first_token(v), (size_t)layer - 1, v->loss);
+        mm_hidden_loss_add_terms(v->states, v->acts, v->p->batch, first_token(v), (size_t)layer - 1,
+                                 v->loss);
     hand_on(v, layer);
 }
 
@@ -108,9 +110,9 @@ static void keep_state(void *self, int layer) {
 
 static void add_gradient(void *self, int layer) {
     const struct visit *v = self;
-    struct mm_mat dx = rows_of(v->p, v->p->scratch.dx, v->acts->B);
+    struct mm_mat dx = rows_of(v->p, v->p->scratch.dx, v->micro);
     hand_on(v, layer);
-    mm_hidden_loss_add_gradient(v->states, v->acts, first_token(v), (size_t)layer, dx);
+    mm_hidden_loss_add_gradient(v->states, v->acts, v->p->batch, first_token(v), (size_t)layer, dx);
 }
 
 /* -- one micro-batch --------------------------------------------------------------------------- */
@@ -150,10 +152,10 @@ static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_b
     struct mm_layer_hook hook = {.call = take_terms, .self = &visit};
     mm_comm_pass(p->comm);
     mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), mm_share_count(&p->share, i),
-               p->share.T, states ? hook : visit.then);
+               batch->longest[i], states ? hook : visit.then);
     if (states)
-        mm_hidden_loss_add_terms(states, acts, first_token(&visit), p->model->arch.layers - 1,
-                                 loss);
+        mm_hidden_loss_add_terms(states, acts, batch, first_token(&visit),
+                                 p->model->arch.layers - 1, loss);
 }
 
 void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
@@ -161,12 +163,13 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
     if (!mm_hidden_loss_compares(r) || r->first == r->end)
         return;
     struct mm_acts *acts = &p->acts[0];
+    p->batch = batch;
     for (size_t i = 0; i < p->share.micros_n; i++) {
         struct visit visit = {.p = p, .acts = acts, .states = r, .micro = i, .then = arrivals(p)};
         struct mm_layer_hook hook = {.call = keep_state, .self = &visit};
         mm_comm_pass(p->comm);
         mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i),
-                      mm_share_count(&p->share, i), p->share.T, r->end - 1, hook);
+                      mm_share_count(&p->share, i), batch->longest[i], r->end - 1, hook);
         mm_hidden_loss_keep(r, acts, first_token(&visit), r->end - 1);
     }
 }
@@ -254,6 +257,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
+    p->batch = batch;
     grow(p, loss, 1);
     for (size_t i = 0; i < p->share.steps; i++) {
         if (i < p->share.micros_n) {
@@ -267,6 +271,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
+    p->batch = batch;
     for (size_t i = 0; i < p->share.micros_n; i++) {
         size_t row = mm_share_row(&p->share, i);
         forward(p, &p->acts[0], batch, i, NULL, NULL);
@@ -293,7 +298,7 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
                                   struct mm_objective objective, double *loss,
                                   double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
-    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, mm_share_count(&p->share, i));
+    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, i);
     struct mm_loss_term terms[2] = {term_of(p, i, plain, cross_entropy, none),
                                     term_of(p, i, objective, loss, dhidden)};
     size_t first = cross_entropy ? 0 : 1, end = on_logits(objective) ? 2 : 1;
@@ -311,6 +316,7 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
                         double *cross_entropy) {
     bool summed = has_sums(objective), forward_done = summed && p->share.micros_n == 1;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
+    p->batch = batch;
     if (summed)
         complete_sums(p, batch, objective, loss);
     grow(p, loss, 1);
@@ -353,6 +359,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
+    p->batch = batch;
     grow(p, loss, 1);
     if (!negated)
         grow(p, second_loss, 1);
@@ -361,7 +368,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
     for (size_t i = 0; i < p->share.steps; i++) {
         reduce_begin(p, i, g);
         if (i < p->share.micros_n) {
-            struct mm_mat dhidden = rows_of(p, p->dhidden_now, mm_share_count(&p->share, i));
+            struct mm_mat dhidden = rows_of(p, p->dhidden_now, i);
             forward(p, &p->acts[i], batch, i, second.states, second_loss);
             held_losses(p, batch, i, second, dhidden, loss, second_loss);
             backward(p, i, &p->acts[i], dhidden, NULL);
@@ -382,9 +389,7 @@ void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
     for (size_t i = 0; i < p->share.steps; i++) {
         reduce_begin(p, i, g);
         if (i < p->share.micros_n)
-            backward(p, i, &p->acts[i],
-                     on_logits(p->held) ? rows_of(p, p->dhidden[i], mm_share_count(&p->share, i))
-                                        : none,
+            backward(p, i, &p->acts[i], on_logits(p->held) ? rows_of(p, p->dhidden[i], i) : none,
                      p->held.states);
         reduce_end(p, i);
     }

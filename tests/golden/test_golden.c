@@ -65,7 +65,7 @@ static bool on_the_edge(struct fixture *f, const uint32_t *tokens, size_t B, siz
     return nearest < 0.02;
 }
 
-static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B, size_t T) {
+static void check_gradients(struct fixture *f, uint32_t *tokens, size_t B, size_t T) {
     static const char *const names[] = {"cross_entropy", "neg_cross_entropy", "neg_entropy",
                                         "correct_logit_minus_avg"};
     const enum mm_loss_fn clipped = MM_LOSS_CORRECT_LOGIT_MINUS_AVG;
@@ -76,10 +76,11 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
     double *loss = mm_arena_take(f->arena, MM_FOR_SCRATCH, 1, sizeof *loss);
     struct mm_batch batch;
     mm_batch_create(&batch, f->arena, &p->share);
-    uint32_t *own = mm_calloc(mm_share_tokens(&p->share), sizeof *own);
-    mm_share_pick(&p->share, tokens, own);
-    mm_batch_set(&batch, 0, own);
-    mm_free(own);
+    struct mm_sequences own = mm_share_sequences(&p->share);
+    struct mm_dataset set = {.examples = B, .context = T, .context_length = T, .tokens = tokens};
+    mm_share_read(&p->share, &set, 0, &own);
+    mm_batch_set(&batch, 0, &own);
+    mm_sequences_free(&own);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
         char group[64];
@@ -248,23 +249,22 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
     struct mm_passes *p = t->passes;
     mm_dataset_view(&retain_rest, &retain, p->share.batch_size, &retain, p->share.batch_size);
     mm_dataset_view(&forget_rest, &forget, p->share.batch_size, &forget, p->share.batch_size);
-    uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
+    struct mm_sequences own = mm_share_sequences(&p->share);
     double *loss = trace_read(group, "loss", NULL, NULL);
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_share_read(&p->share, &forget_rest, i, tokens);
-        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 5e-5,
-                    drift);
+        mm_share_read(&p->share, &forget_rest, i, &own);
+        expect_near(variant, "loss", i, mm_training_attack(t, &own, attack), loss[i], 5e-5, drift);
         if (!attack->with_retain)
             continue;
-        mm_share_read(&p->share, &retain_rest, i, tokens);
-        expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
-                    retain_loss[i], 5e-5, 2 * drift);
+        mm_share_read(&p->share, &retain_rest, i, &own);
+        expect_near(variant, "retain_loss", i, mm_training_attack(t, &own, attack), retain_loss[i],
+                    5e-5, 2 * drift);
     }
     mm_free(loss);
     mm_free(retain_loss);
-    mm_free(tokens);
+    mm_sequences_free(&own);
     mm_dataset_free(&retain_rest);
     mm_dataset_free(&forget_rest);
     mm_dataset_free(&retain);
@@ -328,14 +328,16 @@ static void check_pretraining(const char *name) {
     size_t B = config.data.batch_size, T = forget.context;
     struct mm_training *t =
         mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);
-    uint32_t *both = mm_calloc(2 * B * T, sizeof *both);
-    uint32_t *own = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *own);
+    struct mm_sequences both = mm_sequences_create(2 * B, T);
+    struct mm_sequences own = mm_share_sequences(&t->passes->share);
+    both.counts =
+        (struct mm_counts){(double)(2 * B), (double)(2 * B * (T - 1)), (double)(2 * B * T)};
     double *loss = trace_read(group, "loss", NULL, NULL);
     for (size_t i = 0; i < config.pretrain.steps; i++) {
-        mm_dataset_batch(&retain, i, B, 0, B, both);
-        mm_dataset_batch(&forget, i, B, 0, B, both + B * T);
-        mm_share_pick(&t->passes->share, both, own);
-        expect_near("pretrain", "loss", i, mm_training_adamw(t, own, &config, i), loss[i], 1e-5,
+        mm_dataset_batch(&retain, i, B, 0, B, &both, 0);
+        mm_dataset_batch(&forget, i, B, 0, B, &both, B);
+        mm_share_pick(&t->passes->share, &both, &own);
+        expect_near("pretrain", "loss", i, mm_training_adamw(t, &own, &config, i), loss[i], 1e-5,
                     0.015);
     }
     /* Adam divides by the gradient's size: where that is rounding only, so is the step. */
@@ -344,8 +346,8 @@ static void check_pretraining(const char *name) {
     else
         check_vector("pretrain", group, "params", t->shard, t->p, 1e-3);
     mm_free(loss);
-    mm_free(both);
-    mm_free(own);
+    mm_sequences_free(&both);
+    mm_sequences_free(&own);
     mm_training_free(t);
     mm_dataset_free(&retain);
     mm_dataset_free(&forget);
