@@ -324,16 +324,25 @@ enum mm_status mm_weights_check(const struct mm_weights *weights, const char *na
     return MM_OK;
 }
 
-enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
-                               size_t cols, void *dst, enum mm_dtype dst_dtype,
-                               struct mm_error *err) {
-    enum mm_status status = mm_weights_check(weights, name, rows, cols, err);
+enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char *name,
+                                    struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
+                                    struct mm_error *err) {
+    enum mm_status status = mm_weights_check(weights, name, part.rows, part.cols, err);
     if (status)
         return status;
     const struct mm_stored_tensor *tensor = mm_weights_find(weights, name);
-    if (tensor->elements)
-        mm_convert(dst, dst_dtype, tensor->data, tensor->dtype, tensor->elements);
+    size_t cols = part.cols ? part.cols : 1, bytes = mm_dtype_bytes(tensor->dtype);
+    if (part.count > 0)
+        mm_convert(dst, dst_dtype, (const char *)tensor->data + part.first * cols * bytes,
+                   tensor->dtype, part.count * cols);
     return MM_OK;
+}
+
+enum mm_status mm_weights_load(const struct mm_weights *weights, const char *name, size_t rows,
+                               size_t cols, void *dst, enum mm_dtype dst_dtype,
+                               struct mm_error *err) {
+    struct mm_stored_rows all = {rows, cols, 0, rows};
+    return mm_weights_load_rows(weights, name, all, dst, dst_dtype, err);
 }
 
 void mm_weights_hash(const struct mm_weights *weights, char hex[33]) {

@@ -62,6 +62,15 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
                                size_t cols, void *dst, enum mm_dtype dst_dtype,
                                struct mm_error *err);
 
+/* The same of rows first ... first + count - 1 of a tensor [rows, cols] (cols == 0: of elements of
+ * a vector). No other byte of the data is read. Local. */
+struct mm_stored_rows {
+    size_t rows, cols, first, count;
+};
+enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char *name,
+                                    struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
+                                    struct mm_error *err);
+
 /* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits. It
  * reads every byte. Local. */
 void mm_weights_hash(const struct mm_weights *weights, char hex[33]);

@@ -17,7 +17,6 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
     *t = (struct mm_training){.comm = comm, .model = model};
     t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
-    t->g = mm_shard_gradient(t->shard, arena);
     if (adamw) {
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
@@ -31,10 +30,22 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
     return t;
 }
 
-struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw) {
+/* The gradient is kept whole: own rows of it. */
+static struct mm_training *keeping(struct mm_training *t, struct mm_arena *arena) {
+    t->g = mm_shard_gradient(t->shard, arena);
+    return t;
+}
+
+static void take(void *self, size_t tensor, const float *own);
+
+static struct mm_training *taking(struct mm_training *t, struct mm_arena *arena) {
+    mm_shard_stream(t->shard, arena, (struct mm_gradient_taker){.take = take, .self = t});
+    return t;
+}
+
+static struct mm_training *create_all(struct mm_arena *arena, struct mm_comm *comm,
+                                      struct mm_model *model, size_t batch_size, size_t micro_batch,
+                                      size_t T, enum mm_dtype dtype, bool adamw) {
     bool *all = mm_calloc(model->params_n, sizeof *all);
     memset(all, true, model->params_n * sizeof *all);
     struct mm_training *t =
@@ -43,14 +54,22 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
     return t;
 }
 
+struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
+                                       struct mm_model *model, size_t batch_size,
+                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
+                                       bool adamw) {
+    return keeping(create_all(arena, comm, model, batch_size, micro_batch, T, dtype, adamw), arena);
+}
+
 static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, const struct mm_config *config,
                                        const struct mm_attack *attack) {
     bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
     mm_lora_choose(model, adapted);
     struct mm_training *t =
-        create(arena, comm, model, adapted, config->data.batch_size, config->data.micro_batch,
-               config->data.context_length, model->dtype, false);
+        keeping(create(arena, comm, model, adapted, config->data.batch_size,
+                       config->data.micro_batch, config->data.context_length, model->dtype, false),
+                arena);
     struct mm_lora_kind kind = {.rank = attack->lora_rank,
                                 .sets = 1,
                                 .alpha = MM_LORA_ATTACK_ALPHA,
@@ -103,9 +122,12 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
     bool adamw = attack->optimizer == MM_ADAMW;
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    struct mm_training *t = mm_training_create(
-        arena, comm, model, config->data.batch_size, config->data.micro_batch,
-        config->data.context_length, adamw ? MM_F32 : config->model.state_dtype, adamw);
+    struct mm_training *t =
+        create_all(arena, comm, model, config->data.batch_size, config->data.micro_batch,
+                   config->data.context_length, adamw ? MM_F32 : config->model.state_dtype, adamw);
+    if (mm_spread_of(model) && !model->dev->exact && !config->unlearn.lora_rank)
+        return taking(t, arena);
+    keeping(t, arena);
     if (config->unlearn.lora_rank)
         attach(t, arena, config, adamw, adapters);
     return t;
@@ -135,8 +157,13 @@ static void gradient(struct mm_training *t, const struct mm_sequences *own, doub
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
     mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
+    if (t->taking)
+        dev->queue->zero(dev, &t->scalars[1], sizeof t->scalars[1]);
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
-    mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
+    if (t->taking)
+        mm_comm_sum_device(t->comm, &t->scalars[1], 1);
+    else
+        mm_sums_squares(&t->over_all, &t->scalars[1], t->g, MM_F32);
     dev->queue->download(dev, result, t->scalars, 2 * sizeof *result);
     t->wrecked = wreck_of(result[0], result[1]);
 }
@@ -156,9 +183,47 @@ static void optimize(const struct mm_training *t, const struct mm_attack *attack
         dev->ops->sgd_step(dev, p, g, attack->lr);
 }
 
+static struct mm_vector slice(struct mm_vector v, size_t first, size_t n) {
+    if (!v.data)
+        return v;
+    v.data = (char *)v.data + first * mm_dtype_bytes(v.dtype);
+    v.n = n;
+    return v;
+}
+
+/* The step of one tensor, whose gradient has arrived. */
+static void take(void *self, size_t tensor, const float *own) {
+    struct mm_training *t = self;
+    struct mm_device *dev = t->model->dev;
+    size_t first = t->shard->layout.offsets[tensor];
+    size_t n = t->shard->layout.offsets[tensor + 1] - first;
+    struct mm_vector g = {(void *)own, n, MM_F32};
+    if (n == 0)
+        return;
+    dev->ops->sum_squares(dev, &t->scalars[1], g, MM_F32);
+    optimize(t, t->taking, slice(t->p, first, n), g, slice(t->first, first, n),
+             slice(t->second, first, n));
+}
+
+/* The steps are taken before it is known whether the gradient is one: a wrecked model is of no more
+ * use anyway. */
+static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_sequences *own,
+                                         const struct mm_attack *attack) {
+    double result[2];
+    t->steps++;
+    t->taking = attack;
+    gradient(t, own, result);
+    t->taking = NULL;
+    if (!t->wrecked)
+        mm_shard_store(t->shard, t->p);
+    return result[0];
+}
+
 double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
                           const struct mm_attack *attack) {
     double result[2];
+    if (t->shard->taker.take)
+        return attack_as_gradients_arrive(t, own, attack);
     gradient(t, own, result);
     if (t->wrecked)
         return result[0];
@@ -183,10 +248,6 @@ double mm_pretrain_rate(const struct mm_config *config, size_t t) {
         return lr * (double)(t + 1) / (double)warmup;
     double done = (double)(t - warmup) / (double)(steps > warmup ? steps - warmup : 1);
     return lr * (ratio + (1 - ratio) * 0.5 * (1 + cos(M_PI * done)));
-}
-
-static struct mm_vector slice(struct mm_vector v, size_t first, size_t n) {
-    return (struct mm_vector){(float *)v.data + first, n, v.dtype};
 }
 
 double mm_training_adamw(struct mm_training *t, const struct mm_sequences *own,

@@ -2,7 +2,9 @@
  * pretraining.
  *
  * Masters of every trained tensor are spread over the ranks like W in unlearning; a step reduces
- * the gradients to their owners, updates there, and gathers the weights. */
+ * the gradients to their owners, updates there, and gathers the weights. Where the layers are
+ * spread (src/parallel/spread.h) an attack on all parameters, whose steps need no norm first,
+ * updates each layer when its gradient arrives, and no rank keeps the gradients of all. */
 #ifndef MM_TRAINING_H
 #define MM_TRAINING_H
 
@@ -19,11 +21,13 @@ struct mm_training {
     struct mm_batch batch;
     struct mm_lora *lora;           /* owned; NULL: none */
     bool alone;                     /* the adapters are trained, and nothing else */
-    struct mm_vector p, g;          /* masters (LoRA: W0), reduced gradient */
+    struct mm_vector p, g;          /* masters (LoRA: W0), reduced gradient; g without data where
+                                       each layer's is taken as it arrives */
     struct mm_vector first, second; /* AdamW's moments; data NULL for SGD */
     struct mm_sums over_all;        /* sums over all ranks */
     double *scalars;                /* device: loss, sum of squares */
     size_t steps;                   /* of an attack, so far */
+    const struct mm_attack *taking; /* whose gradients are being taken as they arrive; or NULL */
     const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
 

@@ -14,11 +14,16 @@ struct builder {
     struct mm_model *model;
     size_t *offsets; /* of each param, in elements of the block */
     size_t end;
+    size_t before, layers_n; /* where the layers begin, and elements of all */
     int layer;
 };
 
 static const char *prefix(const struct mm_arch *arch) {
     return arch->family == MM_NEOX ? "gpt_neox" : "model";
+}
+
+static void align(struct builder *b) {
+    b->end = (b->end + GROUP_ALIGNMENT - 1) / GROUP_ALIGNMENT * GROUP_ALIGNMENT;
 }
 
 /* Adds a tensor "<prefix>[.layers.<layer>].<name>" behind the last one; returns its index. */
@@ -32,7 +37,7 @@ static size_t add(struct builder *b, bool group_start, size_t rows, size_t cols,
         b->offsets = mm_realloc(b->offsets, room * sizeof *b->offsets);
     }
     if (group_start)
-        b->end = (b->end + GROUP_ALIGNMENT - 1) / GROUP_ALIGNMENT * GROUP_ALIGNMENT;
+        align(b);
     bool outside = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "embed_out.weight") == 0;
     m->params[index] = (struct mm_param){
         .name = outside        ? mm_strdup(name)
@@ -144,23 +149,52 @@ static void fill_rope(struct mm_model *m) {
     mm_free(host);
 }
 
+/* Every layer moves to its slot, and what is behind the layers closes up. */
+static void move_to_slots(struct builder *b) {
+    const struct mm_model *m = b->model;
+    size_t each = b->layers_n / m->arch.layers;
+    for (size_t i = 0; i < m->params_n; i++)
+        if (m->params[i].layer != MM_NO_LAYER) {
+            size_t l = (size_t)m->params[i].layer;
+            b->offsets[i] -= (l - l % m->slots_n) * each;
+        } else if (b->offsets[i] > b->before) {
+            b->offsets[i] -= b->layers_n - m->slots_n * each;
+        }
+    b->end -= b->layers_n - m->slots_n * each;
+}
+
 struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *arch,
                                  enum mm_dtype dtype, size_t context) {
+    return mm_model_create_in_slots(arena, arch, dtype, context, 0);
+}
+
+struct mm_model *mm_model_create_in_slots(struct mm_arena *arena, const struct mm_arch *arch,
+                                          enum mm_dtype dtype, size_t context, size_t slots_n) {
     struct mm_model *m = mm_calloc(1, sizeof *m);
-    *m = (struct mm_model){
-        .dev = mm_arena_device(arena), .arch = *arch, .dtype = dtype, .context = context};
+    *m = (struct mm_model){.dev = mm_arena_device(arena),
+                           .arch = *arch,
+                           .dtype = dtype,
+                           .context = context,
+                           .slots_n = slots_n < arch->layers ? slots_n : arch->layers};
     m->layers = mm_calloc(arch->layers, sizeof *m->layers);
     bool neox = arch->family == MM_NEOX;
-    struct builder b = {.model = m, .layer = -1};
+    struct builder b = {.model = m, .layer = MM_NO_LAYER};
     m->embed_part =
         add(&b, true, arch->vocab, arch->width, neox ? "embed_in.weight" : "embed_tokens.weight");
-    for (b.layer = 0; (size_t)b.layer < arch->layers; b.layer++)
+    align(&b);
+    b.before = b.end;
+    for (b.layer = 0; (size_t)b.layer < arch->layers; b.layer++) {
         add_layer(&b, &m->layers[b.layer]);
-    b.layer = -1;
+        align(&b);
+    }
+    b.layers_n = b.end - b.before;
+    b.layer = MM_NO_LAYER;
     m->final_norm = add_norm(&b, neox ? "final_layer_norm" : "norm");
     m->head_part = arch->tied ? m->embed_part
                               : add(&b, true, arch->vocab, arch->width,
                                     neox ? "embed_out.weight" : "lm_head.weight");
+    if (m->slots_n)
+        move_to_slots(&b);
     m->block_n = b.end;
     m->block = mm_arena_take(arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(dtype));
     bind(m, b.offsets);
@@ -194,6 +228,8 @@ enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *we
     void *host = mm_calloc(most, mm_dtype_bytes(model->dtype));
     for (size_t i = 0; i < model->params_n && status == MM_OK; i++) {
         struct mm_param *p = &model->params[i];
+        if (model->slots_n && p->layer != MM_NO_LAYER)
+            continue;
         status = mm_weights_load(weights, p->name, p->rows, p->vector ? 0 : p->cols, host,
                                  model->dtype, err);
         if (status == MM_OK)
@@ -214,7 +250,7 @@ static void hold(const struct mm_model *m, const struct mm_linear *linear, const
 
 void mm_model_hold(const struct mm_model *m, const bool *changing) {
     m->dev->ops->let_go(m->dev);
-    for (size_t l = 0; l < m->arch.layers; l++) {
+    for (size_t l = 0; l < m->arch.layers && !m->slots_n; l++) {
         hold(m, &m->layers[l].qkv, changing);
         hold(m, &m->layers[l].o, changing);
         hold(m, &m->layers[l].up, changing);

@@ -69,6 +69,12 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
     acts->hidden = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
 }
 
+void mm_acts_separate(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *m) {
+    acts->delta = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, acts->capacity, m->arch.width);
+    if (acts->lowest < m->arch.layers)
+        acts->dx = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, acts->capacity, m->arch.width);
+}
+
 void mm_acts_free(struct mm_acts *acts) {
     mm_free(acts->kept);
     *acts = (struct mm_acts){0};
@@ -127,17 +133,30 @@ static struct mm_mat head_rows(struct mm_mat mat, size_t n) {
     return mat.data ? mm_mat_rows(mat, 0, n) : mat;
 }
 
+static size_t tokens_n(const struct mm_acts *acts) {
+    return acts->B * acts->T;
+}
+
+static struct mm_mat delta_of(const struct mm_acts *acts, const struct mm_scratch *s) {
+    return head_rows(acts->delta.data ? acts->delta : s->delta, tokens_n(acts));
+}
+
+struct mm_mat mm_acts_gradient(const struct mm_acts *acts, const struct mm_scratch *s) {
+    return head_rows(acts->dx.data ? acts->dx : s->dx, tokens_n(acts));
+}
+
 /* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
-static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_layer *layer,
-                                   const struct mm_kept_layer *kept, struct mm_scratch *s,
-                                   struct mm_mat x, struct mm_mat delta, size_t B, size_t T) {
+static void forward_layer(const struct mm_model *m, const struct mm_layer *layer,
+                          const struct mm_acts *acts, struct mm_scratch *s, struct mm_mat x,
+                          struct mm_mat delta) {
     const struct mm_ops *ops = m->dev->ops;
-    size_t n = B * T;
+    const struct mm_kept_layer *kept = kept_of(acts, (size_t)(layer - m->layers));
+    size_t B = acts->B, T = acts->T, n = B * T;
     struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
     struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
     struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
     struct mm_mat qkv = head_rows(kept->qkv, n), att = head_rows(kept->att, n);
-    struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = head_rows(s->delta, n);
+    struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = delta_of(acts, s);
 
     norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
     linear(m, qkv, y1, &layer->qkv, false);
@@ -151,7 +170,6 @@ static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_lay
     linear(m, u, y2, &layer->up, false);
     ops->activate(m->dev, m->arch.activation, h, u);
     linear(m, out, h, &layer->down, m->arch.parallel);
-    return m->arch.parallel ? x_in : x_mid;
 }
 
 static void call(struct mm_layer_hook hook, int layer) {
@@ -163,45 +181,85 @@ struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i) {
     return head_rows(kept_of(acts, i)->x_in, acts->B * acts->T);
 }
 
-/* The layers below `layers`; what they leave is x + delta. */
-static void forward_layers(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
-                           const uint32_t *tokens, size_t B, size_t T, size_t layers,
-                           struct mm_layer_hook before_layer, struct mm_mat *x,
-                           struct mm_mat *delta) {
-    size_t n = B * T;
-    MM_CHECK(n <= acts->capacity && n <= s->capacity && T <= m->context, "%zu x %zu tokens", B, T);
+static void need(const struct mm_model *m, int layer, int next) {
+    if (m->source)
+        m->source->need(m->source, layer, next);
+}
+
+/* What the layers below `layers` leave of a micro-batch is x + delta. */
+static struct mm_mat x_of(const struct mm_model *m, const struct mm_acts *acts, size_t layers) {
+    const struct mm_kept_layer *kept = kept_of(acts, layers ? layers - 1 : 0);
+    return head_rows(layers == 0 || m->arch.parallel ? kept->x_in : kept->x_mid, tokens_n(acts));
+}
+
+static struct mm_mat delta_after(const struct mm_acts *acts, const struct mm_scratch *s,
+                                 size_t layers) {
+    return layers ? delta_of(acts, s) : (struct mm_mat){0};
+}
+
+void mm_acts_begin(struct mm_acts *acts, const uint32_t *tokens, size_t B, size_t T) {
+    MM_CHECK(B * T <= acts->capacity, "%zu x %zu tokens", B, T);
     acts->tokens = tokens;
     acts->B = B;
     acts->T = T;
-    *x = head_rows(kept_of(acts, 0)->x_in, n);
-    *delta = (struct mm_mat){0};
+}
+
+/* The layers below `layers`; `after` is the next that is read. */
+static void forward_layers(const struct mm_model *m, struct mm_acts *acts, size_t n,
+                           struct mm_scratch *s, size_t layers, int after,
+                           struct mm_layer_hook before_layer) {
+    MM_CHECK(n <= 1 || acts->delta.data, "%zu micro-batches share what flows", n);
     call(before_layer, MM_NO_LAYER);
-    m->dev->ops->embed(m->dev, *x, m->params[m->embed_part].w, tokens);
+    need(m, MM_NO_LAYER, layers ? 0 : after);
+    for (size_t i = 0; i < n; i++) {
+        MM_CHECK(tokens_n(&acts[i]) <= s->capacity && acts[i].T <= m->context, "%zu x %zu tokens",
+                 acts[i].B, acts[i].T);
+        m->dev->ops->embed(m->dev, x_of(m, &acts[i], 0), m->params[m->embed_part].w,
+                           acts[i].tokens);
+    }
     for (size_t l = 0; l < layers; l++) {
         call(before_layer, (int)l);
-        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, *x, *delta, B, T);
-        *delta = head_rows(s->delta, n);
+        need(m, (int)l, l + 1 < layers ? (int)l + 1 : after);
+        for (size_t i = 0; i < n; i++)
+            forward_layer(m, &m->layers[l], &acts[i], s, x_of(m, &acts[i], l),
+                          delta_after(&acts[i], s, l));
     }
 }
 
 void mm_forward_to(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
                    const uint32_t *tokens, size_t B, size_t T, size_t last,
                    struct mm_layer_hook before_layer) {
-    struct mm_mat x, delta, y = head_rows(s->y, B * T);
+    struct mm_mat y = head_rows(s->y, B * T);
     const struct mm_kept_layer *kept = kept_of(acts, last);
     MM_CHECK(last < m->arch.layers, "state %zu of %zu layers", last, m->arch.layers);
-    forward_layers(m, acts, s, tokens, B, T, last, before_layer, &x, &delta);
+    mm_acts_begin(acts, tokens, B, T);
+    forward_layers(m, acts, 1, s, last, (int)last, before_layer);
     call(before_layer, (int)last);
-    norm(m, mm_acts_state(acts, last), x, delta, &m->layers[last].norm1, y, kept->stats1);
+    need(m, (int)last, MM_NO_LAYER);
+    norm(m, mm_acts_state(acts, last), x_of(m, acts, last), delta_after(acts, s, last),
+         &m->layers[last].norm1, y, kept->stats1);
+}
+
+void mm_forward_none(const struct mm_model *m, size_t last) {
+    struct mm_layer_hook none = {0};
+    forward_layers(m, NULL, 0, NULL, last, (int)last, none);
+    need(m, (int)last, MM_NO_LAYER);
+}
+
+void mm_forward_group(const struct mm_model *m, struct mm_acts *acts, size_t n,
+                      struct mm_scratch *s, struct mm_layer_hook before_layer) {
+    size_t L = m->arch.layers;
+    forward_layers(m, acts, n, s, L, MM_NO_LAYER, before_layer);
+    for (size_t i = 0; i < n; i++)
+        norm(m, head_rows(acts[i].x_final, tokens_n(&acts[i])), x_of(m, &acts[i], L),
+             delta_after(&acts[i], s, L), &m->final_norm,
+             head_rows(acts[i].hidden, tokens_n(&acts[i])), acts[i].stats_final);
 }
 
 void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
                 const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer) {
-    struct mm_mat x, delta;
-    size_t n = B * T;
-    forward_layers(m, acts, s, tokens, B, T, m->arch.layers, before_layer, &x, &delta);
-    norm(m, head_rows(acts->x_final, n), x, delta, &m->final_norm, head_rows(acts->hidden, n),
-         acts->stats_final);
+    mm_acts_begin(acts, tokens, B, T);
+    mm_forward_group(m, acts, 1, s, before_layer);
 }
 
 /* -- backward ---------------------------------------------------------------------------------- */
@@ -305,21 +363,49 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
     norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
 }
 
-void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
-                 struct mm_mat dhidden, float *const *grads, bool first,
-                 struct mm_layer_hook after_layer) {
-    struct backward b = {
-        .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
-    struct mm_mat dx = head_rows(s->dx, b.n);
+static struct backward backward_of(const struct mm_model *m, const struct mm_acts *acts,
+                                   struct mm_scratch *s, float *const *grads, bool first) {
+    return (struct backward){
+        .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = tokens_n(acts)};
+}
+
+void mm_backward_begin(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
+                       struct mm_mat dhidden, float *const *grads) {
+    struct backward b = backward_of(m, acts, s, grads, false);
+    struct mm_mat dx = mm_acts_gradient(acts, s);
     m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)
         norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
-    for (size_t l = m->arch.layers; l-- > acts->lowest;) {
-        backward_layer(&b, l, dx, l == acts->lowest && !acts->embedding);
+}
+
+void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, size_t n,
+                        struct mm_scratch *s, float *const *grads, bool first,
+                        struct mm_layer_hook after_layer) {
+    size_t lowest = acts->lowest;
+    MM_CHECK(n <= 1 || acts->dx.data, "%zu micro-batches share what flows", n);
+    for (size_t l = m->arch.layers; l-- > lowest;) {
+        bool bottom = l == lowest && !acts->embedding;
+        need(m, (int)l, l > lowest ? (int)l - 1 : MM_NO_LAYER);
+        for (size_t i = 0; i < n; i++) {
+            struct backward b = backward_of(m, &acts[i], s, grads, first && i == 0);
+            backward_layer(&b, l, mm_acts_gradient(&acts[i], s), bottom);
+        }
         call(after_layer, (int)l);
     }
-    if (grads[m->embed_part])
-        m->dev->ops->embed_grad(m->dev,
-                                mm_mat(grads[m->embed_part], MM_F32, m->arch.vocab, m->arch.width),
-                                dx, acts->tokens);
+}
+
+void mm_backward_end(const struct mm_model *m, const struct mm_acts *acts,
+                     const struct mm_scratch *s, float *const *grads) {
+    float *dw = grads[m->embed_part];
+    if (dw)
+        m->dev->ops->embed_grad(m->dev, mm_mat(dw, MM_F32, m->arch.vocab, m->arch.width),
+                                mm_acts_gradient(acts, s), acts->tokens);
+}
+
+void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
+                 struct mm_mat dhidden, float *const *grads, bool first,
+                 struct mm_layer_hook after_layer) {
+    mm_backward_begin(m, acts, s, dhidden, grads);
+    mm_backward_layers(m, acts, 1, s, grads, first, after_layer);
+    mm_backward_end(m, acts, s, grads);
 }

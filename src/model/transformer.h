@@ -28,6 +28,9 @@ struct mm_acts {
     bool embedding;  /* the embedding's gradient is wanted: the backward goes all the way */
     size_t kept_n;
     struct mm_kept_layer *kept;
+    /* [n, C] what flows: the forward's branch that is not added yet, and the backward's gradient.
+     * data NULL: that of the scratch, so that one micro-batch at a time can be under way. */
+    struct mm_mat delta, dx;
     struct mm_mat x_final; /* [n, C] before the final norm */
     float *stats_final;
     struct mm_mat hidden;   /* [n, C] what the head reads */
@@ -46,9 +49,10 @@ struct mm_scratch {
 };
 
 /* wanted[params_n] says which tensors' gradients a backward will form. NULL: there is no backward.
- */
+ * Afterwards mm_acts_separate gives it memory for what flows. */
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model,
                     size_t capacity, const bool *wanted);
+void mm_acts_separate(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model);
 void mm_acts_free(struct mm_acts *acts); /* frees the struct's tables; the rest is the arena's */
 void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
                        const struct mm_model *model, size_t capacity, bool backward);
@@ -56,7 +60,6 @@ void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
 /* What the caller does between the layers of a pass, so that communication runs beside it. It is
  * called before the forward reads the weights of layer l, or after the backward has formed the
  * gradients of layer l. Before the embedding it is called with MM_NO_LAYER. call NULL: nothing. */
-#define MM_NO_LAYER (-1)
 struct mm_layer_hook {
     void (*call)(void *self, int layer);
     void *self;
@@ -67,10 +70,19 @@ struct mm_layer_hook {
 void mm_forward(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
                 const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer);
 
-/* As mm_forward, but it stops when hidden state `last`, which layer `last` reads, is there. */
+/* The same of n micro-batches, layer after layer: each layer is needed once. They have been begun,
+ * and are separate where there are several. n may be 0: the layers are needed all the same, since
+ * other ranks need them. */
+void mm_acts_begin(struct mm_acts *acts, const uint32_t *tokens, size_t B, size_t T);
+void mm_forward_group(const struct mm_model *model, struct mm_acts *acts, size_t n,
+                      struct mm_scratch *scratch, struct mm_layer_hook before_layer);
+
+/* As mm_forward, but it stops when hidden state `last`, which layer `last` reads, is there.
+ * mm_forward_none is the part of a rank that has no micro-batch when others run it. */
 void mm_forward_to(const struct mm_model *model, struct mm_acts *acts, struct mm_scratch *scratch,
                    const uint32_t *tokens, size_t B, size_t T, size_t last,
                    struct mm_layer_hook before_layer);
+void mm_forward_none(const struct mm_model *model, size_t last);
 
 /* Hidden state i [n, C] of the last forward, which layer i reads. That of a layer below the lowest
  * is there only while before_layer is called for layer i + 1, or after a forward that ended with
@@ -80,10 +92,22 @@ struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i);
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
  * been wanted. `first`: the matrices of layers are overwritten (=), whatever they held. dhidden
  * [n, C]: gradient with respect to acts->hidden, left as it is; data NULL: zero. When after_layer
- * is called for layer l, scratch->dx is the gradient with respect to hidden state l, unless l is
- * acts->lowest and nothing below wants it; what the caller adds to it there flows on. */
+ * is called for layer l, mm_acts_gradient is the gradient with respect to hidden state l, unless l
+ * is acts->lowest and nothing below wants it; what the caller adds to it there flows on. */
 void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
                  struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads, bool first,
                  struct mm_layer_hook after_layer);
+struct mm_mat mm_acts_gradient(const struct mm_acts *acts, const struct mm_scratch *scratch);
+
+/* The same in three steps, of n micro-batches: each by itself from the hidden states to the top of
+ * the layers; all of them through the layers, each layer needed once, the first overwriting with
+ * `first`; each by itself into the embedding. */
+void mm_backward_begin(const struct mm_model *model, const struct mm_acts *acts,
+                       struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads);
+void mm_backward_layers(const struct mm_model *model, const struct mm_acts *acts, size_t n,
+                        struct mm_scratch *scratch, float *const *grads, bool first,
+                        struct mm_layer_hook after_layer);
+void mm_backward_end(const struct mm_model *model, const struct mm_acts *acts,
+                     const struct mm_scratch *scratch, float *const *grads);
 
 #endif

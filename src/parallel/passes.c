@@ -1,8 +1,6 @@
 /* passes.c - see passes.h. */
 #include "src/parallel/passes.h"
 
-#include <string.h>
-
 #include "kernels/queue.h"
 
 static bool exact(const struct mm_passes *p) {
@@ -13,9 +11,14 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
                                    size_t batch_size, size_t micro_batch, size_t T, bool hold) {
     struct mm_passes *p = mm_calloc(1, sizeof *p);
-    *p = (struct mm_passes){.comm = comm, .model = model, .shard = shard};
+    *p = (struct mm_passes){
+        .comm = comm, .model = model, .shard = shard, .grown = {.comm = comm, .dev = model->dev}};
     p->share = mm_share_of(comm, exact(p), batch_size, micro_batch, T);
-    p->acts_n = hold ? p->share.micros_n : 1;
+    size_t micros = p->share.micros_n ? p->share.micros_n : 1;
+    if (shard)
+        shard->idle = p->share.micros_n == 0;
+    p->group = model->source && !exact(p) ? p->share.steps : 1;
+    p->acts_n = hold || p->group > micros ? micros : p->group;
     p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
     p->dhidden = mm_calloc(p->acts_n, sizeof *p->dhidden);
     size_t n = p->share.micro_batch * T, C = model->arch.width;
@@ -24,6 +27,8 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
         wanted[i] = shard->grads[i] != NULL;
     for (size_t i = 0; i < p->acts_n; i++) {
         mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL);
+        if (p->group > 1)
+            mm_acts_separate(&p->acts[i], arena, model);
         if (hold)
             p->dhidden[i] = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, model->dtype, n, C);
     }
@@ -65,20 +70,21 @@ static float *head_grad(const struct mm_passes *p) {
     return p->shard ? p->shard->grads[p->model->head_part] : NULL;
 }
 
-/* Those of micro-batch i. */
-static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t i) {
-    return mm_mat_rows(mat, 0, mm_share_count(&p->share, i) * p->batch->longest[i]);
+/* Those of the micro-batch that went through `acts`. */
+static struct mm_mat rows_of(struct mm_mat mat, const struct mm_acts *acts) {
+    return mm_mat_rows(mat, 0, acts->B * acts->T);
 }
 
 /* -- hidden states, beside the layers ----------------------------------------------------------
  */
 
-/* What a pass of micro-batch `micro` does between its layers: with hidden states, and `then`. */
+/* What a pass of micro-batches micro ... micro+n-1 does between its layers: with hidden states, and
+ * `then`. A forward is of one of them. */
 struct visit {
     struct mm_passes *p;
-    const struct mm_acts *acts;
+    const struct mm_acts *acts;          /* [n] */
     const struct mm_hidden_loss *states; /* NULL: nothing */
-    size_t micro;
+    size_t micro, n;
     double *loss;
     struct mm_layer_hook then;
 };
@@ -110,33 +116,75 @@ static void keep_state(void *self, int layer) {
 
 static void add_gradient(void *self, int layer) {
     const struct visit *v = self;
-    struct mm_mat dx = rows_of(v->p, v->p->scratch.dx, v->micro);
     hand_on(v, layer);
-    mm_hidden_loss_add_gradient(v->states, v->acts, v->p->batch, first_token(v), (size_t)layer, dx);
+    for (size_t i = 0; i < v->n; i++)
+        mm_hidden_loss_add_gradient(v->states, &v->acts[i], v->p->batch,
+                                    mm_share_row(&v->p->share, v->micro + i), (size_t)layer,
+                                    mm_acts_gradient(&v->acts[i], &v->p->scratch));
 }
 
-/* -- one micro-batch --------------------------------------------------------------------------- */
+/* -- micro-batches ----------------------------------------------------------------------------- */
+
+/* Micro-batches first ... first+n-1 of this rank, which go through the layers together; n may be
+ * less than other ranks', or 0. */
+struct group {
+    size_t first, n;
+    struct mm_acts *acts; /* [n], or [1] of which only the shape is read */
+};
+
+static struct group group_at(const struct mm_passes *p, size_t first) {
+    size_t micros = p->share.micros_n, rest = first < micros ? micros - first : 0;
+    struct group g = {.first = first, .n = rest < p->group ? rest : p->group, .acts = p->acts};
+    if (g.n && first + g.n <= p->acts_n)
+        g.acts += first;
+    return g;
+}
+
+/* The step behind a group: the same on every rank. */
+static size_t end_of(const struct mm_passes *p, size_t first) {
+    return first + p->group < p->share.steps ? first + p->group : p->share.steps;
+}
 
 /* Whether micro-batch i overwrites the gradients: not only the first where each is a leaf. */
 static bool overwrites(const struct mm_passes *p, size_t i) {
     return exact(p) || i == 0;
 }
 
-/* The gradients of one micro-batch; with the last one each layer's set off to their owners. */
-static void backward(struct mm_passes *p, size_t i, const struct mm_acts *acts,
-                     struct mm_mat dhidden, const struct mm_hidden_loss *states) {
-    struct visit visit = {.p = p, .acts = acts, .states = states, .micro = i};
-    struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
-    mm_comm_pass(p->comm);
-    if (i + 1 == p->share.micros_n && !exact(p))
-        visit.then = mm_shard_departures(p->shard);
-    mm_backward(p->model, acts, &p->scratch, dhidden, p->shard->grads, overwrites(p, i),
-                states ? hook : visit.then);
+/* Whether each layer's gradients set off to their owners during this backward: those of the last
+ * micro-batch, or in spread layers of any, for there they have no memory to stay in. A rank beyond
+ * the batch sends as the others do: the same tensors in the same order. */
+static bool departs(const struct mm_passes *p, struct group g) {
+    bool last = g.first + g.n == p->share.micros_n && (g.n || g.first == 0);
+    return p->model->source || (!exact(p) && last);
 }
 
-static const uint32_t *tokens_of(const struct mm_passes *p, const struct mm_batch *batch,
-                                 size_t i) {
-    return batch->tokens + mm_share_row(&p->share, i);
+static void backward(struct mm_passes *p, struct group g, const struct mm_hidden_loss *states) {
+    struct visit visit = {.p = p, .acts = g.acts, .states = states, .micro = g.first, .n = g.n};
+    struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
+    float *const *grads = p->shard->grads;
+    mm_comm_pass(p->comm);
+    if (departs(p, g))
+        visit.then = mm_shard_departures(p->shard);
+    else if (g.n == 0)
+        return;
+    mm_backward_layers(p->model, g.acts, g.n, &p->scratch, grads, overwrites(p, g.first),
+                       states ? hook : visit.then);
+}
+
+/* Before it: from the hidden states of one micro-batch to the top of the layers. */
+static void backward_begin(struct mm_passes *p, const struct mm_acts *acts, struct mm_mat dhidden) {
+    mm_backward_begin(p->model, acts, &p->scratch, dhidden, p->shard->grads);
+}
+
+/* After it: into the embedding. */
+static void backward_end(struct mm_passes *p, const struct mm_acts *acts) {
+    mm_backward_end(p->model, acts, &p->scratch, p->shard->grads);
+}
+
+static void begin(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
+                  size_t i) {
+    mm_acts_begin(acts, batch->tokens + mm_share_row(&p->share, i), mm_share_count(&p->share, i),
+                  batch->longest[i]);
 }
 
 static struct mm_layer_hook arrivals(const struct mm_passes *p) {
@@ -144,18 +192,42 @@ static struct mm_layer_hook arrivals(const struct mm_passes *p) {
     return p->shard ? mm_shard_arrivals(p->shard) : none;
 }
 
-/* states NULL: no terms are taken. */
-static void forward(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
-                    size_t i, const struct mm_hidden_loss *states, double *loss) {
-    struct visit visit = {
-        .p = p, .acts = acts, .states = states, .micro = i, .loss = loss, .then = arrivals(p)};
+/* A rank whose micro-batches are done has nothing to do here, but for spread layers. */
+static void forward(struct mm_passes *p, struct group g, const struct mm_batch *batch) {
+    mm_comm_pass(p->comm);
+    if (g.n == 0 && p->share.micros_n && !p->model->source)
+        return;
+    for (size_t i = 0; i < g.n; i++)
+        begin(p, &g.acts[i], batch, g.first + i);
+    mm_forward_group(p->model, g.acts, g.n, &p->scratch, arrivals(p));
+}
+
+/* One micro-batch, whose terms of the hidden states are added to `loss`. */
+static void forward_states(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
+                           size_t i, const struct mm_hidden_loss *states, double *loss) {
+    struct visit visit = {.p = p,
+                          .acts = acts,
+                          .states = states,
+                          .micro = i,
+                          .n = 1,
+                          .loss = loss,
+                          .then = arrivals(p)};
     struct mm_layer_hook hook = {.call = take_terms, .self = &visit};
     mm_comm_pass(p->comm);
-    mm_forward(p->model, acts, &p->scratch, tokens_of(p, batch, i), mm_share_count(&p->share, i),
-               batch->longest[i], states ? hook : visit.then);
-    if (states)
-        mm_hidden_loss_add_terms(states, acts, batch, first_token(&visit),
-                                 p->model->arch.layers - 1, loss);
+    begin(p, acts, batch, i);
+    mm_forward_group(p->model, acts, 1, &p->scratch, hook);
+    mm_hidden_loss_add_terms(states, acts, batch, first_token(&visit), p->model->arch.layers - 1,
+                             loss);
+}
+
+/* Step i of a group by itself. */
+static void forward_step(struct mm_passes *p, struct group g, const struct mm_batch *batch,
+                         size_t i, const struct mm_hidden_loss *states, double *loss) {
+    struct group nothing = {.first = i, .acts = g.acts};
+    if (i < g.first + g.n)
+        forward_states(p, &g.acts[i - g.first], batch, i, states, loss);
+    else
+        forward(p, nothing, batch);
 }
 
 void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
@@ -164,11 +236,16 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
         return;
     struct mm_acts *acts = &p->acts[0];
     p->batch = batch;
-    for (size_t i = 0; i < p->share.micros_n; i++) {
-        struct visit visit = {.p = p, .acts = acts, .states = r, .micro = i, .then = arrivals(p)};
+    for (size_t i = 0; i < p->share.steps; i++) {
+        struct visit visit = {
+            .p = p, .acts = acts, .states = r, .micro = i, .n = 1, .then = arrivals(p)};
         struct mm_layer_hook hook = {.call = keep_state, .self = &visit};
         mm_comm_pass(p->comm);
-        mm_forward_to(p->model, acts, &p->scratch, tokens_of(p, batch, i),
+        if (i >= p->share.micros_n) {
+            mm_forward_none(p->model, r->end - 1);
+            continue;
+        }
+        mm_forward_to(p->model, acts, &p->scratch, batch->tokens + mm_share_row(&p->share, i),
                       mm_share_count(&p->share, i), batch->longest[i], r->end - 1, hook);
         mm_hidden_loss_keep(r, acts, first_token(&visit), r->end - 1);
     }
@@ -180,43 +257,10 @@ static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct
                    terms_n, dhead, overwrites(p, i));
 }
 
-/* -- sums over the batch ----------------------------------------------------------------------- */
+/* -- around the steps -------------------------------------------------------------------------- */
 
-/* values [n] are zero now and grow until grown_end. */
-static void grow(struct mm_passes *p, double *values, size_t n) {
-    struct mm_grown *g = &p->grown[p->grown_n++];
-    *g = (struct mm_grown){values, n, exact(p) ? mm_calloc(n, sizeof(double)) : NULL};
-    p->model->dev->queue->zero(p->model->dev, values, n * sizeof *values);
-}
-
-/* Of an exact step: totals += values of each rank that had a leaf, one after the other. */
-static void add_leaves(const struct mm_passes *p, const struct mm_grown *g, size_t leaves) {
-    size_t bytes = g->n * sizeof *g->values;
-    double *all = mm_calloc((size_t)mm_comm_size(p->comm), bytes);
-    mm_comm_gather_all(p->comm, g->values, bytes, all);
-    for (size_t r = 0; r < leaves; r++)
-        for (size_t i = 0; i < g->n; i++)
-            g->totals[i] += all[r * g->n + i];
-    memset(g->values, 0, bytes);
-    mm_free(all);
-}
-
-/* Step i is done: what its leaves, if any, have to add. */
-static void grown_step(const struct mm_passes *p, size_t i) {
-    for (size_t k = 0; k < p->grown_n && exact(p); k++)
-        add_leaves(p, &p->grown[k], mm_share_leaves(&p->share, i));
-}
-
-/* What has grown is summed over all ranks. */
-static void grown_end(struct mm_passes *p) {
-    for (struct mm_grown *g = p->grown; g < p->grown + p->grown_n; g++) {
-        if (g->totals)
-            memcpy(g->values, g->totals, g->n * sizeof *g->values);
-        else
-            mm_comm_sum_device(p->comm, g->values, g->n);
-        mm_free(g->totals);
-    }
-    p->grown_n = 0;
+static void grown_step(struct mm_passes *p, size_t i) {
+    mm_grown_step(&p->grown, mm_share_leaves(&p->share, i));
 }
 
 /* The gradient, around the backward of step i. */
@@ -227,8 +271,9 @@ static void reduce_begin(const struct mm_passes *p, size_t i, struct mm_vector g
         mm_shard_reduce_begin(p->shard, g);
 }
 
-static void reduce_end(const struct mm_passes *p, size_t i) {
-    if (exact(p) || i + 1 == p->share.steps)
+/* `end`: the step behind the group. */
+static void reduce_end(const struct mm_passes *p, size_t end) {
+    if (exact(p) || end == p->share.steps)
         mm_shard_reduce_end(p->shard);
 }
 
@@ -258,53 +303,71 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
     p->batch = batch;
-    grow(p, loss, 1);
-    for (size_t i = 0; i < p->share.steps; i++) {
-        if (i < p->share.micros_n) {
+    mm_grown_begin(&p->grown, loss, 1);
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        forward(p, g, batch);
+        for (size_t i = first; i < end_of(p, first); i++) {
             struct mm_loss_term term = term_of(p, i, objective, loss, none);
-            forward(p, &p->acts[0], batch, i, NULL, NULL);
-            losses(p, &p->acts[0], batch, i, &term, 1, NULL);
+            if (i - first < g.n)
+                losses(p, &g.acts[i - first], batch, i, &term, 1, NULL);
+            grown_step(p, i);
         }
-        grown_step(p, i);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
     p->batch = batch;
-    for (size_t i = 0; i < p->share.micros_n; i++) {
-        size_t row = mm_share_row(&p->share, i);
-        forward(p, &p->acts[0], batch, i, NULL, NULL);
-        mm_head_terms(p->model, &p->head, &p->acts[0], batch->targets + row, terms + row);
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        forward(p, g, batch);
+        for (size_t i = 0; i < g.n; i++) {
+            size_t row = mm_share_row(&p->share, first + i);
+            mm_head_terms(p->model, &p->head, &g.acts[i], batch->targets + row, terms + row);
+        }
     }
 }
 
-/* Where the gradient needs sums over the whole batch: those. A single micro-batch's activations
- * stay for the backward. */
+/* Where the gradient needs sums over the whole batch: those. A single group's activations stay for
+ * the backward. */
 static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
                           struct mm_objective objective, double *loss) {
-    grow(p, objective.states->sums, sums_n(objective));
+    mm_grown_begin(&p->grown, objective.states->sums, sums_n(objective));
     for (size_t i = 0; i < p->share.steps; i++) {
-        if (i < p->share.micros_n)
-            forward(p, &p->acts[0], batch, i, objective.states, loss);
+        forward_step(p, group_at(p, i / p->group * p->group), batch, i, objective.states, loss);
         grown_step(p, i);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
 }
 
-/* The losses on logits of a micro-batch; the gradient of the objective's by the hidden states is
+/* Head and embedding are one tensor, and several micro-batches go through the layers together: its
+ * gradient grows by the head's part of each just before the embedding's, as it does one by one. */
+static bool head_is_late(const struct mm_passes *p) {
+    return p->group > 1 && head_grad(p) && p->model->head_part == p->model->embed_part;
+}
+
+static void late_head(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
+                      size_t i, struct mm_objective objective) {
+    struct mm_mat dhidden = rows_of(p->dhidden_now, acts);
+    struct mm_loss_term term = term_of(p, i, objective, NULL, dhidden);
+    losses(p, acts, batch, i, &term, 1, head_grad(p));
+}
+
+/* The losses on logits of micro-batch i; the gradient of the objective's by the hidden states is
  * returned, absent where it has none. */
-static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *batch, size_t i,
+static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_acts *acts,
+                                  const struct mm_batch *batch, size_t i,
                                   struct mm_objective objective, double *loss,
                                   double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
-    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, i);
+    struct mm_mat none = {0}, dhidden = rows_of(p->dhidden_now, acts);
     struct mm_loss_term terms[2] = {term_of(p, i, plain, cross_entropy, none),
                                     term_of(p, i, objective, loss, dhidden)};
     size_t first = cross_entropy ? 0 : 1, end = on_logits(objective) ? 2 : 1;
-    float *dhead = cross_entropy ? NULL : head_grad(p);
+    float *dhead = cross_entropy || head_is_late(p) ? NULL : head_grad(p);
     if (first < end)
-        losses(p, &p->acts[0], batch, i, terms + first, end - first, dhead);
+        losses(p, acts, batch, i, terms + first, end - first, dhead);
     else if (dhead && overwrites(p, i))
         p->model->dev->queue->zero(p->model->dev, dhead,
                                    p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
@@ -312,85 +375,107 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_batch *ba
 }
 
 void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
-                        struct mm_objective objective, struct mm_vector g, double *loss,
+                        struct mm_objective objective, struct mm_vector gradient, double *loss,
                         double *cross_entropy) {
-    bool summed = has_sums(objective), forward_done = summed && p->share.micros_n == 1;
+    bool summed = has_sums(objective), forward_done = summed && p->share.steps <= p->group;
+    const struct mm_hidden_loss *states = summed ? NULL : objective.states;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
     p->batch = batch;
     if (summed)
         complete_sums(p, batch, objective, loss);
-    grow(p, loss, 1);
+    mm_grown_begin(&p->grown, loss, 1);
     if (cross_entropy)
-        grow(p, cross_entropy, 1);
-    for (size_t i = 0; i < p->share.steps; i++) {
-        reduce_begin(p, i, g);
-        if (i < p->share.micros_n) {
-            if (!forward_done)
-                forward(p, &p->acts[0], batch, i, summed ? NULL : objective.states, loss);
-            struct mm_mat dhidden = logit_losses(p, batch, i, objective, loss, cross_entropy);
-            backward(p, i, &p->acts[0], dhidden, objective.states);
+        mm_grown_begin(&p->grown, cross_entropy, 1);
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        reduce_begin(p, first, gradient);
+        if (!forward_done && !states)
+            forward(p, g, batch);
+        for (size_t i = first; i < end_of(p, first); i++) {
+            if (states)
+                forward_step(p, g, batch, i, states, loss);
+            if (i < first + g.n)
+                backward_begin(
+                    p, &g.acts[i - first],
+                    logit_losses(p, &g.acts[i - first], batch, i, objective, loss, cross_entropy));
         }
-        reduce_end(p, i);
-        grown_step(p, i);
+        backward(p, g, objective.states);
+        for (size_t i = 0; i < g.n; i++) {
+            if (head_is_late(p))
+                late_head(p, &g.acts[i], batch, first + i, objective);
+            backward_end(p, &g.acts[i]);
+        }
+        reduce_end(p, end_of(p, first));
+        grown_step(p, first);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
     add_sums(p, objective, loss);
 }
 
 /* The negative of cross-entropy has the negated gradient at the head: no second product there. */
-static void held_losses(struct mm_passes *p, const struct mm_batch *batch, size_t i,
-                        struct mm_objective second, struct mm_mat dhidden, double *loss,
-                        double *second_loss) {
+static void held_losses(struct mm_passes *p, const struct mm_acts *acts,
+                        const struct mm_batch *batch, size_t i, struct mm_objective second,
+                        struct mm_mat dhidden, double *loss, double *second_loss) {
     struct mm_device *dev = p->model->dev;
     struct mm_objective first = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_mat held = mm_mat_rows(p->dhidden[i], 0, dhidden.rows);
     struct mm_loss_term terms[2] = {term_of(p, i, first, loss, dhidden),
                                     term_of(p, i, second, second_loss, held)};
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
-    losses(p, &p->acts[i], batch, i, terms, negated || !on_logits(second) ? 1 : 2, NULL);
+    losses(p, acts, batch, i, terms, negated || !on_logits(second) ? 1 : 2, NULL);
     if (negated)
         dev->ops->scale(dev, held, dhidden, -1.0f);
 }
 
 void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
-                             struct mm_objective second, struct mm_vector g, double *loss,
+                             struct mm_objective second, struct mm_vector gradient, double *loss,
                              double *second_loss) {
-    MM_CHECK(p->acts_n == p->share.micros_n, "activations are not held");
+    MM_CHECK(p->acts_n >= p->share.micros_n, "activations are not held");
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
     p->batch = batch;
-    grow(p, loss, 1);
+    mm_grown_begin(&p->grown, loss, 1);
     if (!negated)
-        grow(p, second_loss, 1);
+        mm_grown_begin(&p->grown, second_loss, 1);
     if (has_sums(second))
-        grow(p, second.states->sums, sums_n(second));
-    for (size_t i = 0; i < p->share.steps; i++) {
-        reduce_begin(p, i, g);
-        if (i < p->share.micros_n) {
-            struct mm_mat dhidden = rows_of(p, p->dhidden_now, i);
-            forward(p, &p->acts[i], batch, i, second.states, second_loss);
-            held_losses(p, batch, i, second, dhidden, loss, second_loss);
-            backward(p, i, &p->acts[i], dhidden, NULL);
+        mm_grown_begin(&p->grown, second.states->sums, sums_n(second));
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        reduce_begin(p, first, gradient);
+        if (!second.states)
+            forward(p, g, batch);
+        for (size_t i = first; i < end_of(p, first); i++) {
+            if (second.states)
+                forward_step(p, g, batch, i, second.states, second_loss);
+            if (i >= first + g.n)
+                continue;
+            struct mm_acts *acts = &g.acts[i - first];
+            struct mm_mat dhidden = rows_of(p->dhidden_now, acts);
+            held_losses(p, acts, batch, i, second, dhidden, loss, second_loss);
+            backward_begin(p, acts, dhidden);
         }
-        reduce_end(p, i);
-        grown_step(p, i);
+        backward(p, g, NULL);
+        reduce_end(p, end_of(p, first));
+        grown_step(p, first);
     }
-    grown_end(p);
+    mm_grown_end(&p->grown);
     if (negated)
         p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else
         add_sums(p, second, second_loss);
 }
 
-void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g) {
+void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector gradient) {
     struct mm_mat none = {0};
     mm_shard_store_end(p->shard);
-    for (size_t i = 0; i < p->share.steps; i++) {
-        reduce_begin(p, i, g);
-        if (i < p->share.micros_n)
-            backward(p, i, &p->acts[i], on_logits(p->held) ? rows_of(p, p->dhidden[i], i) : none,
-                     p->held.states);
-        reduce_end(p, i);
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        reduce_begin(p, first, gradient);
+        for (size_t i = 0; i < g.n; i++)
+            backward_begin(p, &g.acts[i],
+                           on_logits(p->held) ? rows_of(p->dhidden[first + i], &g.acts[i]) : none);
+        backward(p, g, p->held.states);
+        reduce_end(p, end_of(p, first));
     }
 }

@@ -4,6 +4,11 @@
  * norm are taken of it, never of a rank's own (docs/method.md 8). Losses are
  * means over the global batch, on every rank. Collective, all of them, unless marked Local.
  *
+ * Where the layers are spread (src/parallel/spread.h) all micro-batches of a rank go through them
+ * together, layer after layer, so that a pass gathers each layer once, forms its gradient whole,
+ * and adds in the same order as micro-batch after micro-batch. Cost: activations of all of them.
+ * With leaves, and forward with losses on hidden states, they go one by one, and gather each.
+ *
  * On an `exact` device (reduction: exact) results are the same to the bit on any number of ranks.
  * The micro-batches are leaves then (src/parallel/share.h), and gradients and losses are added leaf
  * after leaf, which within a step is in rank order.
@@ -13,6 +18,7 @@
 
 #include "src/model/loss.h"
 #include "src/parallel/batch.h"
+#include "src/parallel/grown.h"
 #include "src/parallel/hidden_loss.h"
 #include "src/parallel/shard.h"
 
@@ -24,28 +30,21 @@ struct mm_objective {
     const struct mm_hidden_loss *states; /* NULL: none */
 };
 
-/* Numbers on the device that grow with every micro-batch and are summed over the ranks. */
-struct mm_grown {
-    double *values;
-    size_t n;
-    double *totals; /* exact: [n] of all ranks' leaves so far, host */
-};
-
 struct mm_passes {
     struct mm_comm *comm;
     struct mm_model *model;
     struct mm_shard *shard;       /* whose gradients are formed; NULL: losses only */
     struct mm_share share;        /* of the global batch */
     const struct mm_batch *batch; /* the last one that was put through; borrowed */
-    size_t acts_n;                /* 1, or micros_n where a forward is held for a second backward */
+    size_t group;                 /* micro-batches that go through the layers together */
+    size_t acts_n; /* group, or micros_n where a forward is held for a second backward */
     struct mm_acts *acts;
     struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
     struct mm_objective held;
     struct mm_mat dhidden_now;
     struct mm_scratch scratch;
     struct mm_head head;
-    struct mm_grown grown[3];
-    size_t grown_n;
+    struct mm_grown grown;
 };
 
 /* shard NULL: forward only. hold: keep every micro-batch's activations (graph: listing). Local. */

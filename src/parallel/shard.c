@@ -4,12 +4,20 @@
  * once leaves nothing to compute meanwhile. So tensors are sent in a few buckets, cut
  * between layers. A bucket of gradients leaves when the backward has formed its lowest layer; a
  * bucket of weights is waited for when the forward reaches its lowest layer. Cost: whole gradients
- * of the set, padded to equal blocks of rows, on every rank. */
+ * of the set, padded to equal blocks of rows, on every rank.
+ *
+ * With spread weights (spread.h) every layer is a bucket of its own. Weights are not gathered here,
+ * and the gradients of the layers take turns in two slots: one is formed while the one of the layer
+ * above is under way. */
 #include "src/parallel/shard.h"
 
 #include <string.h>
 
 #include "kernels/queue.h"
+
+static bool spread(const struct mm_shard *s) {
+    return s->model->source != NULL;
+}
 
 static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
     return &s->model->params[s->param[t]];
@@ -17,7 +25,8 @@ static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
 
 /* -- what is sent at once ---------------------------------------------------------------------- */
 
-#define MOST_BUCKETS 8 /* each costs the latency of a collective */
+#define MOST_BUCKETS 8           /* each costs the latency of a collective */
+#define SLOTS        ((size_t)2) /* for gradients of layers */
 
 size_t mm_bucket_bytes = (size_t)32 << 20;
 
@@ -55,7 +64,8 @@ static void find_buckets(struct mm_shard *s) {
         const struct mm_param *p = param_of(s, s->order[i]);
         struct mm_bucket *last = s->buckets_n ? &s->buckets[s->buckets_n - 1] : NULL;
         bool new_layer = i == 0 || p->layer != param_of(s, s->order[i - 1])->layer;
-        if (!last || (new_layer && (bytes >= enough || last->layer == MM_NO_LAYER))) {
+        bool full = spread(s) || bytes >= enough;
+        if (!last || (new_layer && (full || last->layer == MM_NO_LAYER))) {
             last = &s->buckets[s->buckets_n++];
             *last = (struct mm_bucket){.first = i, .layer = p->layer};
             bytes = 0;
@@ -65,8 +75,52 @@ static void find_buckets(struct mm_shard *s) {
     }
 }
 
-static void create_buckets(struct mm_shard *s) {
+/* Elements of tensor t's whole gradient, padded to equal blocks of rows. */
+static size_t padded(const struct mm_shard *s, size_t t) {
     int size = mm_comm_size(s->comm);
+    return mm_rows_block(param_of(s, t)->rows, size) * (size_t)size * param_of(s, t)->cols;
+}
+
+static size_t bucket_elements(const struct mm_shard *s, const struct mm_bucket *bucket) {
+    size_t n = 0;
+    for (size_t k = bucket->first; k < bucket->first + bucket->n; k++)
+        n += padded(s, s->order[k]);
+    return n;
+}
+
+/* Every gradient has memory of its own, in the table's order. */
+static void place_whole(struct mm_shard *s, struct mm_arena *arena) {
+    s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
+    size_t used = 0;
+    for (size_t t = 0; t < s->tensors_n; t++) {
+        s->grads[s->param[t]] = s->grads_block + used;
+        used += padded(s, t);
+    }
+}
+
+/* Only those of no layer have; those of the layers take turns in the slots. */
+static void place_in_slots(struct mm_shard *s, struct mm_arena *arena) {
+    size_t fixed = 0, most = 0;
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        size_t n = bucket_elements(s, &s->buckets[i]);
+        if (s->buckets[i].layer == MM_NO_LAYER)
+            fixed = n;
+        else
+            most = n > most ? n : most;
+    }
+    s->grads_n = fixed + SLOTS * most;
+    s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        const struct mm_bucket *bucket = &s->buckets[i];
+        size_t used = bucket->layer == MM_NO_LAYER ? 0 : fixed + i % SLOTS * most;
+        for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
+            s->grads[s->param[s->order[k]]] = s->grads_block + used;
+            used += padded(s, s->order[k]);
+        }
+    }
+}
+
+static void create_buckets(struct mm_shard *s, struct mm_arena *arena) {
     s->overwritten = mm_calloc(s->tensors_n, sizeof *s->overwritten);
     s->order = mm_calloc(s->tensors_n, sizeof *s->order);
     s->reductions = mm_calloc(s->tensors_n, sizeof *s->reductions);
@@ -75,13 +129,17 @@ static void create_buckets(struct mm_shard *s) {
     find_overwritten(s);
     find_order(s);
     find_buckets(s);
+    if (spread(s))
+        place_in_slots(s, arena);
+    else
+        place_whole(s, arena);
     for (size_t i = 0; i < s->tensors_n; i++) {
         const struct mm_param *p = param_of(s, s->order[i]);
-        size_t padded = mm_rows_block(p->rows, size) * (size_t)size;
         s->gathers[i] = p->w;
-        s->reductions[i] = (struct mm_reduction){
-            .full = mm_mat(s->grads[s->param[s->order[i]]], MM_F32, padded, p->cols),
-            .rows = p->rows};
+        s->reductions[i] =
+            (struct mm_reduction){.full = mm_mat(s->grads[s->param[s->order[i]]], MM_F32,
+                                                 padded(s, s->order[i]) / p->cols, p->cols),
+                                  .rows = p->rows};
     }
 }
 
@@ -93,23 +151,15 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
     s->param = mm_calloc(model->params_n, sizeof *s->param);
     s->layout = mm_layout_create(comm, model->dev, model->params_n);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
-    int size = mm_comm_size(comm);
     for (size_t p = 0; p < model->params_n; p++) {
         if (!wanted[p])
             continue;
-        const struct mm_param *param = &model->params[p];
         size_t t = s->tensors_n++;
         s->param[t] = p;
-        mm_layout_add(&s->layout, param->rows, param->cols);
-        s->grads_n += mm_rows_block(param->rows, size) * (size_t)size * param->cols;
+        mm_layout_add(&s->layout, model->params[p].rows, model->params[p].cols);
+        s->grads_n += padded(s, t);
     }
-    s->grads_block = mm_arena_take(arena, MM_FOR_GRADIENTS, s->grads_n, sizeof(float));
-    size_t used = 0;
-    for (size_t t = 0; t < s->tensors_n; t++) {
-        s->grads[s->param[t]] = s->grads_block + used;
-        used += mm_rows_block(param_of(s, t)->rows, size) * (size_t)size * param_of(s, t)->cols;
-    }
-    create_buckets(s);
+    create_buckets(s, arena);
     if (!mm_arena_dry(arena))
         mm_model_hold(model, wanted);
     return s;
@@ -136,7 +186,7 @@ struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *aren
 }
 
 struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
-    if (mm_comm_size(s->comm) == 1 && !s->model->dev->exact)
+    if (mm_comm_size(s->comm) == 1 && !s->model->dev->exact && !spread(s))
         return (struct mm_vector){
             .data = s->grads_block, .n = mm_layout_elements(&s->layout), .dtype = MM_F32};
     return mm_shard_vector(s, arena, MM_FOR_GRADIENTS, MM_F32);
@@ -147,10 +197,9 @@ static void *part_of(const struct mm_shard *s, struct mm_vector v, size_t t) {
     return (char *)v.data + s->layout.offsets[t] * mm_dtype_bytes(v.dtype);
 }
 
-/* This rank's rows of the working weights. */
+/* This rank's rows of the weights. */
 static struct mm_mat own_rows(const struct mm_shard *s, size_t t) {
-    struct mm_rows own = mm_layout_own(&s->layout, t);
-    return mm_mat_rows(param_of(s, t)->w, own.first, own.count);
+    return mm_own_rows(s->model, s->comm, s->param[t]);
 }
 
 void mm_shard_load(const struct mm_shard *s, struct mm_vector v) {
@@ -186,9 +235,12 @@ void mm_shard_store_begin(struct mm_shard *s, struct mm_vector v) {
                 dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
                                   own.rows * own.cols);
         }
+        if (spread(s) && bucket->layer != MM_NO_LAYER)
+            continue; /* it is gathered when a pass comes to it */
         bucket->ticket = mm_comm_gather_rows(s->comm, s->gathers + bucket->first, bucket->n);
         bucket->started = true;
     }
+    mm_spread_changed(s->model);
 }
 
 void mm_shard_store_end(struct mm_shard *s) {
@@ -213,17 +265,85 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
 
 /* -- reducing gradients ------------------------------------------------------------------------ */
 
-static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
+/* Zeroes what backwards add to; of a rank that makes none, all. */
+static void prepare(struct mm_shard *s, const struct mm_bucket *bucket) {
     struct mm_device *dev = s->model->dev;
+    for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
+        const struct mm_param *p = param_of(s, s->order[k]);
+        if (s->idle || !s->overwritten[s->order[k]])
+            dev->queue->zero(dev, s->grads[s->param[s->order[k]]],
+                             p->rows * p->cols * sizeof(float));
+    }
+}
+
+/* Elements of this rank's rows of the i-th tensor of the order. */
+static size_t own_n(const struct mm_shard *s, size_t i) {
+    size_t t = s->order[i];
+    return s->layout.offsets[t + 1] - s->layout.offsets[t];
+}
+
+static size_t own_of_bucket(const struct mm_shard *s, const struct mm_bucket *bucket) {
+    size_t n = 0;
+    for (size_t k = bucket->first; k < bucket->first + bucket->n; k++)
+        n += own_n(s, k);
+    return n;
+}
+
+/* Two layers' rows take turns, and those of no layer lie behind them. One rank's rows are the whole
+ * gradients, and stay where they are. */
+void mm_shard_stream(struct mm_shard *s, struct mm_arena *arena, struct mm_gradient_taker taker) {
+    size_t fixed = 0, most = 0;
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        size_t n = own_of_bucket(s, &s->buckets[i]);
+        if (s->buckets[i].layer == MM_NO_LAYER)
+            fixed = n;
+        else
+            most = n > most ? n : most;
+    }
+    MM_CHECK(spread(s) && !s->model->dev->exact, "gradients that nobody keeps");
+    s->taker = taker;
+    if (mm_comm_size(s->comm) == 1)
+        return;
+    s->arrivals_of_layer = most;
+    s->arrivals = mm_arena_take(arena, MM_FOR_GRADIENTS, SLOTS * most + fixed, sizeof(float));
+}
+
+static void aim_at_arrivals(struct mm_shard *s) {
+    for (size_t i = 0; i < s->buckets_n; i++) {
+        const struct mm_bucket *bucket = &s->buckets[i];
+        size_t slot = bucket->layer == MM_NO_LAYER ? SLOTS : i % SLOTS;
+        size_t at = slot * s->arrivals_of_layer;
+        for (size_t k = bucket->first; k < bucket->first + bucket->n; at += own_n(s, k++))
+            s->reductions[k].own = s->arrivals ? s->arrivals + at : s->reductions[k].full.data;
+    }
+}
+
+static void aim_at(struct mm_shard *s, struct mm_vector g) {
+    for (size_t i = 0; i < s->tensors_n; i++)
+        s->reductions[i].own = part_of(s, g, s->order[i]);
+}
+
+/* Waits for a bucket of gradients. */
+static void arrived(struct mm_shard *s, struct mm_bucket *bucket) {
+    bool new = bucket->started;
+    wait(s, bucket);
+    for (size_t k = bucket->first; new && s->streams &&k < bucket->first + bucket->n; k++)
+        s->taker.take(s->taker.self, s->order[k], s->reductions[k].own);
+}
+
+static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
+    s->streams = s->taker.take && !g.data;
+    if (s->streams)
+        aim_at_arrivals(s);
+    else
+        aim_at(s, g);
     for (size_t i = 0; i < s->tensors_n; i++) {
-        size_t t = s->order[i];
-        const struct mm_param *p = param_of(s, t);
-        s->reductions[i].own = part_of(s, g, t);
         s->reductions[i].ranks = ranks;
         s->reductions[i].add = add;
-        if (!s->overwritten[t])
-            dev->queue->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
     }
+    for (size_t i = 0; i < s->buckets_n; i++)
+        if (!spread(s) || s->buckets[i].layer == MM_NO_LAYER || i + 1 == s->buckets_n)
+            prepare(s, &s->buckets[i]);
 }
 
 void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
@@ -240,11 +360,22 @@ static void send(struct mm_shard *s, struct mm_bucket *bucket) {
     bucket->started = true;
 }
 
+/* The bucket below takes the slot of the one above. */
+static void make_room_below(struct mm_shard *s, size_t i) {
+    if (i + 1 < s->buckets_n)
+        arrived(s, &s->buckets[i + 1]);
+    if (i > 0 && s->buckets[i - 1].layer != MM_NO_LAYER)
+        prepare(s, &s->buckets[i - 1]);
+}
+
 static void depart(void *self, int layer) {
     struct mm_shard *s = self;
     for (size_t i = 0; i < s->buckets_n; i++)
-        if (s->buckets[i].layer == layer)
+        if (s->buckets[i].layer == layer) {
             send(s, &s->buckets[i]);
+            if (spread(s))
+                make_room_below(s, i);
+        }
 }
 
 struct mm_layer_hook mm_shard_departures(struct mm_shard *s) {
@@ -253,7 +384,8 @@ struct mm_layer_hook mm_shard_departures(struct mm_shard *s) {
 
 void mm_shard_reduce_end(struct mm_shard *s) {
     for (size_t i = 0; i < s->buckets_n; i++)
-        if (!s->buckets[i].started)
+        if (!s->buckets[i].started && (!spread(s) || s->buckets[i].layer == MM_NO_LAYER))
             send(s, &s->buckets[i]);
-    wait_for_all(s);
+    for (size_t i = s->buckets_n; i-- > 0;)
+        arrived(s, &s->buckets[i]);
 }

@@ -5,12 +5,14 @@
  * rank's own rows of all tensors, one behind the other; Algorithm 1 is algebra on vectors. For
  * unlearning the set is W; for relearning and pretraining it is every tensor.
  *
- * Cost: every rank still holds the working weights and its own gradients whole, and each pass
- * begins with a gather of the weights and ends with a reduction of the gradients. */
+ * Cost: each pass begins with a gather of the weights and ends with a reduction of the gradients,
+ * and every rank holds both whole; but for a model whose layers are spread (spread.h). There the
+ * gathers are part of the passes, and a backward over all micro-batches at once, with
+ * mm_shard_departures as its hook, forms the gradients of a layer and sends them off. */
 #ifndef MM_SHARD_H
 #define MM_SHARD_H
 
-#include "src/parallel/layout.h"
+#include "src/parallel/spread.h"
 #include "src/model/transformer.h"
 
 /* Tensors order[first] ... order[first + n - 1], which cross the network at once. */
@@ -19,6 +21,13 @@ struct mm_bucket {
     int layer; /* the lowest; MM_NO_LAYER: the tensors of no layer */
     mm_ticket ticket;
     bool started; /* and not yet waited for */
+};
+
+/* Who takes the reduced gradient of tensor t of the set, this rank's rows of it, when it arrives.
+ */
+struct mm_gradient_taker {
+    void (*take)(void *self, size_t t, const float *own);
+    void *self;
 };
 
 struct mm_shard {
@@ -30,12 +39,17 @@ struct mm_shard {
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
+    bool idle;         /* this rank forms no gradient: all are zero (mm_passes_create says so) */
     bool *overwritten; /* [tensors_n] a backward's first micro-batch overwrites it: no zeroing */
     size_t *order;     /* [tensors_n] tensors as a forward meets them, those of no layer first */
     struct mm_reduction *reductions; /* [tensors_n] in that order; and the working weights: */
     struct mm_mat *gathers;
     size_t buckets_n;
-    struct mm_bucket *buckets; /* in that order, cut between layers */
+    struct mm_bucket *buckets;      /* in that order, cut between layers */
+    struct mm_gradient_taker taker; /* see mm_shard_stream */
+    float *arrivals;                /* where the rows arrive that the taker takes */
+    size_t arrivals_of_layer;       /* elements of one of its two slots */
+    bool streams;                   /* the reductions under way are the taker's */
 };
 
 /* The least bytes of a bucket that are worth a collective; tests of small models lower it. */
@@ -74,6 +88,12 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *shard); /* Local. */
 void mm_shard_reduce_begin(struct mm_shard *shard, struct mm_vector g);
 void mm_shard_reduce_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_departures(struct mm_shard *shard); /* Local. */
+
+/* Only where the layers are spread: from now on reductions into a vector without data give the
+ * gradients to the taker, layer after layer from the top, and those of no layer last. No rank holds
+ * the gradients of more than two layers. Local. */
+void mm_shard_stream(struct mm_shard *shard, struct mm_arena *arena,
+                     struct mm_gradient_taker taker);
 
 /* The same for one leaf a rank, of ranks 0 ... ranks-1, for `reduction: exact`
  * (src/parallel/passes.h). Their gradients are added to g one after the other; with `first` g holds

@@ -26,17 +26,18 @@ static void find_leaves(struct mm_share *s, size_t micro_batch) {
     size_t R = s->ranks, r = s->rank;
     s->micro_batch = smaller(micro_batch, s->batch_size);
     size_t leaves = mm_leaves(s->batch_size, s->micro_batch);
-    MM_CHECK(leaves >= R, "%zu leaves on %zu ranks", leaves, R);
     s->steps = (leaves + R - 1) / R;
-    s->micros_n = (leaves - r + R - 1) / R;
+    s->micros_n = r < leaves ? (leaves - r + R - 1) / R : 0;
     for (size_t i = 0; i < s->micros_n; i++)
         s->n += mm_share_count(s, i);
 }
 
 static void find_share(struct mm_share *s, size_t micro_batch) {
+    size_t most = (s->batch_size + s->ranks - 1) / s->ranks;
     s->n = s->batch_size / s->ranks + (s->rank < s->batch_size % s->ranks);
-    s->micro_batch = smaller(micro_batch, s->n);
-    s->steps = s->micros_n = mm_leaves(s->n, s->micro_batch);
+    s->micro_batch = smaller(micro_batch, s->n ? s->n : 1);
+    s->micros_n = mm_leaves(s->n, s->micro_batch);
+    s->steps = mm_leaves(most, smaller(micro_batch, most));
 }
 
 struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batch_size,

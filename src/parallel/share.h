@@ -4,7 +4,9 @@
  * don't divide. With leaves (reduction: exact) the batch is cut into blocks of micro_batch
  * sequences whatever the number of ranks, the last block of a batch being the rest; rank r of R has
  * the leaves r, r + R, r + 2R, ... Every rank puts one leaf through the model in a step. The cost:
- * ranks that have no leaf in the last step wait for the others. All functions are local. */
+ * ranks that have no leaf in the last step wait for the others. Ranks beyond the batch have none at
+ * all; they hold their rows of the state and take part in what the others send. All functions are
+ * local. */
 #ifndef MM_SHARE_H
 #define MM_SHARE_H
 
@@ -18,7 +20,7 @@ struct mm_share {
     size_t n;             /* this rank's sequences of it */
     size_t micro_batch;   /* sequences at once, at most */
     size_t micros_n;      /* micro-batches of this rank's share */
-    size_t steps;         /* leaves: of the rank that has most; else micros_n */
+    size_t steps;         /* micro-batches of the rank that has most */
 };
 
 /* Leaves of a batch: so many ranks, at most, have one. */
@@ -26,7 +28,6 @@ static inline size_t mm_leaves(size_t batch_size, size_t micro_batch) {
     return (batch_size + micro_batch - 1) / micro_batch;
 }
 
-/* `leaves`: there must be one for every rank, which is checked. */
 struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batch_size,
                             size_t micro_batch, size_t T);
 

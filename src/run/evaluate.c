@@ -212,9 +212,14 @@ double mm_evaluate_questions(struct mm_evaluator *e, const struct mm_questions *
     uint32_t *tokens = mm_calloc(most * q->longest, sizeof *tokens);
     float *host = mm_calloc(most * e->model->arch.vocab, sizeof *host);
     double *sums = mm_calloc(batches, sizeof *sums), sum = 0;
-    for (size_t i = r; i < batches; i += R) /* a batch is the same for any R */
-        sums[i] = score_batch(e, q, order + i * most, i + 1 < batches ? most : q->n - i * most,
-                              temperature, tokens, host);
+    for (size_t first = 0; first < batches; first += R) { /* a batch is the same for any R */
+        size_t i = first + r;
+        if (i < batches)
+            sums[i] = score_batch(e, q, order + i * most, i + 1 < batches ? most : q->n - i * most,
+                                  temperature, tokens, host);
+        else
+            mm_forward_none(e->model, e->model->arch.layers - 1);
+    }
     mm_comm_sum(e->comm, sums, batches);
     for (size_t i = 0; i < batches; i++)
         sum += sums[i];

@@ -32,28 +32,23 @@ enum mm_status mm_job_check_attacks(const struct mm_config *c, struct mm_error *
     return MM_OK;
 }
 
-static enum mm_status check_leaves(const struct mm_config *c, size_t ranks, struct mm_error *err) {
-    size_t leaves = mm_leaves(c->data.batch_size, c->data.micro_batch);
-    if (c->reduction == MM_REDUCTION_EXACT && leaves < ranks)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "data.micro_batch is %zu: with reduction: exact a batch of %zu has %zu "
-                       "leaves of so many sequences, fewer than the %zu ranks: start at most %zu "
-                       "ranks or lower data.micro_batch",
-                       c->data.micro_batch, c->data.batch_size, leaves, ranks, leaves);
-    return MM_OK;
+/* Ranks beyond the batch are of use all the same: they hold their rows of the state. */
+static void tell_of_idle_ranks(const struct mm_config *c, size_t ranks) {
+    bool leaves = c->reduction == MM_REDUCTION_EXACT;
+    size_t most = leaves ? mm_leaves(c->data.batch_size, c->data.micro_batch) : c->data.batch_size;
+    if (most < ranks)
+        mm_log0(MM_LOG_WARN,
+                "%zu of %zu ranks have no %s of a batch: they hold their rows of the state, and "
+                "compute nothing",
+                ranks - most, ranks, leaves ? "leaf (data.micro_batch)" : "sequence");
 }
 
-/* Values that are right in themselves but not here: this model, this number of ranks. */
+/* Values that are right in themselves but not here, with this model. */
 static enum mm_status check_config(const struct mm_job *job, struct mm_error *err) {
     const struct mm_config *c = job->config;
     size_t ranks = (size_t)mm_comm_size(job->comm), T = c->data.context_length;
     TRY(mm_job_check_attacks(c, err));
-    if (c->data.batch_size < ranks)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "data.batch_size is %zu, but there are %zu ranks: start at most %zu ranks "
-                       "or raise data.batch_size",
-                       c->data.batch_size, ranks, c->data.batch_size);
-    TRY(check_leaves(c, ranks, err));
+    tell_of_idle_ranks(c, ranks);
     if (job->arch.sliding_window && job->arch.sliding_window < T)
         return mm_fail(err, MM_BAD_INPUT,
                        "%s: sliding_window %zu is shorter than data.context_length %zu, which is "
@@ -111,6 +106,16 @@ static void create_evaluations(struct mm_job *job) {
     }
 }
 
+/* Pretraining holds the whole model, whatever model.shard says. */
+static void create_model(struct mm_job *job, enum mm_job_kind kind) {
+    const struct mm_config *c = job->config;
+    bool full = c->model.shard == MM_SHARD_FULL && kind != MM_JOB_PRETRAIN;
+    job->model = mm_model_create_in_slots(job->arena, &job->arch, mm_config_dtype(c),
+                                          mm_data_longest(&job->data, c), full ? MM_SLOTS : 0);
+    if (full)
+        job->spread = mm_spread_create(job->arena, job->comm, job->model);
+}
+
 enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,
                            const struct mm_config *config, enum mm_job_kind kind,
                            struct mm_error *err) {
@@ -122,10 +127,11 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
         status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
         job->arena = mm_arena_create(dev, dry);
-        job->model = mm_model_create(job->arena, &job->arch, mm_config_dtype(config),
-                                     mm_data_longest(&job->data, config));
+        create_model(job, kind);
         if (!dry && kind != MM_JOB_PRETRAIN)
             status = mm_model_load(job->model, job->weights, err);
+        if (status == MM_OK && !dry && job->spread)
+            status = mm_spread_load(job->spread, job->weights, err);
         if (!dry)
             status = mm_comm_agree(comm, status, err);
     }
@@ -145,6 +151,7 @@ void mm_job_close(struct mm_job *job) {
     mm_free(job->phase.adapters);
     mm_metrics_free(job->metrics);
     mm_evaluator_free(job->evaluator);
+    mm_spread_free(job->spread);
     mm_model_free(job->model);
     mm_arena_free(job->arena);
     mm_weights_free(job->weights);

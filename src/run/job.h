@@ -51,6 +51,7 @@ struct mm_job {
     struct mm_identity identity; /* of all the inputs; nothing in a plan */
     struct mm_arena *arena;      /* weights and evaluation: lives as long as the job */
     struct mm_model *model;
+    struct mm_spread *spread; /* model.shard: full; else NULL */
     struct mm_evaluator *evaluator;
     struct mm_metrics *metrics; /* rank 0 of a run; NULL elsewhere */
     struct mm_owner *owner;     /* of the run folder; borrowed; NULL: nothing is written */

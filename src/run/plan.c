@@ -40,7 +40,10 @@ static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t 
                mm_bytes_text(text[2], (double)copy));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
-    mm_bytes_text(text[0], (double)job->model->block_n * (double)mm_dtype_bytes(job->model->dtype));
+    struct mm_arena *arena = mm_arena_create(job->dev, true);
+    mm_weights_keep(arena, job->model);
+    mm_bytes_text(text[0], (double)mm_arena_bytes(arena, MM_FOR_WEIGHTS));
+    mm_arena_free(arena);
     printf("trials: %s more, the weights to start every trial from\n", text[0]);
 }
 

@@ -30,19 +30,10 @@ struct attack {
 
 /* -- the weights that every attack starts from ------------------------------------------------- */
 
-static size_t weight_bytes(const struct mm_model *model) {
-    return model->block_n * mm_dtype_bytes(model->dtype);
-}
-
-/* NULL: there is only one attack. */
-static void *keep_weights(struct mm_job *job, struct mm_arena *arena) {
-    const struct mm_model *m = job->model;
-    if (mm_config_attacks_n(job->config) == 1)
-        return NULL;
-    void *kept = mm_arena_take(arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
-    if (!mm_arena_dry(arena))
-        job->dev->queue->copy(job->dev, kept, m->block, weight_bytes(m));
-    return kept;
+/* Nothing where there is only one attack. */
+static struct mm_kept_weights keep_weights(struct mm_job *job, struct mm_arena *arena) {
+    struct mm_kept_weights none = {0};
+    return mm_config_attacks_n(job->config) == 1 ? none : mm_weights_keep(arena, job->model);
 }
 
 static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, size_t i) {
@@ -198,7 +189,7 @@ static char *why_rejected(const struct attack *a) {
 }
 
 /* *ended: whether any attack did without diverging. */
-static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
+static enum mm_status run_all(struct attack *a, struct mm_kept_weights kept, bool *ended,
                               struct mm_error *err) {
     struct mm_job *job = a->job;
     enum mm_status status = MM_OK;
@@ -207,7 +198,7 @@ static enum mm_status run_all(struct attack *a, const void *kept, bool *ended,
         if (mm_config_attack(job->config, i).passes == 0)
             continue;
         if (changed)
-            job->dev->queue->copy(job->dev, job->model->block, kept, weight_bytes(job->model));
+            mm_weights_restore(job->model, kept);
         changed = true;
         status = run(a, i, err);
         keep_worst(a, *ended);

@@ -26,10 +26,10 @@ struct server {
     char *text;             /* of the config file, as it was at the start */
     struct mm_trial_base start;
     struct mm_arena *arena;
-    void *pristine;             /* all weights as loaded, on the device */
-    struct mm_lines lines;      /* rank 0 */
-    struct mm_metrics *answers; /* rank 0; NULL elsewhere */
-    cJSON *request;             /* the trial's line, NULL where it is no JSON */
+    struct mm_kept_weights pristine; /* as loaded */
+    struct mm_lines lines;           /* rank 0 */
+    struct mm_metrics *answers;      /* rank 0; NULL elsewhere */
+    cJSON *request;                  /* the trial's line, NULL where it is no JSON */
     bool pruned;
     double begun;
 };
@@ -93,9 +93,7 @@ static enum mm_status evaluated(void *self, const char *at, size_t passes,
 /* -- one trial --------------------------------------------------------------------------------- */
 
 static void restore_weights(struct server *s) {
-    const struct mm_model *m = s->job.model;
-    s->job.dev->queue->copy(s->job.dev, m->block, s->pristine,
-                            m->block_n * mm_dtype_bytes(m->dtype));
+    mm_weights_restore(s->job.model, s->pristine);
 }
 
 static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e) {
@@ -233,11 +231,8 @@ static enum mm_status say_ready(struct server *s, struct mm_error *err) {
 }
 
 static void keep_pristine(struct server *s) {
-    const struct mm_model *m = s->job.model;
     s->arena = mm_arena_create(s->job.dev, false);
-    s->pristine = mm_arena_take(s->arena, MM_FOR_WEIGHTS, m->block_n, mm_dtype_bytes(m->dtype));
-    s->job.dev->queue->copy(s->job.dev, s->pristine, m->block,
-                            m->block_n * mm_dtype_bytes(m->dtype));
+    s->pristine = mm_weights_keep(s->arena, s->job.model);
 }
 
 enum mm_status mm_trials(struct mm_comm *comm, struct mm_device *dev, struct mm_config *config,

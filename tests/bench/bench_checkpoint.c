@@ -59,7 +59,7 @@ static struct mm_config config_of(const struct shape *s) {
     c.unlearn.unlearning_rate = c.unlearn.retaining_rate = c.unlearn.adv_lr = 1e-3;
     c.unlearn.retain_momentum = 0.9;
     c.unlearn.fork_every_n_loops = 1000000;
-    c.unlearn.adv_decay = 1;
+    c.unlearn.adv_decay = c.unlearn.discard_growing_weights = 1;
     c.unlearn.train_adversary = c.unlearn.use_masking = c.unlearn.retain_cross_entropy = true;
     return c;
 }

@@ -7,9 +7,11 @@
 
 #include "comm/comm.h"
 #include "kernels/queue.h"
-#include "src/model/model.h"
+#include "src/parallel/spread.h"
 
+static struct mm_comm *comm;
 static struct mm_device *dev;
+static bool sharded; /* model.shard: full */
 static enum mm_dtype arithmetic = MM_F32;
 
 /* n numbers of the device's memory as float32; the caller frees with mm_free. */
@@ -66,7 +68,8 @@ struct fixture {
     const char *name;
     struct mm_arena *arena;
     struct mm_model *model;
-    struct mm_model *exact; /* float32, never changed */
+    struct mm_model *exact;   /* float32, never changed */
+    struct mm_spread *spread; /* NULL: the model is whole */
     hid_t reference, traces;
 };
 
@@ -82,8 +85,10 @@ static inline void load_model(const struct fixture *f, struct mm_model *model) {
     struct mm_error err = {""};
     struct mm_weights *weights;
     char *folder = mm_format("%s/golden/%s", TEST_DIR, f->name);
+    struct mm_spread *spread = mm_spread_of(model);
     if (mm_weights_open(&weights, folder, &err) != MM_OK ||
-        mm_model_load(model, weights, &err) != MM_OK)
+        mm_model_load(model, weights, &err) != MM_OK ||
+        (spread && mm_spread_load(spread, weights, &err) != MM_OK))
         fail_msg("%s", err.text);
     mm_weights_free(weights);
     mm_free(folder);
@@ -97,7 +102,8 @@ static inline struct fixture open_case(const char *name) {
     if (mm_arch_read(&arch, path, &err) != MM_OK)
         fail_msg("%s", err.text);
     mm_free(path);
-    f.model = mm_model_create(f.arena, &arch, arithmetic, 32);
+    f.model = mm_model_create_in_slots(f.arena, &arch, arithmetic, 32, sharded ? MM_SLOTS : 0);
+    f.spread = sharded ? mm_spread_create(f.arena, comm, f.model) : NULL;
     f.exact = mm_model_create(f.arena, &arch, MM_F32, 32);
     load_model(&f, f.model);
     load_model(&f, f.exact);
@@ -109,13 +115,14 @@ static inline struct fixture open_case(const char *name) {
 static inline void close_case(struct fixture *f) {
     H5Fclose(f->reference);
     H5Fclose(f->traces);
+    mm_spread_free(f->spread);
     mm_model_free(f->model);
     mm_model_free(f->exact);
     mm_arena_free(f->arena);
 }
 
 /* The device under test; NULL: there is no GPU. */
-static inline struct mm_device *open_device(struct mm_comm *comm) {
+static inline struct mm_device *open_device(void) {
 #ifdef MM_TEST_CUDA
     struct mm_error err = {""};
     int gpus = mm_cuda_device_count();
@@ -124,7 +131,6 @@ static inline struct mm_device *open_device(struct mm_comm *comm) {
         fprintf(stderr, "skipped: %s\n", err.text);
     return gpu;
 #else
-    (void)comm;
     return mm_device_create_cpu();
 #endif
 }

@@ -7,8 +7,6 @@
 #include "src/mudman.h"
 #include "tests/golden/golden_device.h"
 
-static struct mm_comm *comm;
-
 /* The config a trace's `overrides` attribute describes. */
 static inline void read_config(struct mm_config *config, hid_t group, size_t micro_batch) {
     static const char base[] =

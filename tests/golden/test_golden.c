@@ -14,6 +14,7 @@
 #include "tests/golden/golden_adapters.h"
 #include "tests/golden/golden_replay.h"
 #include "tests/golden/golden_vectors.h"
+#include "tests/golden/late_transport.h"
 
 #include "src/method/training.h"
 #include "src/run/evaluate.h"
@@ -443,16 +444,20 @@ int main(int argc, char **argv) {
     mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
-    dev = open_device(comm);
+    dev = open_device();
     bool skipped = mm_comm_any(comm, !dev);
     if (!skipped) {
         dev->exact = has_word(argc, argv, "exact");
+        sharded = has_word(argc, argv, "sharded");
+        mm_spread_poison = !dev->asynchronous;
         if (has_word(argc, argv, "bfloat16"))
             arithmetic = MM_BF16;
         bool staged = dev->asynchronous && mm_comm_size(comm) > 1;
         failed = mm_comm_attach(comm, dev, staged ? MM_TRANSPORT_STAGED : MM_TRANSPORT_AUTO, MM_F32,
-                                &err) != MM_OK ||
-                 run_all(dev->asynchronous && !only_float32);
+                                &err) != MM_OK;
+        if (!failed && has_word(argc, argv, "late"))
+            late_transport_attach(comm);
+        failed = failed || run_all(dev->asynchronous && !only_float32);
     }
     mm_comm_free(comm);
     mm_device_free(dev);

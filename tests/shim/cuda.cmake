@@ -13,7 +13,7 @@ function(add_programs kind sources)
 endfunction()
 
 if(MUDMAN_CUDA_FOUND)
-  add_programs(cuda golden/test_golden.c mm_method)
+  add_programs(cuda golden/test_golden.c mm_method MPI::MPI_C)
   mm_test(gpu_golden LABELS gpu COMMAND test_golden_cuda)
   mm_test(gpu_golden_2_ranks RANKS 2 LABELS gpu COMMAND $<TARGET_FILE:test_golden_cuda>)
   add_programs(cuda "${OPERATION_TESTS}" mm_kernels)

@@ -11,6 +11,7 @@ static const char *const changed[][2] = {
     {"model.path", "/other's: #model"},
     {"model.dtype", "bfloat16"},
     {"model.state_dtype", "bfloat16"},
+    {"model.shard", "full"},
     {"device", "cpu"},
     {"seed", "18446744073709551615"},
     {"data.retain", "/1"},

@@ -1,0 +1,122 @@
+"""model.shard: full: the same bits as with the whole model on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from job_helpers import assert_same_run, assert_same_state, snapshot, succeed
+from model_helpers import random_case, random_llama, write_questions
+
+VOCAB = 131
+ATTACKS = (
+    "[{name: sgd}, {name: adamw, optimizer: adamw, lr: 0.01}, "
+    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01}]"
+)
+FULL = "model.shard=full"
+VARIANTS = {
+    "listing": (),
+    "fresh": ("unlearn.graph=fresh", "unlearn.normalization=global_post_mask"),
+    "reuse": ("unlearn.graph=reuse", "unlearn.normalization=per_parameter"),
+    "no_adversary": ("unlearn.train_adversary=false",),
+    "npo": ("unlearn.unlearning_loss_fn=npo", "unlearn.graph=fresh"),
+    "simnpo": ("unlearn.unlearning_loss_fn=simnpo",),
+    "neg_entropy": ("unlearn.unlearning_loss_fn=neg_entropy",),
+    "circuit_breaker": (
+        "unlearn.unlearning_loss_fn=circuit_breaker",
+        "unlearn.rep_eng_retain_lr=0.5",
+    ),
+    "stream_activation": (
+        "unlearn.unlearning_loss_fn=stream_activation",
+        "unlearn.forget_momentum=0.5",
+        "unlearn.rep_eng_retain_lr=0.5",
+        "model.state_dtype=bfloat16",
+    ),
+    "rmu": ("unlearn.unlearning_loss_fn=rmu", "unlearn.rmu_layer=1"),
+    "adapters": (
+        "unlearn.adv_lora_rank=2",
+        "unlearn.adv_lora_count=2",
+        "unlearn.fork_every_n_loops=12",
+    ),
+    "base_of_adapters": ("unlearn.lora_rank=3", "unlearn.train_adversary=false"),
+    "bfloat16": ("model.dtype=bfloat16", "device=cpu"),
+    "reduced_as_bfloat16": ("reduce_dtype=bfloat16",),
+    "exact": ("reduction=exact",),
+    "exact_adapters": (
+        "reduction=exact",
+        "unlearn.adv_lora_rank=2",
+        "unlearn.fork_every_n_loops=12",
+    ),
+}
+
+
+def case_in(folder: Path, **model: object) -> Path:
+    """Seven sequences: uneven shares; five layers: more than slots; rows that no ranks divide."""
+    made = random_llama(folder / "model", width=32, mlp=61, vocab=VOCAB, layers=5, **model)
+    generator = np.random.default_rng(3)
+    questions = write_questions(
+        folder / "questions.h5",
+        [generator.integers(0, VOCAB, n) for n in (3, 9, 5, 7, 4, 6, 8, 2, 5, 3, 4)],
+        np.stack([generator.permutation(VOCAB)[:4] for _ in range(11)]),
+        generator.integers(0, 4, 11),
+    )
+    return random_case(
+        folder, made, batch=7, context=11, unlearn__target_modules=["gate_proj", "v_proj"],
+        unlearn__fork_every_n_loops=2, output__hash_every_loops=1, evaluate__every_passes=5,
+        checkpoint__every_loops=2, relearn__passes=2,
+        evaluate__multiple_choice=[{"name": "q", "file": str(questions), "temperature": 1}],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case_in(tmp_path_factory.mktemp("shard"))
+
+
+def assert_same(case: Path, folder: Path, *overrides: str, ranks: int) -> None:
+    """State, every digit of every line, attacks and questions among them, and the model."""
+    for name, more in (("none", ()), ("full", (FULL,))):
+        succeed("run", case, f"output.dir={folder / name}", *overrides, *more, ranks=ranks)
+    assert_same_run(folder / "none", folder / "full")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("micro", [1, 2, 7])
+def test_micro_batches_and_attacks(case: Path, tmp_path: Path, micro: int, ranks: int) -> None:
+    attacks = f"relearn.attacks={ATTACKS}"
+    assert_same(case, tmp_path, attacks, f"data.micro_batch={micro}", ranks=ranks)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(case: Path, tmp_path: Path, variant: str) -> None:
+    assert_same(case, tmp_path, "data.micro_batch=2", *VARIANTS[variant], ranks=3)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("ranks", [8, 9])
+def test_ranks_beyond_the_batch(case: Path, tmp_path: Path, ranks: int, exact: bool) -> None:
+    """Seven sequences on more ranks: the same as on seven, which have one each."""
+    more = ["reduction=exact", "data.micro_batch=1"] if exact else ["data.micro_batch=1"]
+    more += ["unlearn.rep_eng_retain_lr=0.5", f"relearn.attacks={ATTACKS}"]
+    assert_same(case, tmp_path, *more, ranks=ranks)
+    if exact:
+        succeed("run", case, f"output.dir={tmp_path / 'seven'}", *more, ranks=7)
+        assert_same_run(tmp_path / "seven", tmp_path / "full")
+    told = succeed("plan", case, *more, "--ranks", ranks).err
+    assert f"{ranks - 7} of {ranks} ranks have no" in told
+
+
+def test_resumed_in_either_way(case: Path, tmp_path: Path) -> None:
+    """A checkpoint says nothing of where the weights were; ranks may change too."""
+    few = ("reduction=exact", "data.micro_batch=2", "checkpoint.every_loops=1")
+    succeed("run", case, f"output.dir={tmp_path / 'whole'}", *few)
+    run = tmp_path / "run"
+    succeed("run", case, f"output.dir={run}", *few, "unlearn.loops=1", ranks=3)
+    succeed("resume", run, "unlearn.loops=2", FULL, ranks=2)
+    succeed("resume", run, "unlearn.loops=3", ranks=4)
+    succeed("resume", run, "unlearn.loops=4", "model.shard=none", ranks=2)
+    assert_same_state(tmp_path / "whole", run)
+    assert snapshot(tmp_path / "whole" / "model") == snapshot(run / "model")
+
