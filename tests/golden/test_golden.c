@@ -217,8 +217,8 @@ static void check_micro_batches(struct fixture *f, const char *variant) {
 }
 
 /* Every group of the file that has a b at the end is an unlearning run. */
-static void check_runs(const char *name) {
-    struct fixture f = open_case(name);
+static void check_runs(const char *name, const char *file) {
+    struct fixture f = open_traces(name, file);
     H5G_info_t info;
     H5Gget_info(f.traces, &info);
     size_t runs = 0;
@@ -273,9 +273,9 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
 }
 
 /* `tolerance`: of the trained weights in float32. */
-static void check_relearning(const char *name, const char *variant, double tolerance,
-                             double drift) {
-    struct fixture f = open_case(name);
+static void check_relearning(const char *name, const char *file, const char *variant,
+                             double tolerance, double drift) {
+    struct fixture f = open_traces(name, file);
     struct mm_config config;
     hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
     read_config(&config, group, 3);
@@ -375,17 +375,23 @@ static void reference_neox(void **state) {
 }
 static void runs_llama(void **state) {
     (void)state;
-    check_runs("llama-gqa-tied");
-    check_runs("llama3-untied");
+    check_runs("llama-gqa-tied", "traces.h5");
+    check_runs("llama3-untied", "traces.h5");
 }
 static void runs_qwen2(void **state) {
     (void)state;
-    check_runs("qwen2");
+    check_runs("qwen2", "traces.h5");
 }
 static void runs_neox(void **state) {
     (void)state;
-    check_runs("neox-parallel");
-    check_runs("neox-serial");
+    check_runs("neox-parallel", "traces.h5");
+    check_runs("neox-serial", "traces.h5");
+}
+/* Of different lengths, with prompts that are not learnt. */
+static void rows(void **state) {
+    (void)state;
+    check_runs("llama-gqa-tied", "rows.h5");
+    check_relearning("llama-gqa-tied", "rows.h5", "relearn_with_retain", 2e-5, 0.1);
 }
 static void bfloat16_replay(void **state) {
     (void)state;
@@ -397,19 +403,19 @@ static void bfloat16_replay(void **state) {
 }
 static void relearning(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.1);
-    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.1);
-    check_relearning("neox-parallel", "relearn", 2e-5, 0.1);
-    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn", 2e-5, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_with_retain", 2e-5, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn", 2e-5, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn_with_retain", 2e-5, 0.1);
 }
 /* Adam divides by the gradient's size: where that is rounding only, so is the step. LoRA's factor
  * 16/rank makes large steps of small gradients, and in bfloat16 of their errors. */
 static void relearning_otherwise(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.1);
-    check_relearning("llama-gqa-tied", "relearn_lora", 3e-4, 0.09);
-    check_relearning("llama-gqa-tied", "relearn_adapters", 3e-4, 0.1);
-    check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.09);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_adamw", 1e-3, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_lora", 3e-4, 0.09);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_adapters", 3e-4, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn_lora_adamw", 1e-3, 0.09);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
 }
 static void pretraining(void **state) {
@@ -419,11 +425,17 @@ static void pretraining(void **state) {
 
 static int run_all(bool half_too) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference_llama),      cmocka_unit_test(reference_qwen2),
-        cmocka_unit_test(reference_neox),       cmocka_unit_test(runs_llama),
-        cmocka_unit_test(runs_qwen2),           cmocka_unit_test(runs_neox),
-        cmocka_unit_test(bfloat16_replay),      cmocka_unit_test(relearning),
-        cmocka_unit_test(relearning_otherwise), cmocka_unit_test(pretraining),
+        cmocka_unit_test(reference_llama),
+        cmocka_unit_test(reference_qwen2),
+        cmocka_unit_test(reference_neox),
+        cmocka_unit_test(runs_llama),
+        cmocka_unit_test(runs_qwen2),
+        cmocka_unit_test(runs_neox),
+        cmocka_unit_test(bfloat16_replay),
+        cmocka_unit_test(relearning),
+        cmocka_unit_test(relearning_otherwise),
+        cmocka_unit_test(pretraining),
+        cmocka_unit_test(rows),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arithmetic = MM_BF16;
