@@ -123,6 +123,72 @@ static enum mm_status token_limit(const struct integers *in, uint32_t vocab_size
     return status;
 }
 
+/* Reads all of dataset `name`, [rows] or [rows, cols] (cols > 0), into a new *out; *rows is checked
+ * where it is not 0, else set. */
+static enum mm_status read_whole(struct integers *in, const char *name, size_t *rows, size_t cols,
+                                 struct limit limit, size_t bytes, void **out,
+                                 struct mm_error *err) {
+    enum mm_status status = open_integers(in, name, cols ? 2 : 1, err);
+    if (status != MM_OK)
+        return status;
+    if ((*rows && in->rows != *rows) || (cols && in->cols != cols))
+        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%zu, %zu], not [%zu, %zu]", in->path,
+                         name, in->rows, in->cols, *rows ? *rows : in->rows, cols ? cols : 1);
+    if (status == MM_OK) {
+        *rows = in->rows;
+        *out = mm_calloc(in->rows * in->cols, bytes);
+        status = read_integers(in, in->cols, limit, bytes, *out, err);
+    }
+    close_integers(in);
+    return status;
+}
+
+/* The numbers of a row, as /lengths and /answer_from have them, for the columns that are used: the
+ * padding is replaced, so that nothing can depend on it. */
+static enum mm_status settle_row(struct mm_dataset *set, size_t row, struct mm_error *err) {
+    size_t T = set->context_length;
+    uint32_t *length = &set->lengths[row], *answer = &set->answers[row];
+    uint32_t whole = *length, *tokens = set->tokens + row * T;
+    *length = whole < T ? whole : (uint32_t)T;
+    if (*answer == 0)
+        *answer = 1; /* the first token is nobody's next one */
+    if (*answer >= *length)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: row %zu has nothing to learn in its first %zu tokens: its length is "
+                       "%u, and its answer begins at token %u",
+                       set->path, row, T, whole, *answer);
+    for (size_t i = *length; i < T; i++)
+        tokens[i] = tokens[0];
+    return MM_OK;
+}
+
+/* Reads one of the two datasets into *values [examples], `absent` for all where there is none. */
+static enum mm_status read_row_numbers(struct integers *in, const char *name, uint32_t absent,
+                                       const struct mm_dataset *set, uint32_t **values,
+                                       struct mm_error *err) {
+    size_t rows = set->examples;
+    struct limit limit = {set->context + 1, "the row's width"};
+    if (mm_h5_has(in->file, name))
+        return read_whole(in, name, &rows, 0, limit, 4, (void **)values, err);
+    *values = mm_calloc(rows, sizeof **values);
+    for (size_t i = 0; i < rows; i++)
+        (*values)[i] = absent;
+    return MM_OK;
+}
+
+static enum mm_status read_lengths(struct integers *in, struct mm_dataset *set,
+                                   struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    if (!mm_h5_has(in->file, "lengths") && !mm_h5_has(in->file, "answer_from"))
+        return MM_OK;
+    status = read_row_numbers(in, "lengths", (uint32_t)set->context, set, &set->lengths, err);
+    if (status == MM_OK)
+        status = read_row_numbers(in, "answer_from", 0, set, &set->answers, err);
+    for (size_t row = 0; row < set->examples && status == MM_OK; row++)
+        status = settle_row(set, row, err);
+    return status;
+}
+
 enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t context_length,
                                uint32_t vocab_size, struct mm_error *err) {
     struct integers in = {.path = path, .file = -1, .set = -1};
@@ -147,6 +213,8 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
         status = read_integers(&in, set->context_length, limit, 4, set->tokens, err);
     }
     close_integers(&in);
+    if (status == MM_OK)
+        status = read_lengths(&in, set, err);
     mm_h5_close(in.file);
     if (status != MM_OK)
         mm_dataset_free(set);
@@ -157,6 +225,8 @@ void mm_dataset_free(struct mm_dataset *set) {
     if (!set->rows) { /* else borrowed */
         mm_free(set->path);
         mm_free(set->tokens);
+        mm_free(set->lengths);
+        mm_free(set->answers);
     }
     mm_free(set->rows);
     *set = (struct mm_dataset){0};
@@ -167,19 +237,77 @@ void mm_dataset_hash(const struct mm_dataset *set, char hex[33]) {
     struct mm_hash *hash = mm_hash_begin();
     mm_hash_add(hash, shape, sizeof shape);
     mm_hash_add(hash, set->tokens, set->examples * set->context_length * sizeof *set->tokens);
+    if (set->lengths) {
+        mm_hash_add(hash, set->lengths, set->examples * sizeof *set->lengths);
+        mm_hash_add(hash, set->answers, set->examples * sizeof *set->answers);
+    }
     mm_hash_end(hash, hex);
 }
 
+/* Batches ----------------------------------------------------------------------------------- */
+
+struct mm_sequences mm_sequences_create(size_t n, size_t T) {
+    struct mm_sequences s = {.n = n, .T = T};
+    s.tokens = mm_calloc(n * T, sizeof *s.tokens);
+    s.lengths = mm_calloc(n, sizeof *s.lengths);
+    s.answers = mm_calloc(n, sizeof *s.answers);
+    return s;
+}
+
+void mm_sequences_free(struct mm_sequences *s) {
+    mm_free(s->tokens);
+    mm_free(s->lengths);
+    mm_free(s->answers);
+    *s = (struct mm_sequences){0};
+}
+
+void mm_sequences_copy(struct mm_sequences *to, size_t at, const struct mm_sequences *from,
+                       size_t first, size_t count) {
+    MM_CHECK(to->T == from->T && at + count <= to->n && first + count <= from->n,
+             "sequences %zu to %zu to %zu", first, first + count, at);
+    memcpy(to->tokens + at * to->T, from->tokens + first * to->T,
+           count * to->T * sizeof *to->tokens);
+    memcpy(to->lengths + at, from->lengths + first, count * sizeof *to->lengths);
+    memcpy(to->answers + at, from->answers + first, count * sizeof *to->answers);
+}
+
+/* The row of set->tokens that is number i of a batch. */
+static size_t row_of(const struct mm_dataset *set, size_t index, size_t batch_size, size_t i) {
+    size_t row = (index * batch_size + i) % set->examples;
+    return set->rows ? set->rows[row] : row;
+}
+
+static uint32_t length_of(const struct mm_dataset *set, size_t row) {
+    return set->lengths ? set->lengths[row] : (uint32_t)set->context_length;
+}
+
+static uint32_t answer_of(const struct mm_dataset *set, size_t row) {
+    return set->answers ? set->answers[row] : 1;
+}
+
 void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_size, size_t first,
-                      size_t count, uint32_t *out) {
+                      size_t count, struct mm_sequences *out, size_t at) {
+    size_t T = set->context_length;
     MM_CHECK(first + count <= batch_size, "sequences %zu to %zu of a batch of %zu", first,
              first + count, batch_size);
+    MM_CHECK(out->T == T && at + count <= out->n, "no room for sequences %zu to %zu", at,
+             at + count);
     for (size_t i = 0; i < count; i++) {
-        size_t row = (index * batch_size + first + i) % set->examples;
-        row = set->rows ? set->rows[row] : row;
-        memcpy(out + i * set->context_length, set->tokens + row * set->context_length,
-               set->context_length * sizeof *out);
+        size_t row = row_of(set, index, batch_size, first + i);
+        memcpy(out->tokens + (at + i) * T, set->tokens + row * T, T * sizeof *out->tokens);
+        out->lengths[at + i] = length_of(set, row);
+        out->answers[at + i] = answer_of(set, row);
     }
+}
+
+struct mm_counts mm_dataset_counts(const struct mm_dataset *set, size_t index, size_t batch_size) {
+    struct mm_counts counts = {.sequences = (double)batch_size};
+    for (size_t i = 0; i < batch_size; i++) {
+        size_t row = row_of(set, index, batch_size, i);
+        counts.tokens += (double)length_of(set, row);
+        counts.targets += (double)(length_of(set, row) - answer_of(set, row));
+    }
+    return counts;
 }
 
 /* Views ------------------------------------------------------------------------------------- */
@@ -187,28 +315,36 @@ void mm_dataset_batch(const struct mm_dataset *set, size_t index, size_t batch_s
 struct row {
     const uint32_t *tokens;
     size_t bytes;
+    uint32_t length;
 };
+
+static struct row view_row(const struct mm_dataset *set, size_t row) {
+    size_t T = set->context_length;
+    return (struct row){set->tokens + row * T, T * sizeof *set->tokens, length_of(set, row)};
+}
 
 static int by_tokens(const void *left, const void *right) {
     const struct row *a = left, *b = right;
+    if (a->length != b->length)
+        return a->length < b->length ? -1 : 1;
     return memcmp(a->tokens, b->tokens, a->bytes);
 }
 
 void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size_t first,
                      const struct mm_dataset *other, size_t other_n) {
-    size_t T = set->context_length, bytes = T * sizeof *set->tokens;
+    size_t T = set->context_length;
     MM_CHECK(other->context_length == T, "rows of %zu and of %zu tokens", T, other->context_length);
     other_n = other_n < other->examples ? other_n : other->examples;
     struct row *others = mm_calloc(other_n, sizeof *others);
     for (size_t i = 0; i < other_n; i++)
-        others[i] = (struct row){other->tokens + i * T, bytes};
+        others[i] = view_row(other, i);
     qsort(others, other_n, sizeof *others, by_tokens);
     *view = *set;
     view->rows = mm_calloc(set->examples, sizeof *view->rows);
     view->examples = 0;
     for (size_t i = 0; i < set->examples; i++) {
         size_t at = (first + i) % set->examples;
-        struct row row = {set->tokens + at * T, bytes};
+        struct row row = view_row(set, at);
         if (!bsearch(&row, others, other_n, sizeof *others, by_tokens))
             view->rows[view->examples++] = at;
     }
@@ -216,26 +352,6 @@ void mm_dataset_view(struct mm_dataset *view, const struct mm_dataset *set, size
 }
 
 /* Multiple-choice files --------------------------------------------------------------------- */
-
-/* Reads all of dataset `name`, [rows] or [rows, cols] (cols > 0), into a new *out; *rows is checked
- * where it is not 0, else set. */
-static enum mm_status read_whole(struct integers *in, const char *name, size_t *rows, size_t cols,
-                                 struct limit limit, size_t bytes, void **out,
-                                 struct mm_error *err) {
-    enum mm_status status = open_integers(in, name, cols ? 2 : 1, err);
-    if (status != MM_OK)
-        return status;
-    if ((*rows && in->rows != *rows) || (cols && in->cols != cols))
-        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%zu, %zu], not [%zu, %zu]", in->path,
-                         name, in->rows, in->cols, *rows ? *rows : in->rows, cols ? cols : 1);
-    if (status == MM_OK) {
-        *rows = in->rows;
-        *out = mm_calloc(in->rows * in->cols, bytes);
-        status = read_integers(in, in->cols, limit, bytes, *out, err);
-    }
-    close_integers(in);
-    return status;
-}
 
 static enum mm_status check_offsets(struct mm_questions *questions, size_t prompts_n,
                                     struct mm_error *err) {

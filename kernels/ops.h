@@ -24,7 +24,7 @@
 enum mm_loss_fn {
     MM_LOSS_CROSS_ENTROPY,           /* -mean log p_y */
     MM_LOSS_NEG_CROSS_ENTROPY,       /* its negative */
-    MM_LOSS_NEG_ENTROPY,             /* mean of sum p log p, over all B·T positions, no shift */
+    MM_LOSS_NEG_ENTROPY,             /* mean of sum p log p, over all tokens, no shift */
     MM_LOSS_CORRECT_LOGIT_MINUS_AVG, /* mean of max(z_y - mean z, clip) */
     MM_LOSS_NPO,                     /* of whole sequences: sequence_loss */
     MM_LOSS_SIMNPO,
@@ -61,6 +61,11 @@ enum mm_normalization { /* docs/method.md 5 */
                         MM_NORM_PER_PARAMETER,
                         MM_NORM_NONE,
 };
+
+/* In place of a next token: the position has none to be learnt, or is padding and no token itself.
+ */
+#define MM_NO_TARGET UINT32_MAX
+#define MM_NO_TOKEN  (UINT32_MAX - 1)
 
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
 /* A norm of rows of C elements. weight, bias [C], of the rows' dtype; bias NULL: none. */
@@ -214,26 +219,29 @@ struct mm_ops {
                           struct mm_mat dh, struct mm_mat u);
 
     /* -- losses -------------------------------------------------------------------------------- */
-    /* For each row of logits [r, V] with next token target[i] (UINT32_MAX: the position has none):
-     * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count); and, where
-     * dlogits.data is not NULL, dlogits = gradient of (sum of weights[i]·terms)·scale. dlogits may
-     * be logits. */
+    /* For each row of logits [r, V] with next token target[i] (or MM_NO_TARGET, MM_NO_TOKEN):
+     * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count: without a
+     * target, or for the entropy without a token); and, where dlogits.data is not NULL, dlogits =
+     * gradient of (sum of weights[i]·terms)·scale. dlogits may be logits. */
     void (*loss)(struct mm_device *dev, const struct mm_loss *how, struct mm_mat logits,
                  const uint32_t *targets, float *losses, struct mm_mat dlogits);
     /* For each of B sequences of T tokens whose cross-entropy terms are losses [B·T], with
      * s = -(their sum), the log-probability: terms[b] = its loss (2/β)·log(1 + e^x), where
      *   NPO     x = β·(s - the same of `reference` [B·T])           (Zhang et al. 2024)
-     *   SimNPO  x = β·s/(T-1) + γ, reference is not read            (Fan et al. 2024)
+     *   SimNPO  x = β·s/k + γ, reference is not read                (Fan et al. 2024)
+     * k = the sequence's targets among `targets` [B·T], at least one;
      * and weights[b·T + t] = gradient of (sum of terms)·scale by losses[b·T + t]. */
     void (*sequence_loss)(struct mm_device *dev, const struct mm_sequence_loss *how,
-                          const float *losses, size_t B, size_t T, float *terms, float *weights);
+                          const float *losses, const uint32_t *targets, size_t B, size_t T,
+                          float *terms, float *weights);
     /* For each row h of `states` [n, C]: values[i] = its term f, unless values is NULL; and
      * dx += scale · *factor · df/dh, unless dx.data is NULL (factor NULL: 1; the gradient is 0
      * where h - r, or h or r of the last two, is 0). others [n, C] holds the r, one row for all if
-     * its ld is 0; not read for MM_STATE_LENGTH. */
+     * its ld is 0; not read for MM_STATE_LENGTH. A row whose target [n] is MM_NO_TOKEN has the term
+     * 0 and no gradient. */
     void (*state_loss)(struct mm_device *dev, enum mm_state_loss kind, struct mm_mat states,
-                       struct mm_mat others, float scale, const double *factor, float *values,
-                       struct mm_mat dx);
+                       struct mm_mat others, const uint32_t *targets, float scale,
+                       const double *factor, float *values, struct mm_mat dx);
     /* *sum += x[0]² + ... + x[n-1]², in order */
     void (*add_squares)(struct mm_device *dev, double *sum, const double *x, size_t n);
     /* *sum += scale · (values[0] + ... + values[n-1]), in double, in order */

@@ -77,8 +77,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
                                    struct mm_comm *comm, struct mm_model *model,
                                    struct mm_shard *shard);
 void mm_mudman_free(struct mm_mudman *mudman);
-void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const uint32_t *retain,
-                    const uint32_t *forget);
+void mm_mudman_loop(struct mm_mudman *mudman, size_t t, const struct mm_sequences *retain,
+                    const struct mm_sequences *forget);
 struct mm_loop_scalars mm_mudman_scalars(struct mm_mudman *mudman);
 
 /* Lines 3 to 15 on the batches that were sent; `fork`: line 3 holds. Leaves the working weights

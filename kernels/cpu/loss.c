@@ -1,8 +1,6 @@
 /* loss.c - the losses of docs/method.md 4 with their gradients, one row of logits at a time. */
 #include "kernels/cpu/cpu.h"
 
-#define NO_TARGET UINT32_MAX
-
 /* Columns whose terms are added in float32: sums of these are added in double, so that a large
  * vocabulary costs no digits. */
 #define BLOCK ((size_t)512)
@@ -81,13 +79,14 @@ static float correct_logit_row(const float *z, uint32_t y, float clip, float *d,
  * e is written: so e is never z or d there. */
 static float loss_row(enum mm_loss_fn fn, float clip, const float *z, uint32_t y, float *e,
                       float *d, float scale, size_t V) {
-    if (fn == MM_LOSS_NEG_ENTROPY)
-        return neg_entropy_row(z, e, d, scale, V);
-    if (y == NO_TARGET) {
+    bool counts = fn == MM_LOSS_NEG_ENTROPY ? y != MM_NO_TOKEN : y < MM_NO_TOKEN;
+    if (!counts) {
         if (d)
             memset(d, 0, V * sizeof *d);
         return 0.0f;
     }
+    if (fn == MM_LOSS_NEG_ENTROPY)
+        return neg_entropy_row(z, e, d, scale, V);
     MM_CHECK(y < V, "target %u, vocabulary %zu", y, V);
     if (fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
         return correct_logit_row(z, y, clip, d, scale, V);
@@ -111,14 +110,18 @@ void CPU_NAME(cpu_loss)(struct mm_device *dev, const struct mm_loss *how, struct
 }
 
 void CPU_NAME(cpu_sequence_loss)(struct mm_device *dev, const struct mm_sequence_loss *how,
-                                 const float *losses, size_t B, size_t T, float *terms,
-                                 float *weights) {
+                                 const float *losses, const uint32_t *targets, size_t B, size_t T,
+                                 float *terms, float *weights) {
     (void)dev;
-    double beta = how->beta, by = how->fn == MM_LOSS_SIMNPO ? 1 / (double)(T - 1) : 1;
+    double beta = how->beta;
     for (size_t b = 0; b < B; b++) {
         double s = 0;
-        for (size_t i = b * T; i < (b + 1) * T; i++)
+        size_t count = 0;
+        for (size_t i = b * T; i < (b + 1) * T; i++) {
             s -= (double)losses[i] - (how->fn == MM_LOSS_NPO ? (double)how->reference[i] : 0);
+            count += targets[i] < MM_NO_TOKEN;
+        }
+        double by = how->fn == MM_LOSS_SIMNPO ? 1 / (double)count : 1;
         double x = beta * by * s + (how->fn == MM_LOSS_SIMNPO ? how->gamma : 0);
         terms[b] = (float)(2 / beta * (fmax(x, 0) + log1p(exp(-fabs(x)))));
         float weight = (float)(-2 * by / (1 + exp(-x)) * how->scale);

@@ -56,14 +56,19 @@ static float state_row(enum mm_state_loss kind, const float *h, const float *r, 
 }
 
 void CPU_NAME(cpu_state_loss)(struct mm_device *dev, enum mm_state_loss kind, struct mm_mat states,
-                              struct mm_mat others, float scale, const double *factor,
-                              float *values, struct mm_mat dx) {
+                              struct mm_mat others, const uint32_t *targets, float scale,
+                              const double *factor, float *values, struct mm_mat dx) {
     size_t C = states.cols, each = room_for(C);
     float *rooms = scratch(dev, 3 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
     float slope = factor ? scale * (float)*factor : scale;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < states.rows; i++) {
         float *room = room_of_thread(rooms, 3 * each);
+        if (targets[i] == MM_NO_TOKEN) {
+            if (values)
+                values[i] = 0.0f;
+            continue;
+        }
         const float *h = row_get(states, i, room);
         const float *r = others.data ? row_get(others, i, room + each) : NULL;
         float *d = dx.data ? row_open(dx, i, room + 2 * each) : NULL;

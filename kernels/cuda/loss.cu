@@ -2,8 +2,6 @@
  * it reads twice: for the sums, and for the gradient that may take the row's place. */
 #include "kernels/cuda/block.h"
 
-#define NO_TARGET 0xffffffffu
-
 /* A row may have 10^5 columns and a call few rows: all the threads that a block may have, each with
  * AHEAD groups under way. One such block fills a processor, and what all of them have just read
  * stays in the L2 cache until they read it again. */
@@ -156,7 +154,8 @@ __device__ static float neg_entropy_row(const struct row<T> &r, float scale) {
     struct exp_sums s = row_sums<WIDE, true>(r);
     float log_sum = logf(s.sum), loss = s.weighted / s.sum - log_sum;
     if (r.d)
-        write_row<WIDE>(r, NO_TARGET, 0.0f, entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
+        write_row<WIDE>(r, MM_NO_TARGET, 0.0f,
+                        entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
     return loss;
 }
 
@@ -188,14 +187,15 @@ __global__ static void __launch_bounds__(LOSS_THREADS) loss_kernel(struct loss_a
     const struct mm_loss &how = a.how;
     float scale = how.weights ? how.scale * how.weights[blockIdx.x] : how.scale;
     float loss = 0.0f, sign = how.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
-    if (how.fn != MM_LOSS_NEG_ENTROPY && y != NO_TARGET && y >= r.V)
+    bool counts = how.fn == MM_LOSS_NEG_ENTROPY ? y != MM_NO_TOKEN : y < MM_NO_TOKEN;
+    if (counts && how.fn != MM_LOSS_NEG_ENTROPY && y >= r.V)
         __trap();
-    if (how.fn == MM_LOSS_NEG_ENTROPY)
-        loss = neg_entropy_row<WIDE>(r, scale);
-    else if (y == NO_TARGET) {
+    if (!counts) {
         if (r.d)
             write_row<WIDE>(r, y, 0.0f, constant_slope{0.0f});
-    } else if (how.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
+    } else if (how.fn == MM_LOSS_NEG_ENTROPY)
+        loss = neg_entropy_row<WIDE>(r, scale);
+    else if (how.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
         loss = correct_logit_row<WIDE>(r, y, how.clip_at, scale);
     else
         loss = cross_entropy_row<WIDE>(r, y, scale, sign);
@@ -221,6 +221,7 @@ void cuda_loss(struct mm_device *dev, const struct mm_loss *how, struct mm_mat l
 struct sequence_args {
     struct mm_sequence_loss how;
     const float *losses;
+    const uint32_t *targets;
     size_t T;
     float *terms, *weights;
 };
@@ -230,11 +231,14 @@ __global__ static void sequence_loss_kernel(struct sequence_args a) {
     const struct mm_sequence_loss &how = a.how;
     bool odds = how.fn == MM_LOSS_NPO; /* against the reference */
     size_t first = blockIdx.x * a.T;
-    double s = 0, by = odds ? 1 : 1 / static_cast<double>(a.T - 1);
+    double s = 0, count = 0;
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK) {
+        count += a.targets[first + t] < MM_NO_TOKEN ? 1 : 0;
         s -= static_cast<double>(a.losses[first + t]);
         s += odds ? static_cast<double>(how.reference[first + t]) : 0;
     }
+    count = block_sum(count);
+    double by = odds ? 1 : 1 / count;
     double x = how.beta * by * block_sum(s) + (odds ? 0 : how.gamma);
     float weight = static_cast<float>(-2 * by / (1 + exp(-x)) * how.scale);
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK)
@@ -245,8 +249,9 @@ __global__ static void sequence_loss_kernel(struct sequence_args a) {
 }
 
 void cuda_sequence_loss(struct mm_device *dev, const struct mm_sequence_loss *how,
-                        const float *losses, size_t B, size_t T, float *terms, float *weights) {
-    struct sequence_args a = {*how, losses, T, terms, weights};
+                        const float *losses, const uint32_t *targets, size_t B, size_t T,
+                        float *terms, float *weights) {
+    struct sequence_args a = {*how, losses, targets, T, terms, weights};
     if (B)
         MM_LAUNCH(sequence_loss_kernel, blocks_for(B, 1), BLOCK, 0, dev, a);
 }

@@ -5,6 +5,7 @@
 struct state_args {
     enum mm_state_loss kind;
     struct mm_mat states, others;
+    const uint32_t *targets;
     float scale;
     const double *factor;
     float *values;
@@ -81,6 +82,11 @@ __device__ static inline struct state_slope state_sums(const struct state_args &
 template <typename T, bool WIDE>
 __global__ static void __launch_bounds__(BLOCK) state_kernel(struct state_args a) {
     size_t C = a.states.cols;
+    if (a.targets[blockIdx.x] == MM_NO_TOKEN) {
+        if (a.values && threadIdx.x == 0)
+            a.values[blockIdx.x] = 0.0f;
+        return;
+    }
     struct state_slope slope = state_sums<T, WIDE>(a);
     if (a.values && threadIdx.x == 0)
         a.values[blockIdx.x] = slope.value;
@@ -104,9 +110,9 @@ static void state_loss(struct mm_device *dev, const state_args &a) {
 }
 
 void cuda_state_loss(struct mm_device *dev, enum mm_state_loss kind, struct mm_mat states,
-                     struct mm_mat others, float scale, const double *factor, float *values,
-                     struct mm_mat dx) {
-    struct state_args a = {kind, states, others, scale, factor, values, dx};
+                     struct mm_mat others, const uint32_t *targets, float scale,
+                     const double *factor, float *values, struct mm_mat dx) {
+    struct state_args a = {kind, states, others, targets, scale, factor, values, dx};
     if (states.rows)
         BY_DTYPE_AND_WIDTH(states.dtype, rows_wide(states) && rows_wide(others) && rows_wide(dx),
                            state_loss, dev, a);

@@ -35,7 +35,8 @@ struct mm_method {
     /* Asks for one loop, t = 0, 1, ...; retain, forget: this rank's sequences of batch t, host
      * memory, read at once. An asynchronous device is still at work on it when this returns. At
      * most two loops may be asked for whose scalars were not taken. Collective. */
-    void (*loop)(void *self, size_t t, const uint32_t *retain, const uint32_t *forget);
+    void (*loop)(void *self, size_t t, const struct mm_sequences *retain,
+                 const struct mm_sequences *forget);
     /* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local.
      */
     struct mm_loop_scalars (*scalars)(void *self);

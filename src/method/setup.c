@@ -190,14 +190,18 @@ static void one_loop(void *self, size_t kind) {
     mm_mudman_one_loop(u, !u->adversary && kind == 1);
 }
 
-void mm_mudman_loop(struct mm_mudman *u, size_t t, const uint32_t *retain, const uint32_t *forget) {
+void mm_mudman_loop(struct mm_mudman *u, size_t t, const struct mm_sequences *retain,
+                    const struct mm_sequences *forget) {
     int slot = (int)(u->asked % 2);
     MM_CHECK(u->asked - u->told < 2, "scalars were not taken");
     mm_batch_set(&u->retain, slot, retain);
     mm_batch_set(&u->forget, slot, forget);
     size_t kind = u->adversary ? mm_lora_turns_take(&u->turns, t)
                                : u->a.data && t % u->settings.fork_every_n_loops == 0;
-    mm_recorder_run(&u->recorder, kind, u->asked > 0, one_loop, u);
+    if (u->retain.whole && u->forget.whole)
+        mm_recorder_run(&u->recorder, kind, u->asked > 0, one_loop, u);
+    else /* a recording has the shapes and the counts of one batch */
+        one_loop(u, kind);
     u->dev->queue->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);
     u->dev->queue->mark(u->dev, slot);
     u->asked++;
@@ -229,7 +233,8 @@ static void method_free(void *self) {
     mm_mudman_free(self);
 }
 
-static void method_loop(void *self, size_t t, const uint32_t *retain, const uint32_t *forget) {
+static void method_loop(void *self, size_t t, const struct mm_sequences *retain,
+                        const struct mm_sequences *forget) {
     mm_mudman_loop(self, t, retain, forget);
 }
 

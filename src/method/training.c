@@ -153,10 +153,10 @@ static const char *wreck_of(double loss, double sum_squares) {
 }
 
 /* Loss and squared norm of the reduced gradient, on the host; and what is wrong with them. */
-static void gradient(struct mm_training *t, const uint32_t *tokens, double result[2]) {
+static void gradient(struct mm_training *t, const struct mm_sequences *own, double result[2]) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
-    mm_batch_set(&t->batch, 0, tokens); /* the step before was waited for */
+    mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
     if (t->taking)
         dev->queue->zero(dev, &t->scalars[1], sizeof t->scalars[1]);
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
@@ -207,24 +207,24 @@ static void take(void *self, size_t tensor, const float *own) {
 
 /* The steps are taken before it is known whether the gradient is one: a wrecked model is of no more
  * use anyway. */
-static double attack_as_gradients_arrive(struct mm_training *t, const uint32_t *tokens,
+static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_sequences *own,
                                          const struct mm_attack *attack) {
     double result[2];
     t->steps++;
     t->taking = attack;
-    gradient(t, tokens, result);
+    gradient(t, own, result);
     t->taking = NULL;
     if (!t->wrecked)
         mm_shard_store(t->shard, t->p);
     return result[0];
 }
 
-double mm_training_attack(struct mm_training *t, const uint32_t *tokens,
+double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
                           const struct mm_attack *attack) {
     double result[2];
     if (t->shard->taker.take)
-        return attack_as_gradients_arrive(t, tokens, attack);
-    gradient(t, tokens, result);
+        return attack_as_gradients_arrive(t, own, attack);
+    gradient(t, own, result);
     if (t->wrecked)
         return result[0];
     struct mm_lora *l = t->lora;
@@ -250,11 +250,11 @@ double mm_pretrain_rate(const struct mm_config *config, size_t t) {
     return lr * (ratio + (1 - ratio) * 0.5 * (1 + cos(M_PI * done)));
 }
 
-double mm_training_adamw(struct mm_training *t, const uint32_t *tokens,
+double mm_training_adamw(struct mm_training *t, const struct mm_sequences *own,
                          const struct mm_config *config, size_t step) {
     const struct mm_ops *ops = t->model->dev->ops;
     double result[2];
-    gradient(t, tokens, result);
+    gradient(t, own, result);
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
     if (t->wrecked)
         return result[0];

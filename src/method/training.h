@@ -53,17 +53,17 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
 void mm_training_free(struct mm_training *training);
 
 /* One step of an attack on cross-entropy, by its optimizer and lr: SGD without momentum, or AdamW
- * with betas 0.9 and 0.999, epsilon 1e-8 and no decay; tokens: this rank's sequences. Returns the
+ * with betas 0.9 and 0.999, epsilon 1e-8 and no decay; own: this rank's sequences. Returns the
  * loss before the step. The step is not taken, and `wrecked` says so on every rank, where the loss
  * or the gradient is not finite, or the gradient is zero everywhere and the loss is not.
  * Collective. */
-double mm_training_attack(struct mm_training *training, const uint32_t *tokens,
+double mm_training_attack(struct mm_training *training, const struct mm_sequences *own,
                           const struct mm_attack *attack);
 
 /* One step of pretraining by AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient
  * clipped to the norm `clip`, matrices decayed. Returns the loss before the step; `wrecked` as
  * above. Collective. */
-double mm_training_adamw(struct mm_training *training, const uint32_t *tokens,
+double mm_training_adamw(struct mm_training *training, const struct mm_sequences *own,
                          const struct mm_config *config, size_t t);
 
 /* The learning rate of pretraining step t. Local. */

@@ -32,10 +32,10 @@ static bool of_sequences(enum mm_loss_fn fn) {
     return fn == MM_LOSS_NPO || fn == MM_LOSS_SIMNPO;
 }
 
-double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T) {
+double mm_loss_positions(enum mm_loss_fn fn, struct mm_counts counts) {
     if (of_sequences(fn))
-        return (double)B;
-    return (double)B * (double)(fn == MM_LOSS_NEG_ENTROPY ? T : T - 1);
+        return counts.sequences;
+    return fn == MM_LOSS_NEG_ENTROPY ? counts.tokens : counts.targets;
 }
 
 /* What mm_head_losses works on. */
@@ -64,7 +64,7 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
         ops->linear(m->dev, logits, hidden, w, NULL, false);
         for (size_t i = 0; i < terms_n; i++) {
             const struct mm_loss_term *term = &terms[i];
-            double mean = 1 / mm_loss_positions(term->fn, term->global_batch, p->acts->T);
+            double mean = 1 / term->positions;
             struct mm_mat d = i + 1 < terms_n ? mm_mat_rows(head->spare, 0, rows) : logits;
             bool gradient = term->dhidden.data != NULL;
             struct mm_loss how = {.fn = term->fn,
@@ -89,17 +89,17 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
 static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *term) {
     const struct mm_ops *ops = p->model->dev->ops;
     struct mm_head *head = p->head;
-    double mean = 1 / mm_loss_positions(term->fn, term->global_batch, p->acts->T);
+    double mean = 1 / term->positions;
     struct mm_sequence_loss how = {.fn = term->fn,
                                    .beta = term->beta,
                                    .gamma = term->gamma,
                                    .reference = term->reference,
                                    .scale = mean};
-    ops->sequence_loss(p->model->dev, &how, head->losses, p->acts->B, p->acts->T, head->sequences,
-                       head->weights);
+    ops->sequence_loss(p->model->dev, &how, head->losses, p->targets, p->acts->B, p->acts->T,
+                       head->sequences, head->weights);
     ops->sum(p->model->dev, term->sum, head->sequences, p->acts->B, mean);
     struct mm_loss_term gradient = {
-        .fn = MM_LOSS_CROSS_ENTROPY, .global_batch = term->global_batch, .dhidden = term->dhidden};
+        .fn = MM_LOSS_CROSS_ENTROPY, .positions = 1, .dhidden = term->dhidden}; /* weighted */
     if (gradient.dhidden.data)
         position_losses(p, &gradient, 1, head->weights);
 }
@@ -125,7 +125,7 @@ void mm_head_losses(const struct mm_model *m, struct mm_head *head, const struct
 void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms) {
     struct head_pass p = {m, head, acts, targets, NULL, false};
-    struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .global_batch = acts->B};
+    struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .positions = 1};
     size_t bytes = acts->B * acts->T * sizeof *terms;
     position_losses(&p, &term, 1, NULL);
     if (terms != head->losses)

@@ -6,6 +6,7 @@
 #ifndef MM_LOSS_H
 #define MM_LOSS_H
 
+#include "io/dataset.h"
 #include "src/model/transformer.h"
 
 struct mm_head {
@@ -23,14 +24,14 @@ struct mm_loss_term {
     enum mm_loss_fn fn;
     double clip_at, beta, gamma;
     const float *reference; /* [n], device: the frozen model's cross-entropy terms, of NPO */
-    size_t global_batch; /* sequences over which the loss is a mean: all ranks, all micro-batches */
-    double *sum;         /* device; += this micro-batch's share of the mean loss */
-    struct mm_mat dhidden; /* [n, C] = gradient of that share; data NULL: not wanted */
+    double positions;       /* over which the loss is a mean, of all ranks: mm_loss_positions */
+    double *sum;            /* device; += this micro-batch's share of the mean loss */
+    struct mm_mat dhidden;  /* [n, C] = gradient of that share; data NULL: not wanted */
 };
 
 /* Takes terms_n (1 or 2; a loss of sequences is alone, or after cross-entropy) losses of acts' last
- * forward. targets [B·T], device: each position's next token, UINT32_MAX for the last of a
- * sequence. dhead [V, C], float32: += the head's own gradient by terms[0] (`first`: =), or NULL. */
+ * forward. targets [B·T], device: each position's next token, or MM_NO_TARGET, MM_NO_TOKEN. dhead
+ * [V, C], float32: += the head's own gradient by terms[0] (`first`: =), or NULL. */
 void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
                     float *dhead, bool first);
@@ -44,8 +45,8 @@ void mm_head_terms(const struct mm_model *model, struct mm_head *head, const str
  * MM_LOSS_NONE is none. */
 bool mm_loss_on_logits(enum mm_loss_fn fn);
 
-/* What the loss of B sequences of T tokens is a mean over: B·(T-1) positions, all for entropy, or
- * the sequences themselves. */
-double mm_loss_positions(enum mm_loss_fn fn, size_t B, size_t T);
+/* What the loss of a batch is a mean over: its targets, all tokens for entropy, or the sequences
+ * themselves. */
+double mm_loss_positions(enum mm_loss_fn fn, struct mm_counts counts);
 
 #endif

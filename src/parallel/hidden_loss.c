@@ -38,7 +38,8 @@ static struct mm_hidden_loss *create(struct mm_arena *arena, const struct mm_sha
                                  .first = first,
                                  .end = end,
                                  .moved = moved > first ? moved : first,
-                                 .scale = 1 / ((double)share->batch_size * (double)share->T),
+                                 .factor = 1,
+                                 .divisor = 1,
                                  .tokens = mm_share_tokens(share)};
     r->terms =
         mm_arena_take(arena, MM_FOR_SCRATCH, share->micro_batch * share->T, sizeof *r->terms);
@@ -84,7 +85,7 @@ struct mm_hidden_loss *mm_hidden_loss_retaining(struct mm_arena *arena,
         create(arena, share, acts,
                config->unlearn.square_norm ? MM_STATE_SQUARE_DISTANCE : MM_STATE_DISTANCE, 0, L);
     r->first = r->moved = r->moved < L ? r->moved : L;
-    r->scale *= config->unlearn.rep_eng_retain_lr / (double)L;
+    r->factor = config->unlearn.rep_eng_retain_lr / (double)L;
     take_frozen(r, arena, model);
     return r;
 }
@@ -104,7 +105,7 @@ struct mm_hidden_loss *mm_hidden_loss_unlearning(struct mm_arena *arena,
         r->sums = mm_arena_take(arena, MM_FOR_SCRATCH, L, sizeof *r->sums);
     } else if (config->unlearn.loss_fn == MM_LOSS_RMU) {
         r = create(arena, share, acts, MM_STATE_SQUARE_DISTANCE, layer, layer + 1);
-        r->scale /= (double)model->arch.width;
+        r->divisor = (double)model->arch.width;
         take_point(r, arena, model, config->unlearn.rmu_coefficient, config->seed);
     }
     return r;
@@ -129,23 +130,30 @@ void mm_hidden_loss_keep(const struct mm_hidden_loss *r, const struct mm_acts *a
     r->dev->queue->copy(r->dev, kept.data, h.data, h.rows * h.cols * mm_dtype_bytes(h.dtype));
 }
 
+static double scale_of(const struct mm_hidden_loss *r, const struct mm_batch *batch) {
+    return 1 / batch->counts.tokens * r->factor / r->divisor;
+}
+
 void mm_hidden_loss_add_terms(const struct mm_hidden_loss *r, const struct mm_acts *acts,
-                              size_t row, size_t i, double *loss) {
+                              const struct mm_batch *batch, size_t row, size_t i, double *loss) {
     struct mm_mat none = {0};
     if (i < r->first || i >= r->end)
         return;
     struct mm_mat h = mm_acts_state(acts, i);
-    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows), 0, NULL, r->terms,
-                            none);
-    r->dev->ops->sum(r->dev, r->sums ? &r->sums[i - r->first] : loss, r->terms, h.rows, r->scale);
+    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows), batch->targets + row,
+                            0, NULL, r->terms, none);
+    r->dev->ops->sum(r->dev, r->sums ? &r->sums[i - r->first] : loss, r->terms, h.rows,
+                     scale_of(r, batch));
 }
 
 void mm_hidden_loss_add_gradient(const struct mm_hidden_loss *r, const struct mm_acts *acts,
-                                 size_t row, size_t i, struct mm_mat dx) {
+                                 const struct mm_batch *batch, size_t row, size_t i,
+                                 struct mm_mat dx) {
+    double scale = scale_of(r, batch);
     if (i < r->moved || i >= r->end)
         return;
     struct mm_mat h = mm_acts_state(acts, i);
-    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows),
-                            (float)(r->sums ? 2 * r->scale : r->scale),
+    r->dev->ops->state_loss(r->dev, r->kind, h, others_of(r, row, i, h.rows), batch->targets + row,
+                            (float)(r->sums ? 2 * scale : scale),
                             r->sums ? &r->sums[i - r->first] : NULL, NULL, dx);
 }

@@ -60,7 +60,7 @@ static struct mm_loss_term term_of(const struct mm_passes *p, size_t i,
         .beta = objective.beta,
         .gamma = objective.gamma,
         .reference = objective.reference ? objective.reference + mm_share_row(&p->share, i) : NULL,
-        .global_batch = p->share.batch_size,
+        .positions = mm_loss_positions(objective.fn, p->batch->counts),
         .sum = sum,
         .dhidden = dhidden};
 }
@@ -70,8 +70,9 @@ static float *head_grad(const struct mm_passes *p) {
     return p->shard ? p->shard->grads[p->model->head_part] : NULL;
 }
 
-static struct mm_mat rows_of(const struct mm_passes *p, struct mm_mat mat, size_t sequences) {
-    return mm_mat_rows(mat, 0, sequences * p->share.T);
+/* Those of the micro-batch that went through `acts`. */
+static struct mm_mat rows_of(struct mm_mat mat, const struct mm_acts *acts) {
+    return mm_mat_rows(mat, 0, acts->B * acts->T);
 }
 
 /* -- hidden states, beside the layers ----------------------------------------------------------
@@ -101,7 +102,8 @@ static void hand_on(const struct visit *v, int layer) {
 static void take_terms(void *self, int layer) {
     const struct visit *v = self;
     if (layer > 0)
-        mm_hidden_loss_add_terms(v->states, v->acts, first_token(v), (size_t)layer - 1, v->loss);
+        mm_hidden_loss_add_terms(v->states, v->acts, v->p->batch, first_token(v), (size_t)layer - 1,
+                                 v->loss);
     hand_on(v, layer);
 }
 
@@ -116,7 +118,7 @@ static void add_gradient(void *self, int layer) {
     const struct visit *v = self;
     hand_on(v, layer);
     for (size_t i = 0; i < v->n; i++)
-        mm_hidden_loss_add_gradient(v->states, &v->acts[i],
+        mm_hidden_loss_add_gradient(v->states, &v->acts[i], v->p->batch,
                                     mm_share_row(&v->p->share, v->micro + i), (size_t)layer,
                                     mm_acts_gradient(&v->acts[i], &v->p->scratch));
 }
@@ -182,7 +184,7 @@ static void backward_end(struct mm_passes *p, const struct mm_acts *acts) {
 static void begin(struct mm_passes *p, struct mm_acts *acts, const struct mm_batch *batch,
                   size_t i) {
     mm_acts_begin(acts, batch->tokens + mm_share_row(&p->share, i), mm_share_count(&p->share, i),
-                  p->share.T);
+                  batch->longest[i]);
 }
 
 static struct mm_layer_hook arrivals(const struct mm_passes *p) {
@@ -214,7 +216,8 @@ static void forward_states(struct mm_passes *p, struct mm_acts *acts, const stru
     mm_comm_pass(p->comm);
     begin(p, acts, batch, i);
     mm_forward_group(p->model, acts, 1, &p->scratch, hook);
-    mm_hidden_loss_add_terms(states, acts, first_token(&visit), p->model->arch.layers - 1, loss);
+    mm_hidden_loss_add_terms(states, acts, batch, first_token(&visit), p->model->arch.layers - 1,
+                             loss);
 }
 
 /* Step i of a group by itself. */
@@ -232,6 +235,7 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
     if (!mm_hidden_loss_compares(r) || r->first == r->end)
         return;
     struct mm_acts *acts = &p->acts[0];
+    p->batch = batch;
     for (size_t i = 0; i < p->share.steps; i++) {
         struct visit visit = {
             .p = p, .acts = acts, .states = r, .micro = i, .n = 1, .then = arrivals(p)};
@@ -242,7 +246,7 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
             continue;
         }
         mm_forward_to(p->model, acts, &p->scratch, batch->tokens + mm_share_row(&p->share, i),
-                      mm_share_count(&p->share, i), p->share.T, r->end - 1, hook);
+                      mm_share_count(&p->share, i), batch->longest[i], r->end - 1, hook);
         mm_hidden_loss_keep(r, acts, first_token(&visit), r->end - 1);
     }
 }
@@ -298,6 +302,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
                     struct mm_objective objective, double *loss) {
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
+    p->batch = batch;
     mm_grown_begin(&p->grown, loss, 1);
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
@@ -313,6 +318,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
+    p->batch = batch;
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         forward(p, g, batch);
@@ -343,7 +349,7 @@ static bool head_is_late(const struct mm_passes *p) {
 
 static void late_head(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
                       size_t i, struct mm_objective objective) {
-    struct mm_mat dhidden = rows_of(p, p->dhidden_now, acts->B);
+    struct mm_mat dhidden = rows_of(p->dhidden_now, acts);
     struct mm_loss_term term = term_of(p, i, objective, NULL, dhidden);
     losses(p, acts, batch, i, &term, 1, head_grad(p));
 }
@@ -355,7 +361,7 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_acts *act
                                   struct mm_objective objective, double *loss,
                                   double *cross_entropy) {
     struct mm_objective plain = {.fn = MM_LOSS_CROSS_ENTROPY};
-    struct mm_mat none = {0}, dhidden = rows_of(p, p->dhidden_now, acts->B);
+    struct mm_mat none = {0}, dhidden = rows_of(p->dhidden_now, acts);
     struct mm_loss_term terms[2] = {term_of(p, i, plain, cross_entropy, none),
                                     term_of(p, i, objective, loss, dhidden)};
     size_t first = cross_entropy ? 0 : 1, end = on_logits(objective) ? 2 : 1;
@@ -374,6 +380,7 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
     bool summed = has_sums(objective), forward_done = summed && p->share.steps <= p->group;
     const struct mm_hidden_loss *states = summed ? NULL : objective.states;
     MM_CHECK(!cross_entropy || !head_grad(p), "the head's gradient is of one loss");
+    p->batch = batch;
     if (summed)
         complete_sums(p, batch, objective, loss);
     mm_grown_begin(&p->grown, loss, 1);
@@ -427,6 +434,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
     MM_CHECK(!head_grad(p), "the head's gradient is of one loss");
     bool negated = second.fn == MM_LOSS_NEG_CROSS_ENTROPY;
     p->held = second;
+    p->batch = batch;
     mm_grown_begin(&p->grown, loss, 1);
     if (!negated)
         mm_grown_begin(&p->grown, second_loss, 1);
@@ -443,7 +451,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
             if (i >= first + g.n)
                 continue;
             struct mm_acts *acts = &g.acts[i - first];
-            struct mm_mat dhidden = rows_of(p, p->dhidden_now, acts->B);
+            struct mm_mat dhidden = rows_of(p->dhidden_now, acts);
             held_losses(p, acts, batch, i, second, dhidden, loss, second_loss);
             backward_begin(p, acts, dhidden);
         }
@@ -466,8 +474,7 @@ void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector gradient) {
         reduce_begin(p, first, gradient);
         for (size_t i = 0; i < g.n; i++)
             backward_begin(p, &g.acts[i],
-                           on_logits(p->held) ? rows_of(p, p->dhidden[first + i], g.acts[i].B)
-                                              : none);
+                           on_logits(p->held) ? rows_of(p->dhidden[first + i], &g.acts[i]) : none);
         backward(p, g, p->held.states);
         reduce_end(p, end_of(p, first));
     }

@@ -33,10 +33,11 @@ struct mm_objective {
 struct mm_passes {
     struct mm_comm *comm;
     struct mm_model *model;
-    struct mm_shard *shard; /* whose gradients are formed; NULL: losses only */
-    struct mm_share share;  /* of the global batch */
-    size_t group;           /* micro-batches that go through the layers together */
-    size_t acts_n;          /* group, or micros_n where a forward is held for a second backward */
+    struct mm_shard *shard;       /* whose gradients are formed; NULL: losses only */
+    struct mm_share share;        /* of the global batch */
+    const struct mm_batch *batch; /* the last one that was put through; borrowed */
+    size_t group;                 /* micro-batches that go through the layers together */
+    size_t acts_n; /* group, or micros_n where a forward is held for a second backward */
     struct mm_acts *acts;
     struct mm_mat *dhidden; /* [acts_n] of the unlearning loss, where held */
     struct mm_objective held;

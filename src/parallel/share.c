@@ -1,8 +1,6 @@
 /* share.c - the arithmetic of shares, leaves and micro-batches; see share.h. */
 #include "src/parallel/share.h"
 
-#include <string.h>
-
 static size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;
 }
@@ -57,14 +55,17 @@ struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batc
 }
 
 void mm_share_read(const struct mm_share *s, const struct mm_dataset *set, size_t index,
-                   uint32_t *tokens) {
+                   struct mm_sequences *own) {
     for (size_t i = 0; i < s->micros_n; i++)
-        mm_dataset_batch(set, index, s->batch_size, mm_share_first(s, i), mm_share_count(s, i),
-                         tokens + mm_share_row(s, i));
+        mm_dataset_batch(set, index, s->batch_size, mm_share_first(s, i), mm_share_count(s, i), own,
+                         i * s->micro_batch);
+    own->counts = mm_dataset_counts(set, index, s->batch_size);
 }
 
-void mm_share_pick(const struct mm_share *s, const uint32_t *batch, uint32_t *tokens) {
+void mm_share_pick(const struct mm_share *s, const struct mm_sequences *batch,
+                   struct mm_sequences *own) {
     for (size_t i = 0; i < s->micros_n; i++)
-        memcpy(tokens + mm_share_row(s, i), batch + mm_share_first(s, i) * s->T,
-               mm_share_count(s, i) * s->T * sizeof *tokens);
+        mm_sequences_copy(own, i * s->micro_batch, batch, mm_share_first(s, i),
+                          mm_share_count(s, i));
+    own->counts = batch->counts;
 }

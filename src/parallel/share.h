@@ -45,10 +45,15 @@ static inline size_t mm_share_tokens(const struct mm_share *share) {
     return share->n * share->T;
 }
 
-/* tokens [n·T] (=) this rank's sequences of batch `index` of a file. */
+/* own [n] (=) this rank's sequences of batch `index` of a file. */
 void mm_share_read(const struct mm_share *share, const struct mm_dataset *set, size_t index,
-                   uint32_t *tokens);
-/* The same of a whole batch [batch_size·T] in memory. */
-void mm_share_pick(const struct mm_share *share, const uint32_t *batch, uint32_t *tokens);
+                   struct mm_sequences *own);
+/* The same of a whole batch [batch_size] in memory. */
+void mm_share_pick(const struct mm_share *share, const struct mm_sequences *batch,
+                   struct mm_sequences *own);
+/* Room for this rank's sequences; the caller frees with mm_sequences_free. */
+static inline struct mm_sequences mm_share_sequences(const struct mm_share *share) {
+    return mm_sequences_create(share->n, share->T);
+}
 
 #endif

@@ -89,16 +89,16 @@ void mm_evaluator_free(struct mm_evaluator *e) {
 static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_passes *p = e->passes;
-    uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
+    struct mm_sequences own = mm_share_sequences(&p->share);
     double sum = 0, loss;
     for (size_t i = 0; i < e->config->evaluate.batches; i++) {
-        mm_share_read(&p->share, set, i, tokens);
-        mm_batch_set(&e->batch, 0, tokens); /* the batch before was waited for */
+        mm_share_read(&p->share, set, i, &own);
+        mm_batch_set(&e->batch, 0, &own); /* the batch before was waited for */
         mm_passes_loss(p, &e->batch, objective, e->loss);
         e->model->dev->queue->download(e->model->dev, &loss, e->loss, sizeof loss);
         sum += loss;
     }
-    mm_free(tokens);
+    mm_sequences_free(&own);
     return sum / (double)e->config->evaluate.batches;
 }
 

@@ -13,19 +13,25 @@
 struct pretraining {
     struct mm_job *job;
     struct mm_training *training;
-    uint32_t *tokens; /* a whole batch: retain rows, then forget rows */
-    uint32_t *own;    /* this rank's sequences of it */
-    size_t sets;      /* 1, or 2 with forget data */
+    struct mm_sequences batch; /* a whole one: retain rows, then forget rows */
+    struct mm_sequences own;   /* this rank's of it */
+    size_t sets;               /* 1, or 2 with forget data */
 };
 
 static double step(struct pretraining *pt, size_t t) {
     const struct mm_config *c = pt->job->config;
-    size_t B = c->data.batch_size, T = c->data.context_length;
-    mm_dataset_batch(&pt->job->data.retain, t, B, 0, B, pt->tokens);
-    if (pt->sets == 2)
-        mm_dataset_batch(&pt->job->data.forget, t, B, 0, B, pt->tokens + B * T);
-    mm_share_pick(&pt->training->passes->share, pt->tokens, pt->own);
-    return mm_training_adamw(pt->training, pt->own, c, t);
+    const struct mm_dataset *const sets[] = {&pt->job->data.retain, &pt->job->data.forget};
+    size_t B = c->data.batch_size;
+    pt->batch.counts = (struct mm_counts){0};
+    for (size_t i = 0; i < pt->sets; i++) {
+        struct mm_counts more = mm_dataset_counts(sets[i], t, B), *all = &pt->batch.counts;
+        mm_dataset_batch(sets[i], t, B, 0, B, &pt->batch, i * B);
+        *all = (struct mm_counts){.sequences = all->sequences + more.sequences,
+                                  .targets = all->targets + more.targets,
+                                  .tokens = all->tokens + more.tokens};
+    }
+    mm_share_pick(&pt->training->passes->share, &pt->batch, &pt->own);
+    return mm_training_adamw(pt->training, &pt->own, c, t);
 }
 
 static enum mm_status all_steps(struct pretraining *pt, struct mm_error *err) {
@@ -112,15 +118,14 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
         mm_model_randomize(job.model, config->seed);
         pt.training = mm_training_create(arena, comm, job.model, batch, config->data.micro_batch,
                                          config->data.context_length, MM_F32, true);
-        pt.tokens = mm_calloc(batch * config->data.context_length, sizeof *pt.tokens);
-        pt.own =
-            mm_calloc(pt.training->passes->share.n * config->data.context_length, sizeof *pt.own);
+        pt.batch = mm_sequences_create(batch, config->data.context_length);
+        pt.own = mm_share_sequences(&pt.training->passes->share);
         status = all_steps(&pt, err);
     }
     if (status == MM_OK)
         status = save(&pt, err);
-    mm_free(pt.tokens);
-    mm_free(pt.own);
+    mm_sequences_free(&pt.batch);
+    mm_sequences_free(&pt.own);
     mm_training_free(pt.training);
     mm_arena_free(arena);
     mm_job_close(&job);

@@ -19,7 +19,7 @@ struct attack {
     struct mm_job *job;
     struct mm_attack how;
     struct mm_training *training;
-    uint32_t *tokens;
+    struct mm_sequences own; /* this rank's, of a step */
     struct mm_attack_rows rows;
     double start;   /* the forget loss before any attack */
     double best;    /* lowest forget loss seen */
@@ -66,8 +66,8 @@ void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
 /* One step on batch `index` of `set`; the loss before it. */
 static double step(struct attack *a, const struct mm_dataset *set, size_t index) {
     mm_job_watch(a->job, "relearning step", index);
-    mm_share_read(&a->training->passes->share, set, index, a->tokens);
-    double loss = mm_training_attack(a->training, a->tokens, &a->how);
+    mm_share_read(&a->training->passes->share, set, index, &a->own);
+    double loss = mm_training_attack(a->training, &a->own, &a->how);
     if (a->training->wrecked)
         a->diverged = mm_format("%s at step %zu", a->training->wrecked, index);
     return loss;
@@ -156,13 +156,13 @@ static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     struct mm_arena *arena = mm_arena_create(job->dev, false);
     a->how = mm_config_attack(job->config, i);
     a->training = create(job, arena, i);
-    a->tokens = mm_calloc(mm_share_tokens(&a->training->passes->share), sizeof *a->tokens);
+    a->own = mm_share_sequences(&a->training->passes->share);
     a->diverged = NULL;
     a->best = a->last.forget_loss = a->last.retain_loss = NAN;
     job->phase.attack = a->how.name;
     enum mm_status status = steps(a, err);
     job->phase.attack = NULL;
-    mm_free(a->tokens);
+    mm_sequences_free(&a->own);
     mm_training_free(a->training);
     mm_arena_free(arena);
     return status;

@@ -28,10 +28,10 @@ struct phase {
     const struct mm_method *method;
     struct mm_method_run run; /* self NULL: not created */
     struct mm_saving saving;
-    uint32_t *retain, *forget;
-    size_t loops, each; /* of the whole run; passes of a loop */
-    size_t asked, done; /* loops asked for | completed */
-    size_t first;       /* loops completed before this process */
+    struct mm_sequences retain, forget; /* this rank's, of a loop */
+    size_t loops, each;                 /* of the whole run; passes of a loop */
+    size_t asked, done;                 /* loops asked for | completed */
+    size_t first;                       /* loops completed before this process */
     bool resumed;
     struct mm_progress progress;
     enum mm_stop_why stop;
@@ -53,8 +53,8 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
     if (status == MM_OK) {
         ph->shard = mm_shard_create(arena, job->comm, job->model, wanted);
         ph->run = ph->method->create(arena, c, job->comm, job->model, ph->shard);
-        ph->retain = mm_calloc(mm_share_tokens(ph->run.share), sizeof *ph->retain);
-        ph->forget = mm_calloc(mm_share_tokens(ph->run.share), sizeof *ph->forget);
+        ph->retain = mm_share_sequences(ph->run.share);
+        ph->forget = mm_share_sequences(ph->run.share);
     }
     mm_free(wanted);
     return status;
@@ -83,8 +83,8 @@ static enum mm_status load_origin(struct phase *ph, struct mm_error *err) {
 
 static void destroy(struct phase *ph) {
     mm_saving_free(&ph->saving);
-    mm_free(ph->retain);
-    mm_free(ph->forget);
+    mm_sequences_free(&ph->retain);
+    mm_sequences_free(&ph->forget);
     if (ph->run.self)
         ph->method->free(ph->run.self);
     mm_shard_free(ph->shard);
@@ -183,10 +183,10 @@ static enum mm_status after_loop(struct phase *ph, char **reason, struct mm_erro
 static void ask_loop(struct phase *ph) {
     struct mm_job *job = ph->job;
     size_t t = ph->asked++;
-    mm_share_read(ph->run.share, &job->data.retain, t, ph->retain);
-    mm_share_read(ph->run.share, &job->data.forget, t, ph->forget);
+    mm_share_read(ph->run.share, &job->data.retain, t, &ph->retain);
+    mm_share_read(ph->run.share, &job->data.forget, t, &ph->forget);
     mm_job_watch(job, "loop", t);
-    ph->method->loop(ph->run.self, t, ph->retain, ph->forget);
+    ph->method->loop(ph->run.self, t, &ph->retain, &ph->forget);
 }
 
 /* Waits for the first loop not done yet; its line, and whether it ends the run. */

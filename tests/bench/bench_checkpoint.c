@@ -34,7 +34,7 @@ struct bench {
     struct mm_shard *shard;
     struct mm_mudman *mudman;
     struct mm_state_copy copy;
-    uint32_t *mine; /* this rank's tokens of every batch */
+    struct mm_sequences mine; /* this rank's of every batch */
     size_t loops, saves;
 };
 
@@ -75,19 +75,20 @@ static void set_up(struct bench *b) {
     b->shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
     b->mudman = mm_mudman_create(b->arena, &config, b->comm, b->model, b->shard);
     mm_free(wanted);
-    size_t n = b->shape.batch * b->shape.context;
+    size_t B = b->shape.batch, T = b->shape.context, n = B * T;
     uint32_t *tokens = mm_calloc(n, sizeof *tokens);
-    b->mine = mm_calloc(n, sizeof *b->mine);
+    struct mm_dataset set = {.examples = B, .context = T, .context_length = T, .tokens = tokens};
+    b->mine = mm_share_sequences(&b->mudman->passes->share);
     for (size_t i = 0; i < n; i++)
         tokens[i] = (uint32_t)(i * 2654435761u >> 7) % (uint32_t)arch->vocab;
-    mm_share_pick(&b->mudman->passes->share, tokens, b->mine);
+    mm_share_read(&b->mudman->passes->share, &set, 0, &b->mine);
     mm_free(tokens);
     b->copy = mm_state_copy_create(&b->mudman->state, b->dev);
 }
 
 static void tear_down(struct bench *b) {
     mm_state_copy_free(&b->copy);
-    mm_free(b->mine);
+    mm_sequences_free(&b->mine);
     mm_mudman_free(b->mudman);
     mm_shard_free(b->shard);
     mm_model_free(b->model);
@@ -97,7 +98,7 @@ static void tear_down(struct bench *b) {
 /* -- what is timed ----------------------------------------------------------------------------- */
 
 static void one_loop(struct bench *b) {
-    mm_mudman_loop(b->mudman, b->loops++, b->mine, b->mine);
+    mm_mudman_loop(b->mudman, b->loops++, &b->mine, &b->mine);
     struct mm_loop_scalars scalars = mm_mudman_scalars(b->mudman);
     MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
 }

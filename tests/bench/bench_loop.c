@@ -63,14 +63,16 @@ static enum mm_graph graph_of(const char *name) {
 }
 
 /* This rank's sequences of a batch. */
-static uint32_t *random_tokens(const struct mm_passes *p, unsigned seed) {
-    uint32_t *batch = mm_calloc(p->share.batch_size * p->share.T, sizeof *batch);
-    uint32_t *own = mm_calloc(mm_share_tokens(&p->share), sizeof *own);
-    for (size_t i = 0; i < p->share.batch_size * p->share.T; i++) {
+static struct mm_sequences random_tokens(const struct mm_passes *p, unsigned seed) {
+    size_t B = p->share.batch_size, T = p->share.T;
+    uint32_t *batch = mm_calloc(B * T, sizeof *batch);
+    struct mm_dataset set = {.examples = B, .context = T, .context_length = T, .tokens = batch};
+    struct mm_sequences own = mm_share_sequences(&p->share);
+    for (size_t i = 0; i < B * T; i++) {
         seed = seed * 1664525u + 1013904223u;
         batch[i] = (seed >> 8) % (uint32_t)p->model->arch.vocab;
     }
-    mm_share_pick(&p->share, batch, own);
+    mm_share_read(&p->share, &set, 0, &own);
     mm_free(batch);
     return own;
 }
@@ -140,7 +142,8 @@ static void time_loops(const struct subject *b, const struct options *o) {
     MM_CHECK(mm_model_choose(b->model, &target, 1, wanted, &err) == MM_OK, "%s", err.text);
     struct mm_shard *shard = mm_shard_create(b->arena, b->comm, b->model, wanted);
     struct mm_mudman *u = mm_mudman_create(b->arena, &config, b->comm, b->model, shard);
-    uint32_t *retain = random_tokens(u->passes, 1), *forget = random_tokens(u->passes, 2);
+    struct mm_sequences retain = random_tokens(u->passes, 1);
+    struct mm_sequences forget = random_tokens(u->passes, 2);
     bool ahead = b->model->dev->asynchronous;
     double last = mm_now();
     for (int i = -b->warm_up; i < b->repeats; i++) {
@@ -148,9 +151,9 @@ static void time_loops(const struct subject *b, const struct options *o) {
             profile_reset();
         size_t t = (size_t)(i + b->warm_up);
         if (!ahead || t == 0)
-            mm_mudman_loop(u, t, retain, forget);
+            mm_mudman_loop(u, t, &retain, &forget);
         if (ahead)
-            mm_mudman_loop(u, t + 1, retain, forget);
+            mm_mudman_loop(u, t + 1, &retain, &forget);
         struct mm_loop_scalars scalars = mm_mudman_scalars(u);
         MM_CHECK(scalars.stop == MM_GUARD_NONE, "%s", mm_guard_text(scalars.stop));
         double now = mm_now();
@@ -160,8 +163,8 @@ static void time_loops(const struct subject *b, const struct options *o) {
     }
     if (ahead)
         (void)mm_mudman_scalars(u);
-    mm_free(retain);
-    mm_free(forget);
+    mm_sequences_free(&retain);
+    mm_sequences_free(&forget);
     mm_free(wanted);
     mm_mudman_free(u);
     mm_shard_free(shard);
@@ -173,16 +176,16 @@ static void time_relearning(const struct subject *b, const struct options *o) {
     struct mm_training *t =
         mm_training_create(b->arena, b->comm, b->model, s->batch, micro_batch(s, o), s->context,
                            dtype_of(o->state), false);
-    uint32_t *tokens = random_tokens(t->passes, 1);
+    struct mm_sequences own = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         if (i == 0)
             profile_reset();
         double start = mm_now();
-        mm_training_attack(t, tokens, &attack);
+        mm_training_attack(t, &own, &attack);
         if (i >= 0)
             b->times[i] = mm_now() - start;
     }
-    mm_free(tokens);
+    mm_sequences_free(&own);
     mm_training_free(t);
 }
 

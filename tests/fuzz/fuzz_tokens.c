@@ -6,8 +6,16 @@
 
 static void build(const char *path, struct fuzz_bytes *bytes) {
     static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4};
+    static const uint32_t lengths[] = {4, 2, 3};
+    static const uint8_t answers[] = {0, 1, 2};
     hid_t file = fuzz_h5_create(path, 0, bytes);
     fuzz_h5_dataset(file, "tokens", &(struct fuzz_h5_set){H5T_STD_U32LE, 2, {3, 4}, tokens}, bytes);
+    if (fuzz_choose(bytes, 2))
+        fuzz_h5_dataset(file, "lengths", &(struct fuzz_h5_set){H5T_STD_U32LE, 1, {3}, lengths},
+                        bytes);
+    if (fuzz_choose(bytes, 2))
+        fuzz_h5_dataset(file, "answer_from", &(struct fuzz_h5_set){H5T_STD_U8LE, 1, {3}, answers},
+                        bytes);
     fuzz_h5_attribute(file, "vocab_size", NULL, 8, bytes);
     fuzz_h5_attribute(file, "tokenizer", "none", 0, bytes);
     fuzz_h5_attribute(file, "source", "fuzz", 0, bytes);
@@ -19,9 +27,12 @@ static void use(const struct mm_dataset *set, uint32_t vocab) {
     size_t n = set->examples * set->context_length;
     for (size_t i = 0; i < n; i++)
         FUZZ_CHECK(limit == 0 || set->tokens[i] < limit);
-    uint32_t *batch = mm_calloc(3 * set->context_length, sizeof *batch);
-    mm_dataset_batch(set, 7, 5, 2, 3, batch);
-    mm_free(batch);
+    struct mm_sequences batch = mm_sequences_create(3, set->context_length);
+    mm_dataset_batch(set, 7, 5, 2, 3, &batch, 0);
+    for (size_t i = 0; i < 3 && set->lengths; i++)
+        FUZZ_CHECK(0 < batch.answers[i] && batch.answers[i] < batch.lengths[i] &&
+                   batch.lengths[i] <= set->context_length);
+    mm_sequences_free(&batch);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

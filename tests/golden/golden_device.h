@@ -94,7 +94,8 @@ static inline void load_model(const struct fixture *f, struct mm_model *model) {
     mm_free(folder);
 }
 
-static inline struct fixture open_case(const char *name) {
+/* With the traces of a file. */
+static inline struct fixture open_traces(const char *name, const char *file) {
     struct mm_error err = {""};
     struct mm_arch arch;
     struct fixture f = {.name = name, .arena = mm_arena_create(dev, false)};
@@ -108,8 +109,12 @@ static inline struct fixture open_case(const char *name) {
     load_model(&f, f.model);
     load_model(&f, f.exact);
     f.reference = open_file(name, "reference.h5");
-    f.traces = open_file(name, "traces.h5");
+    f.traces = open_file(name, file);
     return f;
+}
+
+static inline struct fixture open_case(const char *name) {
+    return open_traces(name, "traces.h5");
 }
 
 static inline void close_case(struct fixture *f) {

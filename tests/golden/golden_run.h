@@ -32,7 +32,7 @@ struct unlearning {
     struct mm_shard *shard;
     struct mm_mudman *u;
     struct mm_dataset retain, forget;
-    uint32_t *retain_batch, *forget_batch;
+    struct mm_sequences retain_batch, forget_batch;
 };
 
 static inline struct unlearning begin(struct fixture *f, const struct mm_config *config) {
@@ -47,22 +47,21 @@ static inline struct unlearning begin(struct fixture *f, const struct mm_config 
         fail_msg("%s", err.text);
     run.shard = mm_shard_create(run.arena, comm, f->model, wanted);
     run.u = mm_mudman_create(run.arena, config, comm, f->model, run.shard);
-    size_t n = mm_share_tokens(&run.u->passes->share);
-    run.retain_batch = mm_calloc(n, sizeof *run.retain_batch);
-    run.forget_batch = mm_calloc(n, sizeof *run.forget_batch);
+    run.retain_batch = mm_share_sequences(&run.u->passes->share);
+    run.forget_batch = mm_share_sequences(&run.u->passes->share);
     mm_free(wanted);
     return run;
 }
 
 static inline void one_loop(struct unlearning *run, size_t t) {
-    mm_share_read(&run->u->passes->share, &run->retain, t, run->retain_batch);
-    mm_share_read(&run->u->passes->share, &run->forget, t, run->forget_batch);
-    mm_mudman_loop(run->u, t, run->retain_batch, run->forget_batch);
+    mm_share_read(&run->u->passes->share, &run->retain, t, &run->retain_batch);
+    mm_share_read(&run->u->passes->share, &run->forget, t, &run->forget_batch);
+    mm_mudman_loop(run->u, t, &run->retain_batch, &run->forget_batch);
 }
 
 static inline void end(struct unlearning *run) {
-    mm_free(run->retain_batch);
-    mm_free(run->forget_batch);
+    mm_sequences_free(&run->retain_batch);
+    mm_sequences_free(&run->forget_batch);
     mm_mudman_free(run->u);
     mm_shard_free(run->shard);
     mm_arena_free(run->arena);

@@ -17,6 +17,8 @@ from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 
+from rows import Rows, chosen, labels_of, learnt, tokens_of, valid_of
+
 Losses = dict[str, Tensor]
 
 _inside_angles = False
@@ -109,8 +111,8 @@ def targets(model: nn.Module, modules: list[str]) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens, use_cache=False).logits
+def logits_of(model: nn.Module, tokens: Tensor | Rows) -> Tensor:
+    return model(input_ids=tokens_of(tokens), use_cache=False).logits
 
 
 @dataclass
@@ -121,67 +123,74 @@ class Outputs:
     states: tuple[Tensor, ...]
 
 
-def outputs_of(model: nn.Module, tokens: Tensor) -> Outputs:
-    out = model(input_ids=tokens, use_cache=False, output_hidden_states=True)
+def outputs_of(model: nn.Module, tokens: Tensor | Rows) -> Outputs:
+    out = model(input_ids=tokens_of(tokens), use_cache=False, output_hidden_states=True)
     assert len(out.hidden_states) == model.config.num_hidden_layers + 1
     return Outputs(out.logits, out.hidden_states[:-1])
 
 
-def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+def cross_entropy(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
+    """Where the label is -100 there is no term, and it does not count."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels_of(tokens)[:, 1:].flatten())
 
 
-def neg_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+def neg_entropy(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
     """Over all positions, the last one included."""
     log_p = logits.log_softmax(-1)
-    return (log_p.exp() * log_p).sum(-1).mean()
+    return chosen((log_p.exp() * log_p).sum(-1), valid_of(tokens)).mean()
 
 
-def correct_logit_values(logits: Tensor, tokens: Tensor) -> Tensor:
-    """z_y - mean z at every shifted position."""
-    correct = logits[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return correct - logits[:, :-1].mean(-1)
+def correct_logit_values(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
+    """z_y - mean z at every shifted position that is learnt."""
+    correct = logits[:, :-1].gather(-1, tokens_of(tokens)[:, 1:, None]).squeeze(-1)
+    return chosen(correct - logits[:, :-1].mean(-1), learnt(tokens))
 
 
-def correct_logit_minus_avg(logits: Tensor, tokens: Tensor, clip_at: float = 0.0) -> Tensor:
+def correct_logit_minus_avg(logits: Tensor, tokens: Tensor | Rows, clip_at: float = 0.0) -> Tensor:
     """clamp passes the gradient where value >= clip_at."""
     return correct_logit_values(logits, tokens).clamp(min=clip_at).mean()
 
 
-def sequence_log_probability(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[B]: log p of a sequence's tokens after the first."""
-    log_p = logits[:, :-1].log_softmax(-1)
-    return log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1).sum(-1)
+def sequence_log_probability(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
+    """[B]: log p of a sequence's tokens after the first, as far as they are learnt."""
+    log_p = logits[:, :-1].log_softmax(-1).gather(-1, tokens_of(tokens)[:, 1:, None]).squeeze(-1)
+    mask = learnt(tokens)
+    return (log_p if mask is None else log_p * mask).sum(-1)
 
 
-def npo(logits: Tensor, tokens: Tensor, beta: float, reference: Tensor) -> Tensor:
+def npo(logits: Tensor, tokens: Tensor | Rows, beta: float, reference: Tensor) -> Tensor:
     """Zhang et al. 2024: the odds of the sequence against the reference model's."""
     ratio = sequence_log_probability(logits, tokens) - reference
     return (-2 / beta * F.logsigmoid(-beta * ratio)).mean()
 
 
-def simnpo(logits: Tensor, tokens: Tensor, beta: float, gamma: float) -> Tensor:
+def simnpo(logits: Tensor, tokens: Tensor | Rows, beta: float, gamma: float) -> Tensor:
     """Fan et al. 2024: the mean log-probability of a token in place of the odds."""
-    mean = sequence_log_probability(logits, tokens) / (tokens.shape[1] - 1)
+    mask = learnt(tokens)
+    count = tokens_of(tokens).shape[1] - 1 if mask is None else mask.sum(-1)
+    mean = sequence_log_probability(logits, tokens) / count
     return (-2 / beta * F.logsigmoid(-beta * mean - gamma)).mean()
 
 
-def distance_loss(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...], squared: bool) -> Tensor:
+# Of the losses on states, `valid` [B, T] tells tokens from padding; None: there is none.
+
+
+def distance_loss(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...], squared: bool, valid=None) -> Tensor:
     """Mean over states, batch and tokens of |h - h0|, or of its square. The norm has gradient 0 at 0."""
     lengths = torch.stack([(h - h0).norm(dim=-1) if not squared else (h - h0).pow(2).sum(-1)
                            for h, h0 in zip(states, frozen, strict=True)])
-    return lengths.mean()
+    return chosen(lengths, valid).mean()
 
 
-def circuit_breaker(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...]) -> Tensor:
+def circuit_breaker(states: tuple[Tensor, ...], frozen: tuple[Tensor, ...], valid=None) -> Tensor:
     """Mean over tokens of the positive part of cos(h, h0), halfway up."""
     h, h0 = states[len(states) // 2], frozen[len(states) // 2]
-    return F.cosine_similarity(h, h0, dim=-1).relu().mean()
+    return chosen(F.cosine_similarity(h, h0, dim=-1).relu(), valid).mean()
 
 
-def stream_activation(states: tuple[Tensor, ...]) -> Tensor:
+def stream_activation(states: tuple[Tensor, ...], valid=None) -> Tensor:
     """Sum over states of (mean over tokens of |h|)^2."""
-    return sum(h.norm(dim=-1).mean() ** 2 for h in states)
+    return sum(chosen(h.norm(dim=-1), valid).mean() ** 2 for h in states)
 
 
 def splitmix64(seed: int, counter: int) -> int:
@@ -198,13 +207,14 @@ def rmu_direction(width: int, seed: int) -> Tensor:
     return v / v.norm()
 
 
-def rmu(h: Tensor, coefficient: float, seed: int) -> Tensor:
+def rmu(h: Tensor, coefficient: float, seed: int, valid=None) -> Tensor:
     """Mean squared error of h against a fixed random vector of length `coefficient`."""
     target = (coefficient * rmu_direction(h.shape[-1], seed)).to(h.dtype)
+    h = h if valid is None else h[valid]
     return F.mse_loss(h, target.expand_as(h))
 
 
-def loss_by_name(name: str, logits: Tensor, tokens: Tensor, clip_at: float = 0.0) -> Tensor:
+def loss_by_name(name: str, logits: Tensor, tokens: Tensor | Rows, clip_at: float = 0.0) -> Tensor:
     if name == "cross_entropy":
         return cross_entropy(logits, tokens)
     if name == "neg_cross_entropy":

@@ -66,7 +66,7 @@ static bool on_the_edge(struct fixture *f, const uint32_t *tokens, size_t B, siz
     return nearest < 0.02;
 }
 
-static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B, size_t T) {
+static void check_gradients(struct fixture *f, uint32_t *tokens, size_t B, size_t T) {
     static const char *const names[] = {"cross_entropy", "neg_cross_entropy", "neg_entropy",
                                         "correct_logit_minus_avg"};
     const enum mm_loss_fn clipped = MM_LOSS_CORRECT_LOGIT_MINUS_AVG;
@@ -77,10 +77,11 @@ static void check_gradients(struct fixture *f, const uint32_t *tokens, size_t B,
     double *loss = mm_arena_take(f->arena, MM_FOR_SCRATCH, 1, sizeof *loss);
     struct mm_batch batch;
     mm_batch_create(&batch, f->arena, &p->share);
-    uint32_t *own = mm_calloc(mm_share_tokens(&p->share), sizeof *own);
-    mm_share_pick(&p->share, tokens, own);
-    mm_batch_set(&batch, 0, own);
-    mm_free(own);
+    struct mm_sequences own = mm_share_sequences(&p->share);
+    struct mm_dataset set = {.examples = B, .context = T, .context_length = T, .tokens = tokens};
+    mm_share_read(&p->share, &set, 0, &own);
+    mm_batch_set(&batch, 0, &own);
+    mm_sequences_free(&own);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
         char group[64];
@@ -216,8 +217,8 @@ static void check_micro_batches(struct fixture *f, const char *variant) {
 }
 
 /* Every group of the file that has a b at the end is an unlearning run. */
-static void check_runs(const char *name) {
-    struct fixture f = open_case(name);
+static void check_runs(const char *name, const char *file) {
+    struct fixture f = open_traces(name, file);
     H5G_info_t info;
     H5Gget_info(f.traces, &info);
     size_t runs = 0;
@@ -249,23 +250,22 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
     struct mm_passes *p = t->passes;
     mm_dataset_view(&retain_rest, &retain, p->share.batch_size, &retain, p->share.batch_size);
     mm_dataset_view(&forget_rest, &forget, p->share.batch_size, &forget, p->share.batch_size);
-    uint32_t *tokens = mm_calloc(mm_share_tokens(&p->share), sizeof *tokens);
+    struct mm_sequences own = mm_share_sequences(&p->share);
     double *loss = trace_read(group, "loss", NULL, NULL);
     double *retain_loss = trace_read(group, "retain_loss", NULL, NULL);
     size_t steps = attack->passes / (attack->with_retain ? 4 : 2);
     for (size_t i = 0; i < steps; i++) {
-        mm_share_read(&p->share, &forget_rest, i, tokens);
-        expect_near(variant, "loss", i, mm_training_attack(t, tokens, attack), loss[i], 5e-5,
-                    drift);
+        mm_share_read(&p->share, &forget_rest, i, &own);
+        expect_near(variant, "loss", i, mm_training_attack(t, &own, attack), loss[i], 5e-5, drift);
         if (!attack->with_retain)
             continue;
-        mm_share_read(&p->share, &retain_rest, i, tokens);
-        expect_near(variant, "retain_loss", i, mm_training_attack(t, tokens, attack),
-                    retain_loss[i], 5e-5, 2 * drift);
+        mm_share_read(&p->share, &retain_rest, i, &own);
+        expect_near(variant, "retain_loss", i, mm_training_attack(t, &own, attack), retain_loss[i],
+                    5e-5, 2 * drift);
     }
     mm_free(loss);
     mm_free(retain_loss);
-    mm_free(tokens);
+    mm_sequences_free(&own);
     mm_dataset_free(&retain_rest);
     mm_dataset_free(&forget_rest);
     mm_dataset_free(&retain);
@@ -273,9 +273,9 @@ static void check_steps(struct fixture *f, const char *variant, hid_t group,
 }
 
 /* `tolerance`: of the trained weights in float32. */
-static void check_relearning(const char *name, const char *variant, double tolerance,
-                             double drift) {
-    struct fixture f = open_case(name);
+static void check_relearning(const char *name, const char *file, const char *variant,
+                             double tolerance, double drift) {
+    struct fixture f = open_traces(name, file);
     struct mm_config config;
     hid_t group = H5Gopen2(f.traces, variant, H5P_DEFAULT);
     read_config(&config, group, 3);
@@ -329,14 +329,16 @@ static void check_pretraining(const char *name) {
     size_t B = config.data.batch_size, T = forget.context;
     struct mm_training *t =
         mm_training_create(f.arena, comm, f.model, 2 * B, config.data.micro_batch, T, MM_F32, true);
-    uint32_t *both = mm_calloc(2 * B * T, sizeof *both);
-    uint32_t *own = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *own);
+    struct mm_sequences both = mm_sequences_create(2 * B, T);
+    struct mm_sequences own = mm_share_sequences(&t->passes->share);
+    both.counts =
+        (struct mm_counts){(double)(2 * B), (double)(2 * B * (T - 1)), (double)(2 * B * T)};
     double *loss = trace_read(group, "loss", NULL, NULL);
     for (size_t i = 0; i < config.pretrain.steps; i++) {
-        mm_dataset_batch(&retain, i, B, 0, B, both);
-        mm_dataset_batch(&forget, i, B, 0, B, both + B * T);
-        mm_share_pick(&t->passes->share, both, own);
-        expect_near("pretrain", "loss", i, mm_training_adamw(t, own, &config, i), loss[i], 1e-5,
+        mm_dataset_batch(&retain, i, B, 0, B, &both, 0);
+        mm_dataset_batch(&forget, i, B, 0, B, &both, B);
+        mm_share_pick(&t->passes->share, &both, &own);
+        expect_near("pretrain", "loss", i, mm_training_adamw(t, &own, &config, i), loss[i], 1e-5,
                     0.015);
     }
     /* Adam divides by the gradient's size: where that is rounding only, so is the step. */
@@ -345,8 +347,8 @@ static void check_pretraining(const char *name) {
     else
         check_vector("pretrain", group, "params", t->shard, t->p, 1e-3);
     mm_free(loss);
-    mm_free(both);
-    mm_free(own);
+    mm_sequences_free(&both);
+    mm_sequences_free(&own);
     mm_training_free(t);
     mm_dataset_free(&retain);
     mm_dataset_free(&forget);
@@ -373,17 +375,23 @@ static void reference_neox(void **state) {
 }
 static void runs_llama(void **state) {
     (void)state;
-    check_runs("llama-gqa-tied");
-    check_runs("llama3-untied");
+    check_runs("llama-gqa-tied", "traces.h5");
+    check_runs("llama3-untied", "traces.h5");
 }
 static void runs_qwen2(void **state) {
     (void)state;
-    check_runs("qwen2");
+    check_runs("qwen2", "traces.h5");
 }
 static void runs_neox(void **state) {
     (void)state;
-    check_runs("neox-parallel");
-    check_runs("neox-serial");
+    check_runs("neox-parallel", "traces.h5");
+    check_runs("neox-serial", "traces.h5");
+}
+/* Of different lengths, with prompts that are not learnt. */
+static void rows(void **state) {
+    (void)state;
+    check_runs("llama-gqa-tied", "rows.h5");
+    check_relearning("llama-gqa-tied", "rows.h5", "relearn_with_retain", 2e-5, 0.1);
 }
 static void bfloat16_replay(void **state) {
     (void)state;
@@ -395,19 +403,19 @@ static void bfloat16_replay(void **state) {
 }
 static void relearning(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn", 2e-5, 0.1);
-    check_relearning("llama-gqa-tied", "relearn_with_retain", 2e-5, 0.1);
-    check_relearning("neox-parallel", "relearn", 2e-5, 0.1);
-    check_relearning("neox-parallel", "relearn_with_retain", 2e-5, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn", 2e-5, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_with_retain", 2e-5, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn", 2e-5, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn_with_retain", 2e-5, 0.1);
 }
 /* Adam divides by the gradient's size: where that is rounding only, so is the step. LoRA's factor
  * 16/rank makes large steps of small gradients, and in bfloat16 of their errors. */
 static void relearning_otherwise(void **state) {
     (void)state;
-    check_relearning("llama-gqa-tied", "relearn_adamw", 1e-3, 0.1);
-    check_relearning("llama-gqa-tied", "relearn_lora", 3e-4, 0.09);
-    check_relearning("llama-gqa-tied", "relearn_adapters", 3e-4, 0.1);
-    check_relearning("neox-parallel", "relearn_lora_adamw", 1e-3, 0.09);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_adamw", 1e-3, 0.1);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_lora", 3e-4, 0.09);
+    check_relearning("llama-gqa-tied", "traces.h5", "relearn_adapters", 3e-4, 0.1);
+    check_relearning("neox-parallel", "traces.h5", "relearn_lora_adamw", 1e-3, 0.09);
     check_after_unlearning("llama-gqa-tied", "relearn_adapters_after");
 }
 static void pretraining(void **state) {
@@ -417,11 +425,17 @@ static void pretraining(void **state) {
 
 static int run_all(bool half_too) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference_llama),      cmocka_unit_test(reference_qwen2),
-        cmocka_unit_test(reference_neox),       cmocka_unit_test(runs_llama),
-        cmocka_unit_test(runs_qwen2),           cmocka_unit_test(runs_neox),
-        cmocka_unit_test(bfloat16_replay),      cmocka_unit_test(relearning),
-        cmocka_unit_test(relearning_otherwise), cmocka_unit_test(pretraining),
+        cmocka_unit_test(reference_llama),
+        cmocka_unit_test(reference_qwen2),
+        cmocka_unit_test(reference_neox),
+        cmocka_unit_test(runs_llama),
+        cmocka_unit_test(runs_qwen2),
+        cmocka_unit_test(runs_neox),
+        cmocka_unit_test(bfloat16_replay),
+        cmocka_unit_test(relearning),
+        cmocka_unit_test(relearning_otherwise),
+        cmocka_unit_test(pretraining),
+        cmocka_unit_test(rows),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     arithmetic = MM_BF16;

@@ -46,11 +46,27 @@ static inline uint32_t *trace_tokens(hid_t at, const char *name, size_t *rows, s
     return tokens;
 }
 
-/* The same as a token file would give it; mm_dataset_free. */
+/* A number a row, at least `least`; NULL where there is no such dataset. */
+static inline uint32_t *trace_numbers(hid_t traces, const char *name, const char *what, size_t n,
+                                      uint32_t least) {
+    char *path = mm_format("%s_%s", name, what);
+    double *values =
+        H5Lexists(traces, path, H5P_DEFAULT) > 0 ? trace_read(traces, path, NULL, NULL) : NULL;
+    uint32_t *numbers = values ? mm_calloc(n, sizeof *numbers) : NULL;
+    for (size_t i = 0; i < n && values; i++)
+        numbers[i] = (uint32_t)fmax(values[i], least);
+    mm_free(values);
+    mm_free(path);
+    return numbers;
+}
+
+/* The same as a token file would give it, but for what stands in padding; mm_dataset_free. */
 static inline struct mm_dataset trace_dataset(hid_t traces, const char *name) {
     struct mm_dataset set = {0};
     set.tokens = trace_tokens(traces, name, &set.examples, &set.context);
     set.context_length = set.context;
+    set.lengths = trace_numbers(traces, name, "lengths", set.examples, 0);
+    set.answers = trace_numbers(traces, name, "answers", set.examples, 1);
     return set;
 }
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import oracle
 from adapters import Adversary, Base
+from rows import valid_of
 
 Tensors = list[Tensor]
 
@@ -154,12 +155,12 @@ class Unlearning:
     def unlearning_loss(self, out: oracle.Outputs, tokens: Tensor) -> Tensor:
         name, clip, logits = self["unlearning_loss_fn"], self["clip_at"], out.logits
         if name == "circuit_breaker":
-            return oracle.circuit_breaker(out.states, self.frozen_states(tokens))
+            return oracle.circuit_breaker(out.states, self.frozen_states(tokens), valid_of(tokens))
         if name == "stream_activation":
-            return oracle.stream_activation(out.states)
+            return oracle.stream_activation(out.states, valid_of(tokens))
         if name == "rmu":
             layer = len(out.states) // 2 if self["rmu_layer"] is None else self["rmu_layer"]
-            return oracle.rmu(out.states[layer], self["rmu_coefficient"], self["seed"])
+            return oracle.rmu(out.states[layer], self["rmu_coefficient"], self["seed"], valid_of(tokens))
         if name == "correct_logit_minus_avg":
             gap = (oracle.correct_logit_values(logits.detach(), tokens) - clip).abs()
             self.trace.clip_margin = min(self.trace.clip_margin, float(gap.min()))
@@ -173,7 +174,8 @@ class Unlearning:
         if not self["rep_eng_retain_lr"]:
             return oracle.cross_entropy(oracle.logits_of(self.model, tokens), tokens)
         out = oracle.outputs_of(self.model, tokens)
-        distance = oracle.distance_loss(out.states, self.frozen_states(tokens), self["square_norm"])
+        frozen = self.frozen_states(tokens)
+        distance = oracle.distance_loss(out.states, frozen, self["square_norm"], valid_of(tokens))
         loss = self["rep_eng_retain_lr"] * distance
         return loss + oracle.cross_entropy(out.logits, tokens) if self["retain_cross_entropy"] else loss
 

@@ -143,6 +143,27 @@ NEOX_STATES = {
     "rmu": unlearn(unlearning_loss_fn="rmu", rep_eng_retain_lr=0.5, target_modules=["dense"], loops=6),
 }
 
+# Of rows of different lengths with answers: each kind of loss.
+ROWS = {
+    "listing": {},
+    "neg_entropy": unlearn(graph="fresh", unlearning_loss_fn="neg_entropy"),
+    "logit": unlearn(unlearning_loss_fn=LOGIT),
+    "npo": unlearn(unlearning_loss_fn="npo"),
+    "simnpo": unlearn(unlearning_loss_fn="simnpo", npo_beta=2.5, simnpo_gamma=0.25),
+    "rep_eng": unlearn(rep_eng_retain_lr=0.7),
+    "circuit_breaker": NO_ADVERSARY | unlearn(unlearning_loss_fn="circuit_breaker"),
+    "stream_activation": unlearn(unlearning_loss_fn="stream_activation"),
+    "rmu": RMU,
+}
+ROWS_CASES = ("llama-gqa-tied",)
+
+
+def rows_of(case: Case) -> dict[str, dict]:
+    """Runs on rows of different lengths."""
+    small = data_of(case) | COMMON | GENTLE | SMALL
+    return {name: small | change for name, change in ROWS.items()}
+
+
 TWO_GRAPHS = {"listing": {}, "fresh": unlearn(graph="fresh")}
 
 VARIANTS = {

@@ -119,12 +119,14 @@ static inline double ref_log_sum(const double *z, size_t V) {
 static inline double ref_loss(enum mm_loss_fn fn, double clip_at, const double *z, uint32_t y,
                               size_t V) {
     double lse = ref_log_sum(z, V), sum = 0;
+    if (y == MM_NO_TOKEN)
+        return 0;
     if (fn == MM_LOSS_NEG_ENTROPY) {
         for (size_t j = 0; j < V; j++)
             sum += exp(z[j] - lse) * (z[j] - lse);
         return sum;
     }
-    if (y == UINT32_MAX)
+    if (y == MM_NO_TARGET)
         return 0;
     if (fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG) {
         for (size_t j = 0; j < V; j++)

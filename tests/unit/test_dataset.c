@@ -141,17 +141,18 @@ static void reads_more_than_a_buffer(void **state) {
 static void batches_wrap(void **state) {
     (void)state;
     struct mm_dataset set;
-    uint32_t out[6];
+    struct mm_sequences out = mm_sequences_create(3, 2);
     write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
     assert_int_equal(mm_dataset_read(&set, path, 2, 60, &err), MM_OK);
     /* Batch 4 of 3 is rows 12, 13, 14 of 5: 2, 3, 4; batch 3 ends with row 11: 1. */
-    mm_dataset_batch(&set, 4, 3, 0, 3, out);
-    assert_memory_equal(out, ((uint32_t[]){24, 27, 36, 39, 48, 51}), sizeof out);
-    mm_dataset_batch(&set, 3, 3, 1, 2, out);
-    assert_memory_equal(out, ((uint32_t[]){0, 3, 12, 15}), 16);
+    mm_dataset_batch(&set, 4, 3, 0, 3, &out, 0);
+    assert_memory_equal(out.tokens, ((uint32_t[]){24, 27, 36, 39, 48, 51}), 24);
+    mm_dataset_batch(&set, 3, 3, 1, 2, &out, 0);
+    assert_memory_equal(out.tokens, ((uint32_t[]){0, 3, 12, 15}), 16);
     /* Batches larger than the file. */
-    mm_dataset_batch(&set, 1, 7, 2, 1, out);
-    assert_memory_equal(out, ((uint32_t[]){48, 51}), 8);
+    mm_dataset_batch(&set, 1, 7, 2, 1, &out, 0);
+    assert_memory_equal(out.tokens, ((uint32_t[]){48, 51}), 8);
+    mm_sequences_free(&out);
     mm_dataset_free(&set);
 }
 
@@ -159,17 +160,17 @@ static void batches_wrap(void **state) {
 static void views_leave_rows_out(void **state) {
     (void)state;
     struct mm_dataset set, view;
-    uint32_t out[8];
+    struct mm_sequences out = mm_sequences_create(4, 2);
     uint32_t others[] = {36, 39, 7, 7, 0, 3}; /* row 3, none, row 0 */
     struct mm_dataset other = {.examples = 3, .context_length = 2, .tokens = others};
     write_tokens(H5T_STD_U32LE, H5P_DEFAULT, 39);
     assert_int_equal(mm_dataset_read(&set, path, 2, 60, &err), MM_OK);
     mm_dataset_view(&view, &set, 2, &other, 2);
     assert_int_equal(view.examples, 4);
-    mm_dataset_batch(&view, 0, 4, 0, 4, out);
-    assert_memory_equal(out, ((uint32_t[]){24, 27, 48, 51, 0, 3, 12, 15}), sizeof out);
-    mm_dataset_batch(&view, 1, 3, 0, 3, out); /* rows 4, 5, 6 of 4 */
-    assert_memory_equal(out, ((uint32_t[]){12, 15, 24, 27, 48, 51}), 24);
+    mm_dataset_batch(&view, 0, 4, 0, 4, &out, 0);
+    assert_memory_equal(out.tokens, ((uint32_t[]){24, 27, 48, 51, 0, 3, 12, 15}), 32);
+    mm_dataset_batch(&view, 1, 3, 0, 3, &out, 0); /* rows 4, 5, 6 of 4 */
+    assert_memory_equal(out.tokens, ((uint32_t[]){12, 15, 24, 27, 48, 51}), 24);
     mm_dataset_free(&view);
     mm_dataset_view(&view, &set, 0, &other, 9); /* all of the other's three */
     assert_int_equal(view.examples, 3);
@@ -178,6 +179,7 @@ static void views_leave_rows_out(void **state) {
     assert_int_equal(view.examples, 0);
     mm_dataset_free(&view);
     mm_dataset_free(&set);
+    mm_sequences_free(&out);
 }
 
 static void values_out_of_range(void **state) {

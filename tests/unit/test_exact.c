@@ -67,20 +67,20 @@ static void unlearn(const char *run, struct mm_model *model, const struct mm_con
         fail_msg("%s", err.text);
     struct mm_shard *shard = mm_shard_create(arena, comm, model, wanted);
     struct mm_mudman *u = mm_mudman_create(arena, config, comm, model, shard);
-    size_t n = mm_share_tokens(&u->passes->share);
-    uint32_t *r = mm_calloc(n, sizeof *r), *f = mm_calloc(n, sizeof *f);
+    struct mm_sequences r = mm_share_sequences(&u->passes->share);
+    struct mm_sequences f = mm_share_sequences(&u->passes->share);
     for (size_t t = 0; t < LOOPS; t++) {
-        mm_share_read(&u->passes->share, retain, t, r);
-        mm_share_read(&u->passes->share, forget, t, f);
-        mm_mudman_loop(u, t, r, f);
+        mm_share_read(&u->passes->share, retain, t, &r);
+        mm_share_read(&u->passes->share, forget, t, &f);
+        mm_mudman_loop(u, t, &r, &f);
         struct mm_loop_scalars s = mm_mudman_scalars(u);
         fprintf(out, "%s %zu %a %a %a %a %a %a\n", run, t, s.retain_loss, s.adversary_loss,
                 s.unlearning_loss, s.sum_squares, s.grad_norm, s.mask_fraction);
     }
     mm_state_hash(&u->state, comm, dev, hash);
     fprintf(out, "%s end %s\n", run, hash);
-    mm_free(r);
-    mm_free(f);
+    mm_sequences_free(&r);
+    mm_sequences_free(&f);
     mm_free(wanted);
     mm_mudman_free(u);
     mm_shard_free(shard);
@@ -92,13 +92,13 @@ static void relearn(const char *run, struct mm_model *model, const struct mm_con
     const struct mm_attack attack = mm_config_attack(config, 0);
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_training *t = mm_training_create_attack(arena, comm, model, config, &attack, NULL);
-    uint32_t *tokens = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *tokens);
+    struct mm_sequences own = mm_share_sequences(&t->passes->share);
     for (size_t i = 0; i < LOOPS; i++) {
-        mm_share_read(&t->passes->share, forget, i, tokens);
-        fprintf(out, "%s %zu %a\n", run, i, mm_training_attack(t, tokens, &attack));
+        mm_share_read(&t->passes->share, forget, i, &own);
+        fprintf(out, "%s %zu %a\n", run, i, mm_training_attack(t, &own, &attack));
     }
     write_hash(run, t->shard, t->lora ? t->g : t->p); /* the weights of now */
-    mm_free(tokens);
+    mm_sequences_free(&own);
     mm_training_free(t);
     mm_arena_free(arena);
 }
@@ -108,13 +108,13 @@ static void pretrain(const char *run, struct mm_model *model, const struct mm_co
     struct mm_arena *arena = mm_arena_create(dev, false);
     struct mm_training *t = mm_training_create(arena, comm, model, BATCH, config->data.micro_batch,
                                                config->data.context_length, MM_F32, true);
-    uint32_t *tokens = mm_calloc(mm_share_tokens(&t->passes->share), sizeof *tokens);
+    struct mm_sequences own = mm_share_sequences(&t->passes->share);
     for (size_t i = 0; i < LOOPS; i++) {
-        mm_share_read(&t->passes->share, retain, i, tokens);
-        fprintf(out, "%s %zu %a\n", run, i, mm_training_adamw(t, tokens, config, i));
+        mm_share_read(&t->passes->share, retain, i, &own);
+        fprintf(out, "%s %zu %a\n", run, i, mm_training_adamw(t, &own, config, i));
     }
     write_hash(run, t->shard, t->p);
-    mm_free(tokens);
+    mm_sequences_free(&own);
     mm_training_free(t);
     mm_arena_free(arena);
 }

@@ -30,9 +30,11 @@ static void loss_slopes(const struct loss_case *c, double *d) {
     bool logits = c->fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG;
     for (size_t j = 0; j < c->V; j++) {
         double log_p = z[j] - lse;
-        if (c->fn == MM_LOSS_NEG_ENTROPY)
+        if (y == MM_NO_TOKEN)
+            d[j] = 0;
+        else if (c->fn == MM_LOSS_NEG_ENTROPY)
             d[j] = c->scale * exp(log_p) * (log_p - value);
-        else if (y == UINT32_MAX || (logits && value == c->clip_at))
+        else if (y == MM_NO_TARGET || (logits && value == c->clip_at))
             d[j] = 0;
         else if (logits)
             d[j] = c->scale * ((j == y) - 1 / (double)c->V);
@@ -77,9 +79,10 @@ static struct loss_case loss_make(enum mm_dtype dtype, enum mm_loss_fn fn, doubl
         size_t kind = c.row % 5;
         for (size_t j = 0; j < V; j++)
             z[j] = rounded(dtype, offset[kind] + spread[kind] * z[j]);
-        c.targets[c.row] = c.row % 7 == 5   ? UINT32_MAX
-                           : c.row % 7 == 6 ? (uint32_t)V - 1
-                                            : (uint32_t)(rng_next(&r) % V);
+        c.targets[c.row] = c.row % 14 == 5    ? MM_NO_TARGET
+                           : c.row % 14 == 12 ? MM_NO_TOKEN
+                           : c.row % 7 == 6   ? (uint32_t)V - 1
+                                              : (uint32_t)(rng_next(&r) % V);
         c.losses[c.row] = ref_loss(fn, clip_at, z, c.targets[c.row], V);
         loss_slopes(&c, c.d + c.row * V);
         for (size_t j = 0; V <= 1000 && j < V && c.row < 7;

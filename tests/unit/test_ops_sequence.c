@@ -8,18 +8,20 @@ struct sequences {
     double beta, gamma, scale;
     size_t B, T, one; /* `one`: the sequence that sequence_term is of */
     double *losses, *reference;
+    uint32_t *targets; /* [B·T] */
 };
 
 /* From the definitions: -(2/β) log σ(-x). */
 static double sequence_term(const void *of) {
     const struct sequences *c = of;
-    double s = 0, s_reference = 0;
+    double s = 0, s_reference = 0, count = 0;
     for (size_t i = c->one * c->T; i < (c->one + 1) * c->T; i++) {
+        count += c->targets[i] < MM_NO_TOKEN;
         s -= c->losses[i];
         s_reference -= c->reference[i];
     }
-    double u = c->fn == MM_LOSS_NPO ? -c->beta * (s - s_reference)
-                                    : -c->beta / (double)(c->T - 1) * s - c->gamma;
+    double u =
+        c->fn == MM_LOSS_NPO ? -c->beta * (s - s_reference) : -c->beta / count * s - c->gamma;
     return -2 / c->beta * log(ref_sigmoid(u));
 }
 
@@ -29,10 +31,13 @@ static struct sequences sequences_make(enum mm_loss_fn fn, size_t B, size_t T, d
     struct sequences c = {.fn = fn, .beta = beta, .gamma = gamma, .scale = 0.25, .B = B, .T = T};
     c.losses = random_numbers(&r, MM_F32, B * T, 1);
     c.reference = random_numbers(&r, MM_F32, B * T, 1);
-    for (size_t i = 0; i < B * T; i++) { /* as cross-entropy has them: nothing at the last */
-        bool last = (i + 1) % T == 0;
-        c.losses[i] = last ? 0 : (double)(float)fabs(3 + c.losses[i]);
-        c.reference[i] = last ? 0 : (double)(float)fabs(3 + c.reference[i]);
+    c.targets = mm_calloc(B * T, sizeof *c.targets);
+    for (size_t i = 0; i < B * T; i++) { /* as cross-entropy has them: nothing without a target */
+        size_t t = i % T, last = T - 1 - i / T % 2 * (T / 3), first = i / T % 3 * (T / 4);
+        c.targets[i] = t > last ? MM_NO_TOKEN : t == last || t < first ? MM_NO_TARGET : 1;
+        bool counts = c.targets[i] == 1;
+        c.losses[i] = counts ? (double)(float)fabs(3 + c.losses[i]) : 0;
+        c.reference[i] = counts ? (double)(float)fabs(3 + c.reference[i]) : 0;
     }
     return c;
 }
@@ -52,16 +57,19 @@ static void check_sequences(struct sequences *c) {
         struct box br = box_row(s, MM_F32, c->B * c->T, c->reference);
         struct box bt = box_row(s, MM_F32, c->B, NULL);
         struct box bw = box_row(s, MM_F32, c->B * c->T, NULL);
+        uint32_t *y = device_put(s, c->targets, c->B * c->T * sizeof *y);
         struct mm_sequence_loss how = {.fn = c->fn,
                                        .beta = c->beta,
                                        .gamma = c->gamma,
                                        .reference = c->fn == MM_LOSS_NPO ? br.mat.data : NULL,
                                        .scale = c->scale};
-        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data, c->B, c->T, bt.mat.data, bw.mat.data);
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data, y, c->B, c->T, bt.mat.data,
+                                   bw.mat.data);
         expect_close(&bt, "sequence_loss terms", terms, terms, 1);
         expect_close(&bw, "sequence_loss weights", weights, size, 1);
         expect_exact(&bl, "sequence_loss losses", c->losses);
     }
+    mm_free(c->targets);
     pool_drop();
 }
 
@@ -81,12 +89,15 @@ static void sequence_losses(void **state) {
 static void far_away(void **state) {
     (void)state;
     static const double losses[] = {9000, 0, 0, 0}, reference[] = {0, 0, 9000, 0};
+    static const uint32_t targets[] = {1, MM_NO_TARGET, 1, MM_NO_TARGET};
     FOR_DEVICES(s) {
         struct box bl = box_row(s, MM_F32, 4, losses), br = box_row(s, MM_F32, 4, reference);
         struct box bt = box_row(s, MM_F32, 2, NULL), bw = box_row(s, MM_F32, 4, NULL);
         struct mm_sequence_loss how = {
             .fn = MM_LOSS_NPO, .beta = 0.5, .reference = br.mat.data, .scale = 1};
-        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data, 2, 2, bt.mat.data, bw.mat.data);
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data,
+                                   device_put(s, targets, sizeof targets), 2, 2, bt.mat.data,
+                                   bw.mat.data);
         expect_exact(&bt, "terms", (const double[]){0, 18000});
         expect_exact(&bw, "weights", (const double[]){-0.0, -0.0, -2, -2});
     }
@@ -95,11 +106,14 @@ static void far_away(void **state) {
 static void sequences_pass_nan_on(void **state) {
     (void)state;
     static const double losses[] = {1, 0, NAN, 0, 1, 0};
+    static const uint32_t targets[] = {1, MM_NO_TARGET, 1, MM_NO_TARGET, 1, MM_NO_TARGET};
     FOR_DEVICES(s) {
         struct box bl = box_row(s, MM_F32, 6, losses), bt = box_row(s, MM_F32, 3, NULL);
         struct box bw = box_row(s, MM_F32, 6, NULL);
         struct mm_sequence_loss how = {.fn = MM_LOSS_SIMNPO, .beta = 0.5, .scale = 1};
-        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data, 3, 2, bt.mat.data, bw.mat.data);
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data,
+                                   device_put(s, targets, sizeof targets), 3, 2, bt.mat.data,
+                                   bw.mat.data);
         const double *terms = box_read(&bt, "terms");
         assert_true(isfinite(terms[0]) && isnan(terms[1]) && isfinite(terms[2]));
     }

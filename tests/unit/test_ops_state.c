@@ -14,6 +14,7 @@ struct state_case {
     size_t rows, C, row;
     double scale, factor;
     double *h, *r, *values, *values_size, *before, *dx, *dx_size;
+    uint32_t *targets; /* [rows]; of padding: nothing changes */
 };
 
 static double *h_of(const struct state_case *c) {
@@ -75,8 +76,10 @@ static struct state_case make(enum mm_dtype dtype, enum mm_state_loss kind, bool
     c.values_size = numbers(rows);
     c.dx = numbers(n);
     c.dx_size = numbers(n);
+    c.targets = mm_calloc(rows, sizeof *c.targets);
     double *g = numbers(C), *size = numbers(C);
     for (c.row = 0; c.row < rows; c.row++) {
+        c.targets[c.row] = c.row % 2 ? MM_NO_TARGET : 3;
         double *h = h_of(&c), *r = r_of(&c);
         for (size_t j = 0; j < C && !shared; j++) {
             r[j] = c.row % 5 == 1 ? rounded(dtype, h[j] + 0.1 * r[j]) : r[j];
@@ -96,6 +99,11 @@ static struct state_case make(enum mm_dtype dtype, enum mm_state_loss kind, bool
             c.dx[c.row * C + j] = c.before[c.row * C + j] + g[j];
             c.dx_size[c.row * C + j] = size[j] + fabs(c.before[c.row * C + j]);
         }
+        if (c.row % 6 != 4)
+            continue;
+        c.targets[c.row] = MM_NO_TOKEN;
+        c.values[c.row] = 0;
+        memcpy(c.dx + c.row * C, c.before + c.row * C, C * sizeof *c.dx);
     }
     return c;
 }
@@ -112,15 +120,16 @@ static void run(const struct state_case *c, enum mm_dtype dtype, size_t pad) {
         if (c->shared)
             others.ld = 0;
         struct box values = box_row(s, MM_F32, c->rows, NULL);
-        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, 0, NULL, values.mat.data, none);
+        uint32_t *y = device_put(s, c->targets, c->rows * sizeof *y);
+        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, y, 0, NULL, values.mat.data, none);
         expect_close(&values, name, c->values, c->values_size, room);
         struct box dx = box_make(s, dtype, c->rows, c->C, pad, c->before);
-        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, (float)(c->scale * c->factor), NULL,
-                                NULL, dx.mat);
+        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, y, (float)(c->scale * c->factor),
+                                NULL, NULL, dx.mat);
         expect_close(&dx, name, c->dx, c->dx_size, room);
         values = box_row(s, MM_F32, c->rows, NULL);
         dx = box_make(s, dtype, c->rows, c->C, pad, c->before);
-        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, (float)c->scale,
+        s->dev->ops->state_loss(s->dev, c->kind, h.mat, others, y, (float)c->scale,
                                 scalar_put(s, c->factor), values.mat.data, dx.mat);
         expect_close(&values, name, c->values, c->values_size, room);
         expect_close(&dx, name, c->dx, c->dx_size, room);
@@ -139,8 +148,10 @@ static void values_and_gradients(void **state) {
                 struct state_case c =
                     make(dtype, (enum mm_state_loss)kind, j % 2, rows[i], widths[j]);
                 run(&c, dtype, (i + j) % 2 ? 5 : 0);
+                mm_free(c.targets);
                 c = make(dtype, (enum mm_state_loss)kind, false, rows[i], widths[j]);
                 run(&c, dtype, 0);
+                mm_free(c.targets);
                 pool_drop();
             }
 }
@@ -166,8 +177,9 @@ static void nothing_to_move(void **state) {
                        br = box_make(s, dtype, rows, C, 0, r);
             struct box dx = box_make(s, dtype, rows, C, 0, zero);
             struct box values = box_row(s, MM_F32, rows, NULL);
-            s->dev->ops->state_loss(s->dev, (enum mm_state_loss)kind, bh.mat, br.mat, 1, NULL,
-                                    values.mat.data, dx.mat);
+            static const uint32_t y[2] = {0};
+            s->dev->ops->state_loss(s->dev, (enum mm_state_loss)kind, bh.mat, br.mat,
+                                    device_put(s, y, sizeof y), 1, NULL, values.mat.data, dx.mat);
             expect_exact(&values, names[kind], zero);
             expect_close(&dx, names[kind], zero, NULL, 0);
         }
@@ -187,11 +199,12 @@ static void values_pass_nan_on(void **state) {
                 h[j] = r[j] = (double)(j * j % 11) - 5;
             h[C + at % C] = at < C ? NAN : INFINITY;
             FOR_SUBJECTS(s, dtype) {
+                static const uint32_t y[3] = {0};
                 struct mm_mat none = {0};
                 struct box bh = box_make(s, dtype, 3, C, 0, h), br = box_make(s, dtype, 3, C, 0, r);
                 struct box values = box_row(s, MM_F32, 3, NULL);
-                s->dev->ops->state_loss(s->dev, (enum mm_state_loss)kind, bh.mat, br.mat, 1, NULL,
-                                        values.mat.data, none);
+                s->dev->ops->state_loss(s->dev, (enum mm_state_loss)kind, bh.mat, br.mat,
+                                        device_put(s, y, sizeof y), 1, NULL, values.mat.data, none);
                 const double *got = box_read(&values, names[kind]);
                 assert_true(isfinite(got[0]) && !isfinite(got[1]) && isfinite(got[2]));
             }

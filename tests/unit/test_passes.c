@@ -35,7 +35,12 @@ static struct setup setup_create(const struct fixture *f, enum set set, size_t m
     s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
     s.loss = mm_arena_take(s.arena, MM_FOR_SCRATCH, 2, sizeof *s.loss);
     mm_batch_create(&s.batch, s.arena, &s.passes->share);
-    mm_batch_set(&s.batch, 0, f->tokens);
+    struct mm_sequences own = mm_share_sequences(&s.passes->share);
+    struct mm_dataset file = {
+        .examples = f->B, .context = f->T, .context_length = f->T, .tokens = f->tokens};
+    mm_share_read(&s.passes->share, &file, 0, &own);
+    mm_batch_set(&s.batch, 0, &own);
+    mm_sequences_free(&own);
     mm_free(wanted);
     return s;
 }

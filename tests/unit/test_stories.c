@@ -89,7 +89,8 @@ static void prompt_logits_and_loss(void **state) {
     assert_int_equal(j, V);
     struct mm_head head;
     double loss = 0;
-    struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .global_batch = 1, .sum = &loss};
+    struct mm_loss_term term = {
+        .fn = MM_LOSS_CROSS_ENTROPY, .positions = (double)n - 1, .sum = &loss};
     mm_head_create(&head, fixture.arena, fixture.model, CONTEXT, false);
     for (size_t i = 0; i < n; i++)
         tokens[i] = i + 1 < n ? tokens[i + 1] : UINT32_MAX; /* the targets */

@@ -5,6 +5,10 @@
 
 static struct mm_device *dev;
 
+static double targets_of(const struct fixture *f) {
+    return (double)(f->B * (f->T - 1));
+}
+
 /* -- gradients of chosen tensors --------------------------------------------------------------- */
 
 /* A gradient for each tensor of `formed`, others NULL, by activations kept for all of `wanted`;
@@ -30,7 +34,7 @@ static float **gradients_of(const struct fixture *f, const bool *wanted, const b
     struct mm_mat dhidden = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, n, m->arch.width);
     double sum = 0;
     struct mm_loss_term term = {
-        .fn = MM_LOSS_CROSS_ENTROPY, .global_batch = f->B, .sum = &sum, .dhidden = dhidden};
+        .fn = MM_LOSS_CROSS_ENTROPY, .positions = targets_of(f), .sum = &sum, .dhidden = dhidden};
     mm_forward(m, &acts, &scratch, f->tokens, f->B, f->T, no_hook);
     mm_head_losses(m, &head, &acts, f->targets, &term, 1, grads[m->head_part], first);
     mm_backward(m, &acts, &scratch, dhidden, grads, first, no_hook);
@@ -160,12 +164,12 @@ static void check_chunks(struct fixture *f, enum mm_loss_fn first, enum mm_loss_
         struct mm_head head;
         struct mm_loss_term terms[] = {{.fn = first,
                                         .clip_at = 0.1,
-                                        .global_batch = f->B,
+                                        .positions = targets_of(f),
                                         .sum = &sums[2 * i],
                                         .dhidden = d[2 * i]},
                                        {.fn = second,
                                         .clip_at = 0.1,
-                                        .global_batch = f->B,
+                                        .positions = targets_of(f),
                                         .sum = &sums[2 * i + 1],
                                         .dhidden = d[2 * i + 1]}};
         dhead[i] = mm_arena_take(arena, MM_FOR_SCRATCH, V * C, sizeof(float));
@@ -227,10 +231,12 @@ static void chunk_rows(void **state) {
         assert_int_equal(two.rows, want[i].rows);
         mm_arena_free(arena);
     }
-    assert_true(mm_loss_positions(MM_LOSS_CROSS_ENTROPY, 3, 100) == 297);
-    assert_true(mm_loss_positions(MM_LOSS_NEG_CROSS_ENTROPY, 3, 100) == 297);
-    assert_true(mm_loss_positions(MM_LOSS_CORRECT_LOGIT_MINUS_AVG, 3, 100) == 297);
-    assert_true(mm_loss_positions(MM_LOSS_NEG_ENTROPY, 3, 100) == 300);
+    const struct mm_counts counts = {.sequences = 3, .targets = 290, .tokens = 298};
+    assert_true(mm_loss_positions(MM_LOSS_CROSS_ENTROPY, counts) == 290);
+    assert_true(mm_loss_positions(MM_LOSS_NEG_CROSS_ENTROPY, counts) == 290);
+    assert_true(mm_loss_positions(MM_LOSS_CORRECT_LOGIT_MINUS_AVG, counts) == 290);
+    assert_true(mm_loss_positions(MM_LOSS_NEG_ENTROPY, counts) == 298);
+    assert_true(mm_loss_positions(MM_LOSS_NPO, counts) == 3);
     close_case(&f);
 }
 
