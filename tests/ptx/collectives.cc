@@ -151,7 +151,7 @@ void define_collectives(operations &table) {
     table["cvta.to.global.u64"] = {same_address, "ll", 0};
 }
 
-const operation *find_operation(const std::string &name, unsigned operands, int brace) {
+const operation *find_operation(const std::string &name) {
     static const operations table = [] {
         operations made;
         define_lanes(made);
@@ -159,11 +159,7 @@ const operation *find_operation(const std::string &name, unsigned operands, int 
         define_collectives(made);
         return made;
     }();
-    bool mov = name.compare(0, 4, "mov.") == 0;
-    const char *form = mov && brace == 0 ? " {d}" : mov && brace == 1 ? " {a}" : "";
-    if (name.compare(0, 9, "cp.async.") == 0 && operands == 4)
-        form = " partial";
-    auto found = table.find(name + form);
+    auto found = table.find(name);
     return found == table.end() ? NULL : &found->second;
 }
 

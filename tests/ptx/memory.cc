@@ -135,7 +135,9 @@ template <space S> static char *data_at(warp &w, const instruction &i, unsigned 
     return S == LOCAL ? &w.local[lane * size + at] : const_cast<char *>(&m.now->parameters[at]);
 }
 
-template <space S, typename T, unsigned N> static void load(warp &w, const instruction &i) {
+/* Into registers of R: as wide as T or wider, with T's sign. */
+template <space S, typename R, typename T, unsigned N>
+static void load(warp &w, const instruction &i) {
     for (uint32_t rest = w.mask; rest; rest &= rest - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
         uint64_t at = address(w, i, N, 0, lane);
@@ -143,10 +145,7 @@ template <space S, typename T, unsigned N> static void load(warp &w, const instr
         for (unsigned n = 0; n < N; n++) {
             T value;
             memcpy(&value, from + n * sizeof value, sizeof value);
-            if constexpr (sizeof(T) < 4) /* into a wider register, with its sign */
-                put<uint32_t>(w.file, i.at[n], lane, static_cast<uint32_t>(value));
-            else
-                put(w.file, i.at[n], lane, value);
+            put(w.file, i.at[n], lane, static_cast<R>(value));
         }
     }
 }
@@ -167,7 +166,10 @@ template <space S, typename T, unsigned N> static void define_access(operations 
                                                                      const std::string &name) {
     std::string registers(N, sizeof(T) == 8 ? LONG : WORD);
     unsigned bytes = S == GLOBAL || S == SHARED ? N * sizeof(T) : 0;
-    table["ld" + name] = {load<S, T, N>, registers + char(ADDRESS), bytes};
+    typedef typename std::conditional<sizeof(T) == 8, uint64_t, uint32_t>::type R;
+    table["ld" + name] = {load<S, R, T, N>, registers + char(ADDRESS), bytes};
+    table["ld" + name + " long"] = {load<S, uint64_t, T, N>, std::string(N, LONG) + char(ADDRESS),
+                                    bytes};
     table["st" + name] = {store<S, T, N>, char(ADDRESS) + registers, bytes};
 }
 
@@ -185,7 +187,9 @@ template <space S> static void define_space(operations &table, const std::string
     define_widths<S, uint8_t>(table, of, ".b8");
     for (const char *type : {".u16", ".b16"})
         define_widths<S, uint16_t>(table, of, type);
-    for (const char *type : {".u32", ".b32", ".s32", ".f32"})
+    define_widths<S, int16_t>(table, of, ".s16");
+    define_widths<S, int32_t>(table, of, ".s32");
+    for (const char *type : {".u32", ".b32", ".f32"})
         define_widths<S, uint32_t>(table, of, type);
     for (const char *type : {".u64", ".b64", ".s64", ".f64"})
         define_widths<S, uint64_t>(table, of, type);

@@ -102,6 +102,7 @@ class reader {
     void declare_registers(const std::string &text);
     void declare_array(const std::string &text);
     void decode(std::string text);
+    std::string form_of(const std::string &name, const std::vector<std::string> &list, int brace);
     void decode_guard(std::string &text, instruction &i);
     void operand(instruction &i, unsigned n, operand_kind kind, const std::string &text,
                  unsigned &address);
@@ -362,6 +363,21 @@ void reader::decode_guard(std::string &text, instruction &i) {
     text = trimmed(text.substr(space));
 }
 
+/* See find_operation. */
+std::string reader::form_of(const std::string &name, const std::vector<std::string> &list,
+                            int brace) {
+    operand_kind kind = WORD;
+    uint32_t at;
+    if (starts(name, "mov.") && brace >= 0)
+        return name + (brace == 0 ? " {d}" : " {a}");
+    if (starts(name, "cp.async.c") && list.size() == 4)
+        return name + " partial";
+    if (starts(name, "ld.") && name.substr(name.size() - 2) != "64" &&
+        find_register(list[0], kind, at) && kind == LONG)
+        return name + " long";
+    return name;
+}
+
 void reader::decode(std::string text) {
     instruction i = {};
     int brace;
@@ -373,7 +389,7 @@ void reader::decode(std::string text) {
     size_t space = text.find(' ');
     std::string name = text.substr(0, space);
     auto list = operands_of(space == std::string::npos ? "" : text.substr(space), brace);
-    const operation *op = find_operation(name, static_cast<unsigned>(list.size()), brace);
+    const operation *op = find_operation(form_of(name, list, brace));
     if (!op)
         refuse("the interpreter doesn't know " + text);
     if (list.size() != op->operands.size())

@@ -39,10 +39,11 @@ struct operation {
     unsigned bytes; /* of an access to global or shared memory by one lane; 0: none */
 };
 
-/* The operation of that name, as written in PTX with all its modifiers; NULL: not known here.
- * Forms of a name are told apart by the number of operands, and by which of them is a list in
- * braces (-1: none). */
-const operation *find_operation(const std::string &name, unsigned operands, int brace);
+/* The operation of that name, as written in PTX with all its modifiers; NULL: not known here. Forms
+ * that PTX tells apart by their operands have a name of their own: "mov.b64 {d}" and "mov.b64 {a}",
+ * where that operand is a list; "cp.async... partial", with the bytes that are read; "ld... long",
+ * into a register of 64 bits. */
+const operation *find_operation(const std::string &name);
 
 constexpr unsigned MOST_OPERANDS = 14; /* mma has them */
 
