@@ -30,8 +30,9 @@ static void parse(const char *line) {
         const cJSON *item, *set = cJSON_GetObjectItemCaseSensitive(request, "overrides");
         cJSON_ArrayForEach(item, set) FUZZ_CHECK(!strchr(item->string, '='));
         const char *more = NULL; /* after the object, only what cJSON takes for white space */
-        cJSON_Delete(cJSON_ParseWithOpts(line, &more, false));
-        while (*more)
+        cJSON *plain = cJSON_ParseWithOpts(line, &more, false); /* NULL: with NaN and the like */
+        cJSON_Delete(plain);
+        while (plain && *more)
             FUZZ_CHECK((unsigned char)*more++ <= ' ');
         mm_config_free(&config);
     }
