@@ -109,7 +109,7 @@ def write_joined(path: Path, splits: Sequence[TokenRows], origin: Origin, what: 
     if not len(rows.tokens):
         raise InputError(f"{path}: {what} have no row that is not held out: nothing to attack with")
     order = np.random.default_rng(ROW_ORDER_SEED).permutation(len(rows.tokens))
-    write_token_file(path, rows.shuffled(order), Origin(origin.vocab_size, origin.tokenizer, what))
+    write_token_file(path, rows.chosen(order), Origin(origin.vocab_size, origin.tokenizer, what))
 
 
 class Evaluation:
@@ -163,17 +163,17 @@ class Evaluation:
             return "the number of files"
         return next((key for key in ("config", "set") if before[key] != now[key]), None)
 
-    def _unlike(self, held_out: np.ndarray, rows: np.ndarray, split: int) -> np.ndarray:
+    def _unlike(self, held_out: TokenRows, rows: TokenRows, split: int) -> TokenRows:
         """The rows that are not among those held out: an attack never sees what is evaluated."""
-        seen = {row.tobytes() for row in held_out[:, : self._context]}
-        kept = np.array([row.tobytes() not in seen for row in rows[:, : self._context]], bool)
+        seen = set(held_out.texts(self._context))
+        kept = np.array([text not in seen for text in rows.texts(self._context)], bool)
         if not kept.all():
             print(
                 f"held_out_facts.py: warning: {np.sum(~kept)} rows of other splits are also in "
                 f"{self._options.splits[split]}: its attack leaves them out",
                 file=sys.stderr,
             )
-        return rows[kept]
+        return rows.chosen(kept)
 
     def _without(self, split: int) -> Path:
         return self._output / f"without-{split + 1}.h5"

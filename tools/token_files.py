@@ -49,8 +49,14 @@ class TokenRows:
     lengths: np.ndarray | None = None
     answers: np.ndarray | None = None
 
-    def shuffled(self, order: np.ndarray) -> TokenRows:
-        """The rows of these numbers."""
+    def texts(self, context: int) -> list[bytes]:
+        """The tokens of each row within a context, without padding: rows that read alike are alike."""
+        lengths = [len(row) for row in self.tokens] if self.lengths is None else self.lengths
+        pairs = zip(self.tokens, lengths, strict=True)
+        return [row[: min(length, context)].tobytes() for row, length in pairs]
+
+    def chosen(self, order: np.ndarray) -> TokenRows:
+        """The rows of these numbers, or of a mask."""
         return TokenRows(
             self.tokens[order],
             None if self.lengths is None else self.lengths[order],

@@ -154,6 +154,10 @@ def test_joined_rows(tmp_path: Path) -> None:
     joined = join_rows([ragged, whole])
     assert joined.lengths.tolist() == [2, 3, 4] and joined.answers.tolist() == [1, 2, 0]
     assert join_rows([whole, whole]).lengths is None
+    assert [len(text) for text in joined.texts(3)] == [
+        n * joined.tokens.itemsize for n in (2, 3, 3)
+    ]
+    assert joined.chosen(np.array([False, True, True])).answers.tolist() == [2, 0]
     write_joined(tmp_path / "j.h5", [ragged, whole], Origin(12, "t", "s"), "all")
     rows = read(tmp_path / "j.h5")
     for tokens, length, answer in zip(rows.tokens, rows.lengths, rows.answers, strict=True):
