@@ -26,20 +26,20 @@ static void abort_job(int exit_status) {
         MPI_Abort(MPI_COMM_WORLD, exit_status);
 }
 
-static bool launched(void) {
+bool mm_comm_launched(void) {
     return getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMIX_RANK") || getenv("PMI_RANK");
 }
 
 /* Without a launcher Open MPI starts a daemon and opens ports for a process that needs neither. */
 static void prepare_singleton(void) {
-    if (!launched())
+    if (!mm_comm_launched())
         setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
 }
 
 /* Tasks that know nothing of each other would all write the same run folder. */
 static enum mm_status check_step(struct mm_error *err) {
     const char *tasks = getenv("SLURM_STEP_NUM_TASKS");
-    if (launched() || !tasks || atoi(tasks) <= 1)
+    if (mm_comm_launched() || !tasks || atoi(tasks) <= 1)
         return MM_OK;
     return mm_fail(err, MM_BAD_INPUT,
                    "srun started %s tasks without PMIx, so that they do not find each other: use "

@@ -24,6 +24,9 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
 struct mm_comm *mm_comm_create(int *argc, char ***argv); /* the same for tests: it waits for ever */
 void mm_comm_free(struct mm_comm *comm);
 
+/* Whether a launcher (srun, mpirun) started this process. Local. */
+bool mm_comm_launched(void);
+
 /* "Open MPI v4.1.4"; the caller frees with mm_free. Also before mm_comm_join. Local. */
 char *mm_comm_library_text(void);
 

@@ -3,6 +3,7 @@
 #include "io/weights.h"
 
 #include <cJSON.h>
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,27 @@ static enum mm_status open_indexed(struct mm_weights *weights, const char *path,
     return status;
 }
 
+/* What is said of a folder without the files that are read. */
+static enum mm_status explain_none(const char *folder, struct mm_error *err) {
+    char other[256] = "";
+    DIR *all = opendir(folder);
+    const struct dirent *item;
+    while (all && !*other && (item = readdir(all)))
+        if (strstr(item->d_name, ".safetensors"))
+            snprintf(other, sizeof other, "%s", item->d_name);
+    if (all)
+        closedir(all);
+    if (*other)
+        return mm_fail(err, MM_BAD_INPUT,
+                       "%s: holds %s, but neither %s nor %s: if all weights are in that file, name "
+                       "it %s; if it is one of several, download their index too",
+                       folder, other, single_name, index_name, single_name);
+    return mm_fail(err, MM_BAD_INPUT,
+                   "%s: holds neither %s nor %s; PyTorch files (*.bin, *.pt) are not read: "
+                   "convert them to safetensors (transformers: save_pretrained)",
+                   folder, single_name, index_name);
+}
+
 static enum mm_status open_folder(struct mm_weights *weights, struct mm_error *err) {
     const char *folder = weights->folder;
     struct stat info;
@@ -161,10 +183,7 @@ static enum mm_status open_folder(struct mm_weights *weights, struct mm_error *e
     } else if (mm_path_exists(index)) {
         status = open_indexed(weights, index, err);
     } else {
-        status = mm_fail(err, MM_BAD_INPUT,
-                         "%s: holds neither %s nor %s; PyTorch files (*.bin, *.pt) are not read: "
-                         "convert them to safetensors (transformers: save_pretrained)",
-                         folder, single_name, index_name);
+        status = explain_none(folder, err);
     }
     mm_free(single);
     mm_free(index);

@@ -90,7 +90,10 @@ static size_t live_bytes(const struct mm_device *dev, size_t bytes[MM_PURPOSES])
 static void exhausted(const struct mm_device *dev, enum mm_purpose purpose, size_t bytes) {
     size_t held[MM_PURPOSES], used = 0;
     char list[400] = "", text[32];
-    live_bytes(dev, held);
+    size_t now = live_bytes(dev, held);
+    const char *limit = dev->arenas_most && now > dev->arenas_most ? dev->arenas_limit : "";
+    if (!*limit && !mm_space_is_left())
+        limit = "the limit on address space (ulimit -v, or the job's)";
     for (int n = 0; n < MM_PURPOSES; n++) { /* largest first */
         int most = 0;
         for (int p = 1; p < MM_PURPOSES; p++)
@@ -105,8 +108,9 @@ static void exhausted(const struct mm_device *dev, enum mm_purpose purpose, size
         held[most] = 0;
     }
     mm_abort(MM_FAILED, __FILE__, __LINE__, "alloc(dev, bytes)",
-             "out of memory on %s: no %s more for %s. It would be %s", dev->name,
-             mm_bytes_text(text, (double)bytes), mm_purpose_names[purpose], list);
+             "out of memory on %s: no %s more for %s%s%s. It would be %s", dev->name,
+             mm_bytes_text(text, (double)bytes), mm_purpose_names[purpose],
+             *limit ? " within " : "", limit, list);
 }
 
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size) {
@@ -116,12 +120,13 @@ void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t coun
     if (arena->dry)
         return (void *)(uintptr_t)64;
     struct block *block = mm_calloc(1, sizeof *block);
-    block->data = arena->dev->queue->alloc(arena->dev, bytes);
+    size_t now = live_bytes(arena->dev, unused), most = arena->dev->arenas_most;
+    if (!most || now <= most)
+        block->data = arena->dev->queue->alloc(arena->dev, bytes);
     if (!block->data)
         exhausted(arena->dev, purpose, bytes);
     block->next = arena->blocks;
     arena->blocks = block;
-    size_t now = live_bytes(arena->dev, unused);
     if (now > arena->dev->arenas_peak)
         arena->dev->arenas_peak = now;
     return block->data;

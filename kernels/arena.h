@@ -31,8 +31,8 @@ struct mm_arena;
 struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
 void mm_arena_free(struct mm_arena *arena);
 
-/* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, the job
- * ends with a message that lists what its arenas hold, largest first, and says what makes the two
+/* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, or may not
+ * give it (arenas_most), the job ends with a message that lists what its arenas hold, largest first, and says what makes the two
  * largest smaller. */
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size);
 /* A matrix in memory of its own. */

@@ -69,6 +69,7 @@ void mm_blas_settle(char **argv) {
                 "with " CORE_VARIABLE "=%s",
                 name_length(config), config, core, better);
     setenv(CORE_VARIABLE, better, 1);
+    mm_processor_unbind(); /* the new program would take one place for all there are */
     execv(program, argv);
     mm_log(MM_LOG_WARN, "%s cannot be started anew: set " CORE_VARIABLE "=%s for faster products",
            program, better);
@@ -129,26 +130,45 @@ static void no_room_text(char *text, size_t bytes, int buffers, int threads) {
         threads, threads == 1 ? "" : "s", buffers, buffers == 1 ? "" : "s");
 }
 
-enum mm_status mm_blas_take_memory(int threads, bool nested, struct mm_error *err) {
+/* The library's own: a buffer for a product, which others find again once it is freed. */
+extern void *blas_memory_alloc(int position) __attribute__((weak));
+extern void blas_memory_free(void *buffer) __attribute__((weak));
+
+/* As many buffers as threads that multiply at the same time. */
+static void take_buffers(int n) {
+    void *buffers[MOST_THREADS];
+    if (!blas_memory_alloc || !blas_memory_free)
+        return;
+    n = n < MOST_THREADS ? n : MOST_THREADS;
+    for (int i = 0; i < n; i++)
+        buffers[i] = blas_memory_alloc(0);
+    for (int i = 0; i < n; i++)
+        blas_memory_free(buffers[i]);
+}
+
+/* Each has a stack, and from its first block on an arena of malloc's. */
+static void start_threads(int n) {
+#pragma omp parallel num_threads(n)
+    mm_free(mm_calloc(1, 1));
+}
+
+enum mm_status mm_blas_take_memory(int threads, struct mm_error *err) {
     enum { SIZE = 128 }; /* smaller products need no buffer */
     extern char **environ;
     int loaded = threads_at_load(environ), more = threads > loaded ? threads - loaded : 0;
-    int buffers = more + (nested ? threads : 1);
     char text[sizeof err->text];
-    if (!there_is_room(buffers)) {
-        no_room_text(text, sizeof text, buffers, threads);
+    start_threads(threads);
+    if (!there_is_room(more + threads) || !mm_space_is_left()) {
+        no_room_text(text, sizeof text, more + threads, threads);
         return mm_fail(err, MM_FAILED, "%s", text);
     }
     size_t n = (size_t)SIZE * SIZE;
-    float *zeros = mm_calloc(n, sizeof *zeros), *out = mm_calloc(n * (size_t)threads, sizeof *out);
+    float *zeros = mm_calloc(n, sizeof *zeros), *out = mm_calloc(n, sizeof *out);
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, SIZE, SIZE, SIZE, 1, zeros, SIZE, zeros,
                 SIZE, 0, out, SIZE);
-#pragma omp parallel for schedule(static) if (nested)
-    for (int i = 0; i < (nested ? threads : 0); i++)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, SIZE, SIZE, SIZE, 1, zeros, SIZE,
-                    zeros, SIZE, 0, out + (size_t)i * n, SIZE);
     mm_free(zeros);
     mm_free(out);
+    take_buffers(threads);
     return MM_OK;
 }
 

@@ -18,9 +18,10 @@ const char *mm_blas_better_core(const char *core, struct mm_processor processor)
  * product, with main's argv; returns where there is nothing to do. Local. */
 void mm_blas_settle(char **argv);
 
-/* Has the library take now what products on `threads` threads need, with products inside parallel
- * regions (`nested`) more. MM_FAILED where it is not to be had: the text says what to do. Local. */
-enum mm_status mm_blas_take_memory(int threads, bool nested, struct mm_error *err);
+/* Has the library take now what products on `threads` threads need, each of which multiplies by
+ * itself in attention, and leaves some to other libraries. MM_FAILED where it is not to be had: the
+ * text says what to do. Local. */
+enum mm_status mm_blas_take_memory(int threads, struct mm_error *err);
 
 /* "OpenBLAS 0.3.21, SkylakeX kernels"; the caller frees with mm_free. Local. */
 char *mm_blas_text(void);

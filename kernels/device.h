@@ -19,6 +19,8 @@ struct mm_device {
                                 that depend on nothing but the shape */
     struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
     size_t arenas_peak;
+    size_t arenas_most; /* bytes that they may hold together, and who says so; 0: no one does */
+    char arenas_limit[128];
     void (*close)(struct mm_device *dev); /* frees the device and its context: mm_device_free */
 };
 

@@ -33,6 +33,21 @@ enum mm_loss_fn {
     MM_LOSS_RMU,
     MM_LOSS_NONE,
 };
+/* How losses of positions are taken. */
+struct mm_loss {
+    enum mm_loss_fn fn;
+    float clip_at;        /* read by MM_LOSS_CORRECT_LOGIT_MINUS_AVG only */
+    float scale;          /* the gradient is multiplied by it */
+    const float *weights; /* one a position, by which the gradient of its term is multiplied too;
+                             NULL: all 1 */
+};
+/* How losses of sequences are taken. */
+struct mm_sequence_loss {
+    enum mm_loss_fn fn; /* MM_LOSS_NPO or MM_LOSS_SIMNPO */
+    double beta, gamma;
+    const float *reference; /* [B·T] cross-entropy terms of the reference; NPO's only */
+    double scale;           /* the gradient is multiplied by it */
+};
 /* Terms of losses on hidden states: of a token's state h and another one r. */
 enum mm_state_loss {
     MM_STATE_DISTANCE,        /* ‖h - r‖ */
@@ -95,6 +110,14 @@ struct mm_mask_sums {
     double kept_n;
 };
 
+/* How line 13 divides a gradient by its norm. */
+struct mm_normalizing {
+    enum mm_normalization by;
+    bool study; /* the two global norms also multiply by sqrt(n_w) */
+    double n_w; /* elements of W over all ranks */
+    enum mm_dtype state_dtype;
+};
+
 /* A run's vectors b, a, m, f, g over this rank's shard of W: n elements of `dtype` (g: float32
  * always). With dtype bfloat16 g is rounded to it on load and every operation rounds, as PyTorch
  * does it (docs/method.md 6). stop: nothing is written once *stop != 0. */
@@ -102,6 +125,16 @@ struct mm_vector {
     void *data;
     size_t n;
     enum mm_dtype dtype;
+};
+
+/* The mask of line 14 over vectors of several tensors: tensor t is elements offsets[t] ...
+ * offsets[t+1]-1. An element of a gradient g is kept where sign(m) = sign(g), zero matching only
+ * zero; all are without `masking`. */
+struct mm_mask {
+    struct mm_vector m;
+    bool masking;
+    const size_t *offsets; /* [tensors_n + 1], device */
+    size_t tensors_n;
 };
 
 /* What the paper's ablations add to lines 13 to 15 (docs/method.md 2). */
@@ -170,14 +203,14 @@ struct mm_ops {
      * float32); `inverse` turns back, which is also the backward. */
     void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
                  const float *cosine, const float *sine, bool inverse);
-    /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v; lse [B, heads, T]
-     * float32: log of the softmax's denominator. Memory linear in T. */
+    /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v of qkv [B·T, ...];
+     * lse [B, heads, T] float32: log of the softmax's denominator. Memory linear in T. */
     void (*attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
-                      const struct mm_heads *heads, size_t B, size_t T);
+                      const struct mm_heads *heads, size_t T);
     /* dqkv = gradient of q, k, v (every q, k, v element is written). */
     void (*attention_grad)(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                            struct mm_mat out, struct mm_mat qkv, const float *lse,
-                           const struct mm_heads *heads, size_t B, size_t T);
+                           const struct mm_heads *heads, size_t T);
     /* SWIGLU: h [n, M] = silu(u[:, :M]) · u[:, M:], u [n, 2M]. GELU: h = gelu(u), u [n, M]. */
     void (*activate)(struct mm_device *dev, enum mm_activation kind, struct mm_mat h,
                      struct mm_mat u);
@@ -188,21 +221,19 @@ struct mm_ops {
     /* -- losses -------------------------------------------------------------------------------- */
     /* For each row of logits [r, V] with next token target[i] (or MM_NO_TARGET, MM_NO_TOKEN):
      * losses[i] = its term of the loss, not yet divided by N (0 where it doesn't count: without a
-     * target, or for the entropy without a token); and, where
-     * dlogits.data is not NULL, dlogits = gradient of (sum of weights[i]·terms)·scale; weights [r]
-     * NULL: all 1. dlogits may be logits. */
-    void (*loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
-                 const uint32_t *targets, float scale, const float *weights, float *losses,
-                 struct mm_mat dlogits);
+     * target, or for the entropy without a token); and, where dlogits.data is not NULL, dlogits =
+     * gradient of (sum of weights[i]·terms)·scale. dlogits may be logits. */
+    void (*loss)(struct mm_device *dev, const struct mm_loss *how, struct mm_mat logits,
+                 const uint32_t *targets, float *losses, struct mm_mat dlogits);
     /* For each of B sequences of T tokens whose cross-entropy terms are losses [B·T], with
      * s = -(their sum), the log-probability: terms[b] = its loss (2/β)·log(1 + e^x), where
      *   NPO     x = β·(s - the same of `reference` [B·T])           (Zhang et al. 2024)
      *   SimNPO  x = β·s/k + γ, reference is not read                (Fan et al. 2024)
      * k = the sequence's targets among `targets` [B·T], at least one;
      * and weights[b·T + t] = gradient of (sum of terms)·scale by losses[b·T + t]. */
-    void (*sequence_loss)(struct mm_device *dev, enum mm_loss_fn fn, double beta, double gamma,
-                          const float *losses, const float *reference, const uint32_t *targets,
-                          size_t B, size_t T, double scale, float *terms, float *weights);
+    void (*sequence_loss)(struct mm_device *dev, const struct mm_sequence_loss *how,
+                          const float *losses, const uint32_t *targets, size_t B, size_t T,
+                          float *terms, float *weights);
     /* For each row h of `states` [n, C]: values[i] = its term f, unless values is NULL; and
      * dx += scale · *factor · df/dh, unless dx.data is NULL (factor NULL: 1; the gradient is 0
      * where h - r, or h or r of the last two, is 0). others [n, C] holds the r, one row for all if
@@ -241,24 +272,19 @@ struct mm_ops {
      * NULL: zeros */
     void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                            struct mm_vector g, double rate, double decay, const uint32_t *stop);
-    /* sums[t] = sums over tensor t, elements offsets[t] ... offsets[t+1]-1 of g; an element is kept
-     * where sign(m) = sign(g), zero matching only zero; all are without `masking` (line 14).
-     * options NULL: none. With f it becomes g, which is written, after `raw` is summed; `kept` is
-     * of what is left after the mask and the discarding. */
+    /* sums[t] = sums over tensor t of g. options NULL: none. With f it becomes g, which is written,
+     * after `raw` is summed; `kept` is of what is left after the mask and the discarding. */
     void (*mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                      struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking,
-                      const struct mm_unlearn_options *options);
-    /* scale[t] from the sums over all ranks (line 13), n_w = elements of W over all ranks; and
-     * scalars->grad_norm, mask_fraction, and the guard on the norms that are divided by.
-     * study: the two global norms also multiply by sqrt(n_w). */
-    void (*unlearn_scale)(struct mm_device *dev, double *scale, const struct mm_mask_sums *sums,
-                          size_t tensors_n, enum mm_normalization normalization, bool study,
-                          double n_w, enum mm_dtype state_dtype, struct mm_loop_scalars *scalars);
+                      const struct mm_mask *mask, const struct mm_unlearn_options *options);
+    /* scale[t] from the sums over all ranks (line 13); and scalars->grad_norm, mask_fraction, and
+     * the guard on the norms that are divided by. */
+    void (*unlearn_scale)(struct mm_device *dev, const struct mm_normalizing *how, double *scale,
+                          const struct mm_mask_sums *sums, size_t tensors_n,
+                          struct mm_loop_scalars *scalars);
     /* b = b - α·scale[t]·g where g is kept (lines 13-15); options NULL: none; with a: the same of a
      * at its rate. Whether g is discarded is decided by b before the step. */
     void (*unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
-                         struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                         const double *scale, double rate, bool masking,
+                         const struct mm_mask *mask, const double *scale, double rate,
                          const struct mm_unlearn_options *options, const uint32_t *stop);
 
     /* -- vectors: relearning and pretraining --------------------------------------------------- */

@@ -1,6 +1,9 @@
 /* processor.c - see processor.h. */
+#define _GNU_SOURCE /* CPU affinity */
 #include "kernels/processor.h"
 
+#include <omp.h>
+#include <sched.h>
 #include <stdio.h>
 
 #if defined(__x86_64__)
@@ -42,4 +45,34 @@ const char *mm_processor_text(struct mm_processor p, char text[MM_PROCESSOR_TEXT
              p.avx512_bf16 || p.amx_bf16 ? " with " : "", p.avx512_bf16 ? "AVX512-BF16" : "",
              p.avx512_bf16 && p.amx_bf16 ? ", " : "", p.amx_bf16 ? "AMX-BF16" : "");
     return text;
+}
+
+/* A runtime that binds has bound this thread already: it knows the places of all, the operating
+ * system only this one's. */
+static void find_cpus(cpu_set_t *cpus) {
+    bool bound = omp_get_proc_bind() != omp_proc_bind_false;
+    CPU_ZERO(cpus);
+    for (int place = 0; bound && place < omp_get_num_places(); place++) {
+        int ids[CPU_SETSIZE], n = omp_get_place_num_procs(place);
+        if (n > CPU_SETSIZE)
+            continue;
+        omp_get_place_proc_ids(place, ids);
+        for (int i = 0; i < n; i++)
+            CPU_SET(ids[i], cpus);
+    }
+    if (CPU_COUNT(cpus) == 0 && sched_getaffinity(0, sizeof *cpus, cpus) != 0)
+        CPU_SET(0, cpus); /* more CPUs than a set has */
+}
+
+void mm_processor_cpus(bool cpus[MM_MOST_CPUS]) {
+    cpu_set_t set;
+    find_cpus(&set);
+    for (int cpu = 0; cpu < MM_MOST_CPUS; cpu++)
+        cpus[cpu] = CPU_ISSET(cpu, &set);
+}
+
+void mm_processor_unbind(void) {
+    cpu_set_t set;
+    find_cpus(&set);
+    sched_setaffinity(0, sizeof set, &set); /* else the thread stays where it is */
 }

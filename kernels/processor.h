@@ -16,4 +16,11 @@ struct mm_processor mm_processor(void);
 enum { MM_PROCESSOR_TEXT = 64 };
 const char *mm_processor_text(struct mm_processor processor, char text[MM_PROCESSOR_TEXT]);
 
+/* cpus[c] (=): whether threads of this process may run on CPU c, also where OpenMP's runtime has
+ * bound the calling thread to one place. */
+enum { MM_MOST_CPUS = 1024 };
+void mm_processor_cpus(bool cpus[MM_MOST_CPUS]);
+/* Lets the calling thread run on all of them again. */
+void mm_processor_unbind(void);
+
 #endif

@@ -21,10 +21,11 @@ stopped() { stat -c '%i %y' "$run/stopped" 2>/dev/null; }
 written() { find "$run" -mindepth 1 ! -name 'owner*' -printf '%P %s %T@\n' 2>/dev/null | sort | cksum; }
 
 if [ -z "${SLURM_JOB_END_TIME:-}" ]; then
-    # "N/A" and the like where there is no limit.
-    if end=$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null); then
-        export SLURM_JOB_END_TIME=$end
-    fi
+    end=$(SLURM_TIME_FORMAT=standard squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)
+    case $end in
+    20??-??-??T??:??:??) export SLURM_JOB_END_TIME=$(date -d "$end" +%s) ;;
+    *) echo "requeue.sh: squeue names no end of this job ('$end'): no time limit is known" >&2 ;;
+    esac
 fi
 
 began=$(newest) marker=$(stopped) before=$(written)

@@ -175,12 +175,12 @@ static enum mm_status evaluate(struct mm_comm *comm, struct mm_device *dev,
         return status;
     mm_evaluate(job.evaluator, &job.results.at_start);
     if (mm_comm_rank(comm) == 0) {
+        mm_standing_print(&job);
         printf("forget loss %.6f\nretain loss %.6f\n", job.results.at_start.forget_loss,
                job.results.at_start.retain_loss);
         for (size_t i = 0; i < job.data.questions_n; i++)
             printf("accuracy %s %.6f (%zu questions)\n", config->evaluate.multiple_choice[i].name,
                    job.results.at_start.accuracy[i], job.data.questions[i].n);
-        mm_standing_print(&job);
     }
     if (!mm_evaluation_finite(&job.results.at_start, job.data.questions_n))
         status = mm_fail(err, MM_REJECTED,

@@ -25,7 +25,9 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
     struct mm_unlearn_options all = ablations(u);
     bool any = all.f.data || all.a.data || all.discard != 1;
     const struct mm_unlearn_options *options = any ? &all : NULL;
-    size_t tensors = u->layout->tensors_n;
+    const struct mm_mask mask = {u->m, c->use_masking, u->over_w.offsets, u->layout->tensors_n};
+    const struct mm_normalizing norm = {c->normalization, c->rate_scale == MM_RATE_STUDY,
+                                        u->layout->total, u->b.dtype};
 
 /*  3 */    if (fork)
 /*  4 */        OPS(u)->fork(u->dev, u->a, u->b, &s->stop);
@@ -39,11 +41,10 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
             OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_GUARD_UNLEARNING_LOSS, &s->stop);
             if (u->unrounded.data && u->asked == 0)
                 mm_flips_measure(u);
-/* 13 */    mm_sums_mask(&u->over_w, u->sums, gradient(u), u->m, c->use_masking, options);
-            OPS(u)->unlearn_scale(u->dev, u->scale, u->sums, tensors, c->normalization,
-                                  c->rate_scale == MM_RATE_STUDY, u->layout->total, u->b.dtype, s);
-/* 14 */    OPS(u)->unlearn_step(u->dev, u->b, gradient(u), u->m, u->over_w.offsets, tensors,
-/* 15 */                         u->scale, c->unlearning_rate, c->use_masking, options, &s->stop);
+/* 13 */    mm_sums_mask(&u->over_w, u->sums, gradient(u), &mask, options);
+            OPS(u)->unlearn_scale(u->dev, &norm, u->scale, u->sums, mask.tensors_n, s);
+/* 14 */    OPS(u)->unlearn_step(u->dev, u->b, gradient(u), &mask,
+/* 15 */                         u->scale, c->unlearning_rate, options, &s->stop);
 }
 /* clang-format on */
 

@@ -16,10 +16,15 @@ struct view {
     size_t ld;
 };
 
-static void product(enum CBLAS_TRANSPOSE ta, enum CBLAS_TRANSPOSE tb, size_t m, size_t n, size_t k,
-                    float alpha, struct view a, struct view b, float beta, struct view c) {
-    cblas_sgemm(CblasRowMajor, ta, tb, (int)m, (int)n, (int)k, alpha, a.base, (int)a.ld, b.base,
-                (int)b.ld, beta, c.base, (int)c.ld);
+struct sizes {
+    size_t m, n, k;
+};
+
+/* c [m, n] = alpha·a·b + beta·c; a [m, k] and b [k, n] are as they are or transposed. */
+static void product(enum CBLAS_TRANSPOSE ta, enum CBLAS_TRANSPOSE tb, struct sizes of, float alpha,
+                    struct view a, struct view b, float beta, struct view c) {
+    cblas_sgemm(CblasRowMajor, ta, tb, (int)of.m, (int)of.n, (int)of.k, alpha, a.base, (int)a.ld,
+                b.base, (int)b.ld, beta, c.base, (int)c.ld);
 }
 
 /* T rows of a head as they are computed on: in place, or of bfloat16 in `room`, [T, d]. */
@@ -75,11 +80,13 @@ static void head_forward(struct view q, struct view k, struct view v, struct vie
     for (size_t first = 0; first < T; first += ROWS) {
         size_t rows = T - first < ROWS ? T - first : ROWS, keys = first + rows;
         struct view scores = {s, keys};
-        product(CblasNoTrans, CblasTrans, rows, keys, d, scale, down(q, first), k, 0.0f, scores);
+        product(CblasNoTrans, CblasTrans, (struct sizes){rows, keys, d}, scale, down(q, first), k,
+                0.0f, scores);
         float sums[ROWS];
         for (size_t i = 0; i < rows; i++)
             lse[first + i] = softmax_row(s + i * keys, first + i + 1, keys, &sums[i]);
-        product(CblasNoTrans, CblasNoTrans, rows, d, keys, 1.0f, scores, v, 0.0f, down(out, first));
+        product(CblasNoTrans, CblasNoTrans, (struct sizes){rows, d, keys}, 1.0f, scores, v, 0.0f,
+                down(out, first));
         for (size_t i = 0; i < rows; i++) {
             float *o = out.base + (first + i) * out.ld, inverse = 1.0f / sums[i];
             for (size_t j = 0; j < d; j++)
@@ -94,8 +101,8 @@ static size_t room_floats(struct mm_mat qkv, size_t T, size_t d, size_t scores, 
 }
 
 void CPU_NAME(cpu_attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv,
-                             float *lse, const struct mm_heads *heads, size_t B, size_t T) {
-    size_t d = heads->head_dim, H = heads->heads, group = H / heads->kv_heads;
+                             float *lse, const struct mm_heads *heads, size_t T) {
+    size_t B = qkv.rows / T, d = heads->head_dim, H = heads->heads, group = H / heads->kv_heads;
     size_t each = room_floats(qkv, T, d, 1, 4);
     float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static) collapse(2)
@@ -146,21 +153,33 @@ static void head_backward(const struct head *h, bool first_of_group, float *p, f
         float beta = first_of_group && back == 0 ? 0.0f : 1.0f;
         struct view scores = {p, keys}, dscores = {dp, keys};
         struct view q = down(h->q, first), dout = down(h->dout, first);
-        product(CblasNoTrans, CblasTrans, rows, keys, d, scale, q, h->k, 0.0f, scores);
-        product(CblasNoTrans, CblasTrans, rows, keys, d, 1.0f, dout, h->v, 0.0f, dscores);
+        product(CblasNoTrans, CblasTrans, (struct sizes){rows, keys, d}, scale, q, h->k, 0.0f,
+                scores);
+        product(CblasNoTrans, CblasTrans, (struct sizes){rows, keys, d}, 1.0f, dout, h->v, 0.0f,
+                dscores);
         score_grad(h, p, dp, first, rows, scale);
-        product(CblasNoTrans, CblasNoTrans, rows, d, keys, 1.0f, dscores, h->k, 0.0f,
-                down(h->dq, first));
-        product(CblasTrans, CblasNoTrans, keys, d, rows, 1.0f, dscores, q, beta, h->dk);
-        product(CblasTrans, CblasNoTrans, keys, d, rows, 1.0f, scores, dout, beta, h->dv);
+        product(CblasNoTrans, CblasNoTrans, (struct sizes){rows, d, keys}, 1.0f, dscores, h->k,
+                0.0f, down(h->dq, first));
+        product(CblasTrans, CblasNoTrans, (struct sizes){keys, d, rows}, 1.0f, dscores, q, beta,
+                h->dk);
+        product(CblasTrans, CblasNoTrans, (struct sizes){keys, d, rows}, 1.0f, scores, dout, beta,
+                h->dv);
     }
 }
 
+/* What cpu_attention_grad is called with. */
+struct backward {
+    const struct mm_heads *heads;
+    struct mm_mat dqkv, dout, out, qkv;
+    const float *lse;
+    size_t T;
+};
+
 /* All query heads of key-value head kv of sequence b. room: two blocks of scores, eight heads. */
-static void group_backward(const struct mm_heads *heads, struct mm_mat dqkv, struct mm_mat dout,
-                           struct mm_mat out, struct mm_mat qkv, const float *lse, size_t b,
-                           size_t kv, size_t T, float *room) {
-    size_t d = heads->head_dim, group = heads->heads / heads->kv_heads, n = T * d;
+static void group_backward(const struct backward *a, size_t b, size_t kv, float *room) {
+    const struct mm_heads *heads = a->heads;
+    struct mm_mat dqkv = a->dqkv, dout = a->dout, out = a->out, qkv = a->qkv;
+    size_t T = a->T, d = heads->head_dim, group = heads->heads / heads->kv_heads, n = T * d;
     size_t k_col = heads->k_first + kv * heads->k_step, v_col = heads->v_first + kv * heads->v_step;
     float *p = room, *dp = p + ROWS * T, *copy = dp + ROWS * T;
     struct head head = {.k = head_get(qkv, b * T, k_col, T, d, copy),
@@ -175,7 +194,7 @@ static void group_backward(const struct mm_heads *heads, struct mm_mat dqkv, str
         head.dq = head_at(dqkv, b * T, q_col, d, copy + 5 * n);
         head.out = head_get(out, b * T, h * d, T, d, copy + 6 * n);
         head.dout = head_get(dout, b * T, h * d, T, d, copy + 7 * n);
-        head.lse = lse + (b * heads->heads + h) * T;
+        head.lse = a->lse + (b * heads->heads + h) * T;
         head_backward(&head, h == kv * group, p, dp);
         head_put(dqkv, b * T, q_col, T, head.dq, d);
     }
@@ -185,11 +204,12 @@ static void group_backward(const struct mm_heads *heads, struct mm_mat dqkv, str
 
 void CPU_NAME(cpu_attention_grad)(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                                   struct mm_mat out, struct mm_mat qkv, const float *lse,
-                                  const struct mm_heads *heads, size_t B, size_t T) {
-    size_t each = room_floats(qkv, T, heads->head_dim, 2, 8);
+                                  const struct mm_heads *heads, size_t T) {
+    struct backward a = {heads, dqkv, dout, out, qkv, lse, T};
+    size_t B = qkv.rows / T, each = room_floats(qkv, T, heads->head_dim, 2, 8);
     float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static) collapse(2)
     for (size_t b = 0; b < B; b++)
         for (size_t kv = 0; kv < heads->kv_heads; kv++)
-            group_backward(heads, dqkv, dout, out, qkv, lse, b, kv, T, room_of_thread(rooms, each));
+            group_backward(&a, b, kv, room_of_thread(rooms, each));
 }

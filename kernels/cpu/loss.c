@@ -93,9 +93,8 @@ static float loss_row(enum mm_loss_fn fn, float clip, const float *z, uint32_t y
     return cross_entropy_row(z, y, e, d, scale, fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f, V);
 }
 
-void CPU_NAME(cpu_loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at,
-                        struct mm_mat logits, const uint32_t *targets, float scale,
-                        const float *weights, float *losses, struct mm_mat dlogits) {
+void CPU_NAME(cpu_loss)(struct mm_device *dev, const struct mm_loss *how, struct mm_mat logits,
+                        const uint32_t *targets, float *losses, struct mm_mat dlogits) {
     size_t V = logits.cols, each = room_for(V);
     float *rooms = scratch(dev, 2 * (size_t)omp_get_max_threads() * each * sizeof *rooms);
 #pragma omp parallel for schedule(static)
@@ -103,29 +102,29 @@ void CPU_NAME(cpu_loss)(struct mm_device *dev, enum mm_loss_fn fn, float clip_at
         float *e = room_of_thread(rooms, 2 * each), *room = e + each;
         const float *z = row_get(logits, i, room);
         float *d = dlogits.data ? row_at(dlogits, i, room) : NULL;
-        losses[i] =
-            loss_row(fn, clip_at, z, targets[i], e, d, weights ? scale * weights[i] : scale, V);
+        float scale = how->weights ? how->scale * how->weights[i] : how->scale;
+        losses[i] = loss_row(how->fn, how->clip_at, z, targets[i], e, d, scale, V);
         if (d)
             row_put(dlogits, i, d);
     }
 }
 
-void CPU_NAME(cpu_sequence_loss)(struct mm_device *dev, enum mm_loss_fn fn, double beta,
-                                 double gamma, const float *losses, const float *reference,
-                                 const uint32_t *targets, size_t B, size_t T, double scale,
+void CPU_NAME(cpu_sequence_loss)(struct mm_device *dev, const struct mm_sequence_loss *how,
+                                 const float *losses, const uint32_t *targets, size_t B, size_t T,
                                  float *terms, float *weights) {
     (void)dev;
+    double beta = how->beta;
     for (size_t b = 0; b < B; b++) {
         double s = 0;
         size_t count = 0;
         for (size_t i = b * T; i < (b + 1) * T; i++) {
-            s -= (double)losses[i] - (fn == MM_LOSS_NPO ? (double)reference[i] : 0);
+            s -= (double)losses[i] - (how->fn == MM_LOSS_NPO ? (double)how->reference[i] : 0);
             count += targets[i] < MM_NO_TOKEN;
         }
-        double by = fn == MM_LOSS_SIMNPO ? 1 / (double)count : 1;
-        double x = beta * by * s + (fn == MM_LOSS_SIMNPO ? gamma : 0);
+        double by = how->fn == MM_LOSS_SIMNPO ? 1 / (double)count : 1;
+        double x = beta * by * s + (how->fn == MM_LOSS_SIMNPO ? how->gamma : 0);
         terms[b] = (float)(2 / beta * (fmax(x, 0) + log1p(exp(-fabs(x)))));
-        float weight = (float)(-2 * by / (1 + exp(-x)) * scale);
+        float weight = (float)(-2 * by / (1 + exp(-x)) * how->scale);
         for (size_t i = b * T; i < (b + 1) * T; i++)
             weights[i] = weight;
     }

@@ -18,7 +18,10 @@ static void *cpu_alloc(struct mm_device *dev, size_t bytes) {
     size_t rounded = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
     MM_CHECK(rounded > bytes, "size overflow");
     void *block = aligned_alloc(ALIGNMENT, rounded);
-    return block ? memset(block, 0, rounded) : NULL;
+    if (block && mm_space_is_left())
+        return memset(block, 0, rounded);
+    free(block);
+    return NULL;
 }
 
 /* Memory that no arena counts. */

@@ -119,8 +119,17 @@ void CPU_NAME(cpu_fork)(struct mm_device *dev, struct mm_vector a, struct mm_vec
         memcpy(a.data, b.data, b.n * mm_dtype_bytes(b.dtype));
 }
 
-static inline void retain_range(bool half, size_t first, size_t n, void *m, void *b, const float *g,
-                                float momentum, float fresh, float rate) {
+/* What retain_range works on. */
+struct retain_step {
+    void *m, *b;
+    const float *g;
+    float momentum, fresh, rate;
+};
+
+static inline void retain_range(bool half, size_t first, size_t n, const struct retain_step *r) {
+    void *m = r->m, *b = r->b;
+    const float *g = r->g;
+    float momentum = r->momentum, fresh = r->fresh, rate = r->rate;
     for (size_t i = first; i < first + n; i++) {
         float decayed = round_to(half, get(half, m, i) * momentum);
         float part = round_to(half, round_to(half, g[i]) * fresh);
@@ -134,13 +143,26 @@ void CPU_NAME(cpu_retain_step)(struct mm_device *dev, struct mm_vector m, struct
                                struct mm_vector g, double momentum, double rate,
                                const uint32_t *stop) {
     (void)dev;
+    struct retain_step r = {m.data,     b.data, g.data, (float)momentum, (float)(1 - momentum),
+                            (float)rate};
     if (!*stop)
-        FOR_CHUNKS(b.dtype == MM_BF16, b.n, retain_range, m.data, b.data, g.data, (float)momentum,
-                   (float)(1 - momentum), (float)rate)
+        FOR_CHUNKS(b.dtype == MM_BF16, b.n, retain_range, &r)
 }
 
-static inline void adversary_range(bool half, size_t first, size_t n, void *a, const void *b,
-                                   const float *g, float rate, float decay, float rest) {
+/* What adversary_range works on. */
+struct adversary_step {
+    void *a;
+    const void *b;
+    const float *g;
+    float rate, decay, rest;
+};
+
+static inline void adversary_range(bool half, size_t first, size_t n,
+                                   const struct adversary_step *t) {
+    void *a = t->a;
+    const void *b = t->b;
+    const float *g = t->g;
+    float rate = t->rate, decay = t->decay, rest = t->rest;
     for (size_t i = first; i < first + n; i++)
         put(half, a, i, get(half, a, i) - round_to(half, round_to(half, g[i]) * rate));
     for (size_t i = first; decay != 1.0f && i < first + n; i++) {
@@ -153,9 +175,10 @@ void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, str
                                   struct mm_vector g, double rate, double decay,
                                   const uint32_t *stop) {
     (void)dev;
+    struct adversary_step t = {a.data,      b.data,       g.data,
+                               (float)rate, (float)decay, (float)(1 - decay)};
     if (!*stop)
-        FOR_CHUNKS(a.dtype == MM_BF16, a.n, adversary_range, a.data, b.data, g.data, (float)rate,
-                   (float)decay, (float)(1 - decay))
+        FOR_CHUNKS(a.dtype == MM_BF16, a.n, adversary_range, &t)
 }
 
 /* -- lines 13 to 15 -------------------------------------------------------------------------------
@@ -210,9 +233,11 @@ static inline void add_squares(double lanes[DOUBLE_LANES], const float *x, size_
         lanes[l] += (double)x[i] * (double)x[i];
 }
 
-SPECIALIZED void mask_range(bool half, size_t first, size_t n, float *g, const void *m,
-                            bool masking, const struct mm_unlearn_options *o, size_t begin,
+SPECIALIZED void mask_range(bool half, size_t first, size_t n, size_t begin, float *g,
+                            const struct mm_mask *mask, const struct mm_unlearn_options *o,
                             struct mm_mask_sums *partial) {
+    bool masking = mask->masking;
+    const void *m = mask->m.data;
     double raw[DOUBLE_LANES] = {0}, kept[DOUBLE_LANES] = {0}, kept_n = 0;
     for (size_t at = 0; at < n; at += MASK_BLOCK) {
         size_t count = n - at < MASK_BLOCK ? n - at : MASK_BLOCK;
@@ -226,21 +251,21 @@ SPECIALIZED void mask_range(bool half, size_t first, size_t n, float *g, const v
 }
 
 void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                             struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                             bool masking, const struct mm_unlearn_options *options) {
-    bool half = m.dtype == MM_BF16;
+                             const struct mm_mask *mask, const struct mm_unlearn_options *options) {
+    bool half = mask->m.dtype == MM_BF16;
     struct mm_unlearn_options now = {0};
     if (options)
         now = *options;
     if (options && *options->stop)
         now.f.data = NULL;
-    for (size_t t = 0; t < tensors_n; t++) {
-        size_t begin = offsets[t], n = offsets[t + 1] - begin, chunks = (n + CHUNK - 1) / CHUNK;
+    for (size_t t = 0; t < mask->tensors_n; t++) {
+        size_t begin = mask->offsets[t], n = mask->offsets[t + 1] - begin;
+        size_t chunks = (n + CHUNK - 1) / CHUNK;
         struct mm_mask_sums *partial = scratch(dev, chunks * sizeof *partial);
         if (options)
-            FOR_CHUNKS(half, n, mask_range, g.data, m.data, masking, &now, begin, partial)
+            FOR_CHUNKS(half, n, mask_range, begin, g.data, mask, &now, partial)
         else
-            FOR_CHUNKS(half, n, mask_range, g.data, m.data, masking, NULL, begin, partial)
+            FOR_CHUNKS(half, n, mask_range, begin, g.data, mask, NULL, partial)
         sums[t] = (struct mm_mask_sums){0};
         for (size_t i = 0; i < chunks; i++) {
             sums[t].raw += partial[i].raw;
@@ -272,37 +297,48 @@ static double divide(double factor, double norm, bool half) {
     return mm_bf16_round(mm_bf16_round(1.0f / (float)norm) * (float)factor);
 }
 
-void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, double *scale,
-                                 const struct mm_mask_sums *sums, size_t tensors_n,
-                                 enum mm_normalization normalization, bool study, double n_w,
-                                 enum mm_dtype state_dtype, struct mm_loop_scalars *scalars) {
-    bool half = state_dtype == MM_BF16;
-    double kept_n = 0, factor = study ? sqrt(n_w) : 1.0;
+void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, const struct mm_normalizing *how,
+                                 double *scale, const struct mm_mask_sums *sums, size_t tensors_n,
+                                 struct mm_loop_scalars *scalars) {
+    bool half = how->state_dtype == MM_BF16;
+    double kept_n = 0, factor = how->study ? sqrt(how->n_w) : 1.0;
     scalars->grad_norm = global_norm(sums, tensors_n, false, half);
-    double common = normalization == MM_NORM_GLOBAL_POST_MASK
-                        ? global_norm(sums, tensors_n, true, half)
-                        : scalars->grad_norm;
+    double common = how->by == MM_NORM_GLOBAL_POST_MASK ? global_norm(sums, tensors_n, true, half)
+                                                        : scalars->grad_norm;
     CPU_NAME(cpu_guard)
     (dev, &scalars->grad_norm, false, MM_GUARD_UNLEARNING_GRADIENT, &scalars->stop);
-    if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
+    if (how->by == MM_NORM_GLOBAL_PRE_MASK || how->by == MM_NORM_GLOBAL_POST_MASK)
         CPU_NAME(cpu_guard)(dev, &common, true, MM_GUARD_ZERO_NORM, &scalars->stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
-        if (normalization == MM_NORM_NONE)
+        if (how->by == MM_NORM_NONE)
             scale[t] = 1.0;
-        else if (normalization == MM_NORM_PER_PARAMETER) {
+        else if (how->by == MM_NORM_PER_PARAMETER) {
             double norm = global_norm(&sums[t], 1, true, half);
             CPU_NAME(cpu_guard)(dev, &norm, true, MM_GUARD_ZERO_NORM, &scalars->stop);
             scale[t] = divide(1.0, norm, half);
         } else
             scale[t] = divide(factor, common, half);
     }
-    scalars->mask_fraction = kept_n / n_w;
+    scalars->mask_fraction = kept_n / how->n_w;
 }
 
-SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, void *b, const float *g,
-                               const void *m, size_t begin, double scale, double rate, bool masking,
-                               const struct mm_unlearn_options *o) {
+/* What unlearn_range works on. */
+struct unlearn_step {
+    void *b;
+    const float *g;
+    const void *m;
+    bool masking;
+    double scale, rate;
+};
+
+SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, size_t begin,
+                               const struct unlearn_step *u, const struct mm_unlearn_options *o) {
+    void *b = u->b;
+    const float *g = u->g;
+    const void *m = u->m;
+    bool masking = u->masking;
+    double scale = u->scale, rate = u->rate;
     float s = half ? (float)scale : 1.0f, step = half ? (float)rate : (float)(rate * scale);
     float adv_step = o ? (float)(half ? o->adv_rate : o->adv_rate * scale) : 0.0f;
     for (size_t i = begin + first; i < begin + first + n; i++) {
@@ -319,19 +355,17 @@ SPECIALIZED void unlearn_range(bool half, size_t first, size_t n, void *b, const
 }
 
 void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
-                                struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                                const double *scale, double rate, bool masking,
+                                const struct mm_mask *mask, const double *scale, double rate,
                                 const struct mm_unlearn_options *options, const uint32_t *stop) {
     (void)dev;
     bool half = b.dtype == MM_BF16;
-    for (size_t t = 0; t < tensors_n && !*stop; t++) {
-        size_t begin = offsets[t], n = offsets[t + 1] - begin;
+    for (size_t t = 0; t < mask->tensors_n && !*stop; t++) {
+        size_t begin = mask->offsets[t], n = mask->offsets[t + 1] - begin;
+        struct unlearn_step u = {b.data, g.data, mask->m.data, mask->masking, scale[t], rate};
         if (options)
-            FOR_CHUNKS(half, n, unlearn_range, b.data, g.data, m.data, begin, scale[t], rate,
-                       masking, options)
+            FOR_CHUNKS(half, n, unlearn_range, begin, &u, options)
         else
-            FOR_CHUNKS(half, n, unlearn_range, b.data, g.data, m.data, begin, scale[t], rate,
-                       masking, NULL)
+            FOR_CHUNKS(half, n, unlearn_range, begin, &u, NULL)
     }
 }
 

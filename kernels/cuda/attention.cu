@@ -353,7 +353,8 @@ static void launch_backward(struct mm_device *dev, const call<Real> &a, size_t B
 
 template <typename Real>
 static call<Real> describe(struct mm_mat qkv, struct mm_mat out, float *lse,
-                           const struct mm_heads *h, size_t B, size_t T) {
+                           const struct mm_heads *h, size_t T) {
+    size_t B = qkv.rows / T;
     MM_CHECK(h->head_dim >= 1 && h->head_dim <= 256, "head_dim %zu: attention takes 1 to 256",
              h->head_dim);
     MM_CHECK(T <= (1u << 20) && B * h->heads < (1u << 31), "%zu sequences of %zu tokens, %zu heads",
@@ -395,36 +396,36 @@ static call<Real> describe(struct mm_mat qkv, struct mm_mat out, float *lse,
 
 template <typename Real>
 static void attention(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
-                      const struct mm_heads *heads, size_t B, size_t T) {
-    call<Real> a = describe<Real>(qkv, out, lse, heads, B, T);
-    BY_WIDTH(a.dim, launch_forward, dev, a, B);
+                      const struct mm_heads *heads, size_t T) {
+    call<Real> a = describe<Real>(qkv, out, lse, heads, T);
+    BY_WIDTH(a.dim, launch_forward, dev, a, qkv.rows / T);
 }
 
 void cuda_attention(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
-                    const struct mm_heads *heads, size_t B, size_t T) {
-    if (B * T > 0)
-        MM_BY_DTYPE(qkv.dtype, attention, dev, out, qkv, lse, heads, B, T);
+                    const struct mm_heads *heads, size_t T) {
+    if (qkv.rows > 0)
+        MM_BY_DTYPE(qkv.dtype, attention, dev, out, qkv, lse, heads, T);
 }
 
 template <typename Real>
 static void attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                            struct mm_mat out, struct mm_mat qkv, const float *lse,
-                           const struct mm_heads *heads, size_t B, size_t T) {
-    call<Real> a = describe<Real>(qkv, out, const_cast<float *>(lse), heads, B, T);
+                           const struct mm_heads *heads, size_t T) {
+    call<Real> a = describe<Real>(qkv, out, const_cast<float *>(lse), heads, T);
     a.dout = static_cast<const Real *>(dout.data);
     a.dqkv = static_cast<Real *>(dqkv.data);
     a.dout_ld = dout.ld;
     a.dqkv_ld = dqkv.ld;
     a.vector = a.vector && (dout.ld | dqkv.ld) % chunk<Real>::N == 0 &&
                ((size_t)dout.data | (size_t)dqkv.data) % 16 == 0;
-    size_t rows = B * heads->heads * T;
+    size_t rows = qkv.rows * heads->heads;
     a.through = static_cast<float *>(cuda_scratch(dev, rows * sizeof(float)));
-    BY_WIDTH(a.dim, launch_backward, dev, a, B);
+    BY_WIDTH(a.dim, launch_backward, dev, a, qkv.rows / T);
 }
 
 void cuda_attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                          struct mm_mat out, struct mm_mat qkv, const float *lse,
-                         const struct mm_heads *heads, size_t B, size_t T) {
-    if (B * T > 0)
-        MM_BY_DTYPE(qkv.dtype, attention_grad, dev, dqkv, dout, out, qkv, lse, heads, B, T);
+                         const struct mm_heads *heads, size_t T) {
+    if (qkv.rows > 0)
+        MM_BY_DTYPE(qkv.dtype, attention_grad, dev, dqkv, dout, out, qkv, lse, heads, T);
 }

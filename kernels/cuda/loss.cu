@@ -154,7 +154,8 @@ __device__ static float neg_entropy_row(const struct row<T> &r, float scale) {
     struct exp_sums s = row_sums<WIDE, true>(r);
     float log_sum = logf(s.sum), loss = s.weighted / s.sum - log_sum;
     if (r.d)
-        write_row<WIDE>(r, MM_NO_TARGET, 0.0f, entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
+        write_row<WIDE>(r, MM_NO_TARGET, 0.0f,
+                        entropy_slope<T>{s.top, scale / s.sum, log_sum, loss});
     return loss;
 }
 
@@ -169,12 +170,9 @@ __device__ static float correct_logit_row(const struct row<T> &r, uint32_t y, fl
 }
 
 struct loss_args {
-    enum mm_loss_fn fn;
-    float clip;
+    struct mm_loss how;
     struct mm_mat logits;
     const uint32_t *targets;
-    float scale;
-    const float *weights;
     float *losses;
     struct mm_mat dlogits;
 };
@@ -186,18 +184,19 @@ __global__ static void __launch_bounds__(LOSS_THREADS) loss_kernel(struct loss_a
         row_of<T>(a.logits, blockIdx.x),
             a.dlogits.data ? row_of<T>(a.dlogits, blockIdx.x) : nullptr, a.logits.cols
     };
-    float scale = a.weights ? a.scale * a.weights[blockIdx.x] : a.scale;
-    float loss = 0.0f, sign = a.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
-    bool counts = a.fn == MM_LOSS_NEG_ENTROPY ? y != MM_NO_TOKEN : y < MM_NO_TOKEN;
-    if (counts && a.fn != MM_LOSS_NEG_ENTROPY && y >= r.V)
+    const struct mm_loss &how = a.how;
+    float scale = how.weights ? how.scale * how.weights[blockIdx.x] : how.scale;
+    float loss = 0.0f, sign = how.fn == MM_LOSS_CROSS_ENTROPY ? 1.0f : -1.0f;
+    bool counts = how.fn == MM_LOSS_NEG_ENTROPY ? y != MM_NO_TOKEN : y < MM_NO_TOKEN;
+    if (counts && how.fn != MM_LOSS_NEG_ENTROPY && y >= r.V)
         __trap();
     if (!counts) {
         if (r.d)
             write_row<WIDE>(r, y, 0.0f, constant_slope{0.0f});
-    } else if (a.fn == MM_LOSS_NEG_ENTROPY)
+    } else if (how.fn == MM_LOSS_NEG_ENTROPY)
         loss = neg_entropy_row<WIDE>(r, scale);
-    else if (a.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
-        loss = correct_logit_row<WIDE>(r, y, a.clip, scale);
+    else if (how.fn == MM_LOSS_CORRECT_LOGIT_MINUS_AVG)
+        loss = correct_logit_row<WIDE>(r, y, how.clip_at, scale);
     else
         loss = cross_entropy_row<WIDE>(r, y, scale, sign);
     if (threadIdx.x == 0)
@@ -210,10 +209,9 @@ template <typename T, bool WIDE> static void loss(struct mm_device *dev, const l
               dev, a);
 }
 
-void cuda_loss(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct mm_mat logits,
-               const uint32_t *targets, float scale, const float *weights, float *losses,
-               struct mm_mat dlogits) {
-    struct loss_args a = {fn, clip_at, logits, targets, scale, weights, losses, dlogits};
+void cuda_loss(struct mm_device *dev, const struct mm_loss *how, struct mm_mat logits,
+               const uint32_t *targets, float *losses, struct mm_mat dlogits) {
+    struct loss_args a = {*how, logits, targets, losses, dlogits};
     if (logits.rows)
         BY_DTYPE_AND_WIDTH(logits.dtype, rows_wide(logits) && rows_wide(dlogits), loss, dev, a);
 }
@@ -221,40 +219,39 @@ void cuda_loss(struct mm_device *dev, enum mm_loss_fn fn, float clip_at, struct 
 /* -- losses of whole sequences ----------------------------------------------------------------- */
 
 struct sequence_args {
-    bool odds; /* against the reference: NPO */
-    double beta, gamma;
-    const float *losses, *reference;
+    struct mm_sequence_loss how;
+    const float *losses;
     const uint32_t *targets;
     size_t T;
-    double scale;
     float *terms, *weights;
 };
 
 /* A block a sequence. */
 __global__ static void sequence_loss_kernel(struct sequence_args a) {
+    const struct mm_sequence_loss &how = a.how;
+    bool odds = how.fn == MM_LOSS_NPO; /* against the reference */
     size_t first = blockIdx.x * a.T;
     double s = 0, count = 0;
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK) {
         count += a.targets[first + t] < MM_NO_TOKEN ? 1 : 0;
         s -= static_cast<double>(a.losses[first + t]);
-        s += a.odds ? static_cast<double>(a.reference[first + t]) : 0;
+        s += odds ? static_cast<double>(how.reference[first + t]) : 0;
     }
     count = block_sum(count);
-    double by = a.odds ? 1 : 1 / count;
-    double x = a.beta * by * block_sum(s) + (a.odds ? 0 : a.gamma);
-    float weight = static_cast<float>(-2 * by / (1 + exp(-x)) * a.scale);
+    double by = odds ? 1 : 1 / count;
+    double x = how.beta * by * block_sum(s) + (odds ? 0 : how.gamma);
+    float weight = static_cast<float>(-2 * by / (1 + exp(-x)) * how.scale);
     for (size_t t = threadIdx.x; t < a.T; t += BLOCK)
         a.weights[first + t] = weight;
     if (threadIdx.x == 0)
         a.terms[blockIdx.x] =
-            static_cast<float>(2 / a.beta * (fmax(x, 0.0) + log1p(exp(-fabs(x)))));
+            static_cast<float>(2 / how.beta * (fmax(x, 0.0) + log1p(exp(-fabs(x)))));
 }
 
-void cuda_sequence_loss(struct mm_device *dev, enum mm_loss_fn fn, double beta, double gamma,
-                        const float *losses, const float *reference, const uint32_t *targets,
-                        size_t B, size_t T, double scale, float *terms, float *weights) {
-    struct sequence_args a = {
-        fn == MM_LOSS_NPO, beta, gamma, losses, reference, targets, T, scale, terms, weights};
+void cuda_sequence_loss(struct mm_device *dev, const struct mm_sequence_loss *how,
+                        const float *losses, const uint32_t *targets, size_t B, size_t T,
+                        float *terms, float *weights) {
+    struct sequence_args a = {*how, losses, targets, T, terms, weights};
     if (B)
         MM_LAUNCH(sequence_loss_kernel, blocks_for(B, 1), BLOCK, 0, dev, a);
 }

@@ -184,14 +184,14 @@ __global__ static void add_parts_kernel(struct mm_mask_sums *sums,
 
 template <typename S>
 static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                      struct mm_vector m, struct parts parts, bool masking,
+                      const struct mm_mask *mask, struct parts parts,
                       const struct mm_unlearn_options *options) {
     unsigned chunks = blocks_for(g.n, CHUNK), tensors = blocks_for(parts.tensors_n, 1);
     size_t bytes = (chunks + parts.tensors_n) * sizeof(struct mm_mask_sums);
     struct mm_mask_sums *partial = static_cast<struct mm_mask_sums *>(cuda_scratch(dev, bytes));
     struct sums_args<S> a = {
         partial, parts, static_cast<float *>(g.data),
-            static_cast<const S *>(m.data), masking, options_of<S>(options)
+            static_cast<const S *>(mask->m.data), mask->masking, options_of<S>(options)
     };
     auto kernel = options ? mask_sums_kernel<S, true> : mask_sums_kernel<S, false>;
     if (chunks)
@@ -201,11 +201,10 @@ static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct m
 }
 
 void cuda_mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,
-                    struct mm_vector m, const size_t *offsets, size_t tensors_n, bool masking,
-                    const struct mm_unlearn_options *options) {
-    bool aligned = aligned16(g.data) && aligned16(m.data) && options_aligned(options);
-    struct parts parts = {offsets, tensors_n, g.n, aligned};
-    MM_BY_DTYPE(m.dtype, mask_sums, dev, sums, g, m, parts, masking, options);
+                    const struct mm_mask *mask, const struct mm_unlearn_options *options) {
+    bool aligned = aligned16(g.data) && aligned16(mask->m.data) && options_aligned(options);
+    struct parts parts = {mask->offsets, mask->tensors_n, g.n, aligned};
+    MM_BY_DTYPE(mask->m.dtype, mask_sums, dev, sums, g, mask, parts, options);
 }
 
 /* -- scales ------------------------------------------------------------------------------------ */
@@ -234,23 +233,22 @@ template <typename S> __device__ static double divide(double factor, double norm
 }
 
 template <typename S>
-__global__ static void unlearn_scale_kernel(double *scale, const struct mm_mask_sums *sums,
-                                            size_t tensors_n, enum mm_normalization normalization,
-                                            bool study, double n_w,
+__global__ static void unlearn_scale_kernel(struct mm_normalizing how, double *scale,
+                                            const struct mm_mask_sums *sums, size_t tensors_n,
                                             struct mm_loop_scalars *scalars) {
-    double kept_n = 0, factor = study ? sqrt(n_w) : 1.0;
+    double kept_n = 0, factor = how.study ? sqrt(how.n_w) : 1.0;
     double raw_norm = global_norm<S>(sums, tensors_n, false), common = raw_norm;
     uint32_t *stop = &scalars->stop;
-    if (normalization == MM_NORM_GLOBAL_POST_MASK)
+    if (how.by == MM_NORM_GLOBAL_POST_MASK)
         common = global_norm<S>(sums, tensors_n, true);
     guard_value(raw_norm, false, MM_GUARD_UNLEARNING_GRADIENT, stop);
-    if (normalization == MM_NORM_GLOBAL_PRE_MASK || normalization == MM_NORM_GLOBAL_POST_MASK)
+    if (how.by == MM_NORM_GLOBAL_PRE_MASK || how.by == MM_NORM_GLOBAL_POST_MASK)
         guard_value(common, true, MM_GUARD_ZERO_NORM, stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
-        if (normalization == MM_NORM_NONE)
+        if (how.by == MM_NORM_NONE)
             scale[t] = 1.0;
-        else if (normalization == MM_NORM_PER_PARAMETER) {
+        else if (how.by == MM_NORM_PER_PARAMETER) {
             double norm = global_norm<S>(&sums[t], 1, true);
             guard_value(norm, true, MM_GUARD_ZERO_NORM, stop);
             scale[t] = divide<S>(1.0, norm);
@@ -258,18 +256,15 @@ __global__ static void unlearn_scale_kernel(double *scale, const struct mm_mask_
             scale[t] = divide<S>(factor, common);
     }
     scalars->grad_norm = raw_norm;
-    scalars->mask_fraction = kept_n / n_w;
+    scalars->mask_fraction = kept_n / how.n_w;
 }
 
-void cuda_unlearn_scale(struct mm_device *dev, double *scale, const struct mm_mask_sums *sums,
-                        size_t tensors_n, enum mm_normalization normalization, bool study,
-                        double n_w, enum mm_dtype state_dtype, struct mm_loop_scalars *scalars) {
-    if (state_dtype == MM_BF16)
-        MM_LAUNCH(unlearn_scale_kernel<bf16>, 1, 1, 0, dev, scale, sums, tensors_n, normalization,
-                  study, n_w, scalars);
-    else
-        MM_LAUNCH(unlearn_scale_kernel<float>, 1, 1, 0, dev, scale, sums, tensors_n, normalization,
-                  study, n_w, scalars);
+void cuda_unlearn_scale(struct mm_device *dev, const struct mm_normalizing *how, double *scale,
+                        const struct mm_mask_sums *sums, size_t tensors_n,
+                        struct mm_loop_scalars *scalars) {
+    auto kernel =
+        how->state_dtype == MM_BF16 ? unlearn_scale_kernel<bf16> : unlearn_scale_kernel<float>;
+    MM_LAUNCH(kernel, 1, 1, 0, dev, *how, scale, sums, tensors_n, scalars);
 }
 
 /* -- step -------------------------------------------------------------------------------------- */
@@ -337,12 +332,14 @@ __global__ static void unlearn_step_kernel(struct step_args<S> a) {
 
 template <typename S>
 static void unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
-                         struct mm_vector m, struct parts parts, const double *scale, double rate,
-                         bool masking, const struct mm_unlearn_options *options,
-                         const uint32_t *stop) {
+                         const struct mm_mask *mask, const double *scale, double rate,
+                         const struct mm_unlearn_options *options, const uint32_t *stop) {
+    bool aligned = aligned16(b.data) && aligned16(g.data) && aligned16(mask->m.data) &&
+                   options_aligned(options);
+    struct parts parts = {mask->offsets, mask->tensors_n, b.n, aligned};
     struct step_args<S> a = {
         static_cast<S *>(b.data), static_cast<const float *>(g.data),
-            static_cast<const S *>(m.data), parts, scale, rate, masking,
+            static_cast<const S *>(mask->m.data), parts, scale, rate, mask->masking,
             options_of<S>(options), stop
     };
     unsigned chunks = blocks_for(b.n, CHUNK);
@@ -352,10 +349,7 @@ static void unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_ve
 }
 
 void cuda_unlearn_step(struct mm_device *dev, struct mm_vector b, struct mm_vector g,
-                       struct mm_vector m, const size_t *offsets, size_t tensors_n,
-                       const double *scale, double rate, bool masking,
+                       const struct mm_mask *mask, const double *scale, double rate,
                        const struct mm_unlearn_options *options, const uint32_t *stop) {
-    bool aligned = aligned16(b.data) && aligned16(g.data) && aligned16(m.data);
-    struct parts parts = {offsets, tensors_n, b.n, aligned && options_aligned(options)};
-    MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, m, parts, scale, rate, masking, options, stop);
+    MM_BY_DTYPE(b.dtype, unlearn_step, dev, b, g, mask, scale, rate, options, stop);
 }

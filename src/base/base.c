@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,16 +84,35 @@ double mm_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+bool mm_space_is_left(void) {
+    const size_t bytes = (size_t)64 << 20;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return true;
+    void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return block != MAP_FAILED && munmap(block, bytes) == 0;
+}
+
+/* Ends the job where there is no block, or a large one leaves nothing to libraries. */
+static void check_block(const void *block, size_t bytes) {
+    const size_t large = (size_t)1 << 20;
+    MM_CHECK(block, "out of memory: no %zu bytes more", bytes);
+    MM_CHECK(bytes < large || mm_space_is_left(),
+             "out of memory: after %zu bytes more the limit on address space (ulimit -v, or the "
+             "job's) leaves libraries none",
+             bytes);
+}
+
 void *mm_calloc(size_t count, size_t size) {
     void *block = calloc(count ? count : 1, size ? size : 1);
-    MM_CHECK(block, "out of memory: %zu x %zu bytes", count, size);
+    check_block(block, count * size);
     atomic_fetch_add(&process.live, 1);
     return block;
 }
 
 void *mm_realloc(void *block, size_t bytes) {
     void *grown = realloc(block, bytes ? bytes : 1);
-    MM_CHECK(grown, "out of memory: %zu bytes", bytes);
+    check_block(grown, bytes);
     if (!block)
         atomic_fetch_add(&process.live, 1);
     return grown;

@@ -70,6 +70,9 @@ char *mm_format(const char *format, ...)
     __attribute__((format(printf, 1, 2), nonnull(1), returns_nonnull));
 void mm_free(void *block);
 long mm_live_blocks(void);
+/* Whether a limit on address space (ulimit -v) leaves 64 MiB to the libraries, some of which crash
+ * where they get none. `mm_calloc` and `mm_realloc` ask it of large blocks. */
+bool mm_space_is_left(void);
 
 /* Returns true and sets *out = a·b if the product fits in size_t. */
 static inline bool mm_mul(size_t a, size_t b, size_t *out) {

@@ -67,9 +67,12 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
             double mean = 1 / term->positions;
             struct mm_mat d = i + 1 < terms_n ? mm_mat_rows(head->spare, 0, rows) : logits;
             bool gradient = term->dhidden.data != NULL;
-            ops->loss(m->dev, term->fn, (float)term->clip_at, logits, p->targets + row,
-                      weights ? 1.0f : (float)mean, weights ? weights + row : NULL,
-                      head->losses + row, gradient ? d : none);
+            struct mm_loss how = {.fn = term->fn,
+                                  .clip_at = (float)term->clip_at,
+                                  .scale = weights ? 1.0f : (float)mean,
+                                  .weights = weights ? weights + row : NULL};
+            ops->loss(m->dev, &how, logits, p->targets + row, head->losses + row,
+                      gradient ? d : none);
             if (term->sum)
                 ops->sum(m->dev, term->sum, head->losses + row, rows, mean);
             if (gradient)
@@ -87,9 +90,13 @@ static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *
     const struct mm_ops *ops = p->model->dev->ops;
     struct mm_head *head = p->head;
     double mean = 1 / term->positions;
-    ops->sequence_loss(p->model->dev, term->fn, term->beta, term->gamma, head->losses,
-                       term->reference, p->targets, p->acts->B, p->acts->T, mean, head->sequences,
-                       head->weights);
+    struct mm_sequence_loss how = {.fn = term->fn,
+                                   .beta = term->beta,
+                                   .gamma = term->gamma,
+                                   .reference = term->reference,
+                                   .scale = mean};
+    ops->sequence_loss(p->model->dev, &how, head->losses, p->targets, p->acts->B, p->acts->T,
+                       head->sequences, head->weights);
     ops->sum(p->model->dev, term->sum, head->sequences, p->acts->B, mean);
     struct mm_loss_term gradient = {
         .fn = MM_LOSS_CROSS_ENTROPY, .positions = 1, .dhidden = term->dhidden}; /* weighted */

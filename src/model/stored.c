@@ -35,8 +35,8 @@ static enum mm_status explain_missing(const char *folder, struct mm_error *err) 
                        "model folder",
                        text, *text == '~' ? '~' : '$');
     char *parent = mm_path_parent(folder);
-    bool hub = slash && slash > text && slash[1] && !strchr(slash + 1, '/') && *text != '.' &&
-               !mm_path_exists(parent);
+    bool hub = *text != '.' && (!slash || (slash > text && slash[1] && !strchr(slash + 1, '/') &&
+                                           !mm_path_exists(parent)));
     mm_free(parent);
     if (strstr(text, "://"))
         return mm_fail(err, MM_BAD_INPUT,
@@ -79,16 +79,24 @@ static char *snapshot_of(const char *cache) {
     return found;
 }
 
-/* A folder in `folder` that holds a config.json, as ", perhaps PATH"; "" if there is none; mm_free.
- */
+/* The model folder that `path` is, or that it means as a folder of the hub's cache; NULL: neither;
+ * mm_free. */
+static char *model_at(const char *path) {
+    if (has(path, "config.json"))
+        return mm_strdup(path);
+    return has(path, "snapshots") ? snapshot_of(path) : NULL;
+}
+
+/* A model folder in `folder`, as ", perhaps PATH"; "" if there is none; mm_free. */
 static char *perhaps_below(const char *folder) {
     DIR *all = opendir(folder);
     char *found = NULL;
     const struct dirent *item;
     while (!found && all && (item = readdir(all))) {
         char *path = mm_format("%s/%s", folder, item->d_name);
-        if (item->d_name[0] != '.' && has(path, "config.json"))
-            found = mm_format(", perhaps %s", path);
+        char *model = item->d_name[0] == '.' ? NULL : model_at(path);
+        found = model ? mm_format(", perhaps %s", model) : NULL;
+        mm_free(model);
         mm_free(path);
     }
     if (all)

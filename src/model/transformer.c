@@ -151,7 +151,7 @@ static void forward_layer(const struct mm_model *m, const struct mm_layer *layer
                           struct mm_mat delta) {
     const struct mm_ops *ops = m->dev->ops;
     const struct mm_kept_layer *kept = kept_of(acts, (size_t)(layer - m->layers));
-    size_t B = acts->B, T = acts->T, n = B * T;
+    size_t T = acts->T, n = tokens_n(acts);
     struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
     struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
     struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
@@ -161,7 +161,7 @@ static void forward_layer(const struct mm_model *m, const struct mm_layer *layer
     norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
     linear(m, qkv, y1, &layer->qkv, false);
     ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, false);
-    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, B, T);
+    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
     linear(m, out, att, &layer->o, false);
     if (m->arch.parallel)
         norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
@@ -352,8 +352,7 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
         norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
     if (!into_qkv)
         return;
-    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->B,
-                        b->acts->T);
+    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->T);
     ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
     if (kept->y1.data)
         linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));

@@ -34,12 +34,13 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *la
     return s;
 }
 
-/* all = every row's sums, of this rank's g and m. The device is the CPU. */
-static void sum_rows(const struct mm_sums *s, struct mm_vector g, struct mm_vector m, bool masking,
+/* all = every row's sums; g and the mask's m are this rank's. The device is the CPU. */
+static void sum_rows(const struct mm_sums *s, struct mm_vector g, struct mm_mask mask,
                      const struct mm_unlearn_options *options) {
     struct mm_device *dev = device_of(s);
-    dev->ops->mask_sums(dev, s->rows, g, m, s->row_offsets, mm_layout_own_rows(s->layout), masking,
-                        options);
+    mask.offsets = s->row_offsets;
+    mask.tensors_n = mm_layout_own_rows(s->layout);
+    dev->ops->mask_sums(dev, s->rows, g, &mask, options);
     mm_layout_gather(s->layout, s->rows, sizeof *s->rows, s->all);
 }
 
@@ -52,23 +53,23 @@ void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
         mm_comm_sum_device(s->layout->comm, sum, 1);
         return;
     }
-    struct mm_vector no_mask = {.n = g.n, .dtype = state_dtype};
-    sum_rows(s, g, no_mask, false, NULL);
+    struct mm_mask none = {.m = {.n = g.n, .dtype = state_dtype}, .masking = false};
+    sum_rows(s, g, none, NULL);
     for (size_t i = 0; i < mm_layout_all_rows(s->layout); i++)
         *sum += s->all[i].raw;
 }
 
 void mm_sums_mask(const struct mm_sums *s, struct mm_mask_sums *out, struct mm_vector g,
-                  struct mm_vector m, bool masking, const struct mm_unlearn_options *options) {
+                  const struct mm_mask *mask, const struct mm_unlearn_options *options) {
     struct mm_device *dev = device_of(s);
     const struct mm_layout *l = s->layout;
     size_t tensors = l->tensors_n, row = 0;
     if (!s->row_offsets) {
-        dev->ops->mask_sums(dev, out, g, m, s->offsets, tensors, masking, options);
+        dev->ops->mask_sums(dev, out, g, mask, options);
         mm_comm_sum_device(l->comm, (double *)out, tensors * sizeof *out / sizeof(double));
         return;
     }
-    sum_rows(s, g, m, masking, options);
+    sum_rows(s, g, *mask, options);
     for (size_t t = 0; t < tensors; t++) {
         out[t] = (struct mm_mask_sums){0};
         for (size_t i = 0; i < l->rows[t]; i++, row++) {

@@ -24,8 +24,9 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *la
 void mm_sums_squares(const struct mm_sums *sums, double *sum, struct mm_vector g,
                      enum mm_dtype state_dtype);
 
-/* out [tensors_n] (device) = ops->mask_sums of all ranks. Collective. */
+/* out [tensors_n] (device) = ops->mask_sums of all ranks. The mask's tensors are the layout's, and
+ * its offsets are sums->offsets. Collective. */
 void mm_sums_mask(const struct mm_sums *sums, struct mm_mask_sums *out, struct mm_vector g,
-                  struct mm_vector m, bool masking, const struct mm_unlearn_options *options);
+                  const struct mm_mask *mask, const struct mm_unlearn_options *options);
 
 #endif

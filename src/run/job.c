@@ -4,6 +4,7 @@
 #include "io/files.h"
 #include "src/method/method.h"
 #include "src/model/stored.h"
+#include "src/run/memory.h"
 #include "src/run/rows.h"
 #include "src/run/stop.h"
 
@@ -126,6 +127,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     if (status == MM_OK && kind == MM_JOB_TRAIN)
         status = mm_stop_before_start(comm, err);
     if (status == MM_OK) {
+        if (!dry && !dev->asynchronous)
+            mm_memory_limit(dev, comm);
         job->arena = mm_arena_create(dev, dry);
         create_model(job, kind);
         if (!dry && kind != MM_JOB_PRETRAIN)

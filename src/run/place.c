@@ -59,10 +59,8 @@ static void open_best(struct mm_device **dev, struct mm_comm *comm) {
 }
 
 /* Where a rank has no memory for products, none goes on. */
-static enum mm_status prepare_products(struct mm_comm *comm, const struct mm_config *config,
-                                       struct mm_error *err) {
-    bool exact = config->reduction == MM_REDUCTION_EXACT;
-    return mm_comm_agree(comm, mm_blas_take_memory(mm_cpu_threads(), exact, err), err);
+static enum mm_status prepare_products(struct mm_comm *comm, struct mm_error *err) {
+    return mm_comm_agree(comm, mm_blas_take_memory(mm_cpu_threads(), err), err);
 }
 
 static void say(const struct mm_comm *comm, const struct mm_device *dev,
@@ -97,7 +95,7 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);
     if (status == MM_OK && !cuda)
-        status = prepare_products(comm, config, err);
+        status = prepare_products(comm, err);
     if (status == MM_OK)
         say(comm, *dev, config);
     return status;

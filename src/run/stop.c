@@ -53,6 +53,10 @@ bool mm_stop_asked(void) {
 void mm_stop_read_limit(void) {
     const char *text = getenv("SLURM_JOB_END_TIME");
     char *rest;
+    if ((!text || !*text) && getenv("SLURM_JOB_ID"))
+        mm_log0(MM_LOG_INFO,
+                "SLURM_JOB_END_TIME is not set: no time limit is known, and only a signal stops "
+                "the run with a checkpoint");
     if (!text || !*text)
         return;
     double left = strtod(text, &rest) - (double)time(NULL);

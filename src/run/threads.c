@@ -1,17 +1,17 @@
 /* threads.c - see threads.h. */
-#define _GNU_SOURCE /* CPU affinity */
 #include "src/run/threads.h"
 
-#include <sched.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "kernels/device.h"
+#include "kernels/processor.h"
 
 /* Where a rank may run. */
 struct home {
     int machine;
-    cpu_set_t cpus;
+    bool cpus[MM_MOST_CPUS];
 };
 
 /* A number of CPUs that Slurm set, or `otherwise`. */
@@ -24,9 +24,7 @@ static long slurm_number(const char *name, long otherwise) {
 static struct home *gather(struct mm_comm *comm) {
     struct home mine = {.machine = mm_comm_machine(comm)};
     struct home *all = mm_calloc((size_t)mm_comm_size(comm), sizeof *all);
-    CPU_ZERO(&mine.cpus);
-    if (sched_getaffinity(0, sizeof mine.cpus, &mine.cpus) != 0) /* more CPUs than a set has */
-        CPU_SET(0, &mine.cpus);
+    mm_processor_cpus(mine.cpus);
     mm_comm_gather_all(comm, &mine, sizeof mine, all);
     return all;
 }
@@ -35,16 +33,69 @@ static struct home *gather(struct mm_comm *comm) {
 static int ranks_on(const struct mm_comm *comm, const struct home *all, int cpu) {
     int n = 0;
     for (int r = 0; r < mm_comm_size(comm); r++)
-        n += all[r].machine == mm_comm_machine(comm) && CPU_ISSET(cpu, &all[r].cpus);
+        n += all[r].machine == mm_comm_machine(comm) && all[r].cpus[cpu];
     return n;
 }
 
-static void warn_idle(const struct mm_comm *comm, long used) {
+/* The variable that makes the runtime bind threads. */
+static const char *binding_variable(void) {
+    static const char *const names[] = {"GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PROC_BIND",
+                                        "OMP_PLACES"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i]))
+            return names[i];
+    return NULL;
+}
+
+/* `used` CPUs have a rank, and on one of them there are `most` ranks. */
+static void warn_bound(const struct mm_comm *comm, long used, int most) {
     long here = slurm_number("SLURM_CPUS_ON_NODE", sysconf(_SC_NPROCESSORS_ONLN));
-    if (mm_comm_size(comm) > 1 && mm_comm_local_size(comm) == mm_comm_size(comm) && used < here)
+    const char *name = binding_variable();
+    if (mm_comm_size(comm) == 1 || mm_comm_local_size(comm) != mm_comm_size(comm))
+        return;
+    if (omp_get_proc_bind() != omp_proc_bind_false && name && most > 1)
+        mm_log0(MM_LOG_WARN,
+                "%s=%s binds the threads of %d ranks to the same cores: unset it, or give each "
+                "rank cores of its own ('mpirun --map-by slot:PE=%ld')",
+                name, getenv(name), most,
+                here / mm_comm_size(comm) < 1 ? 1 : here / mm_comm_size(comm));
+    else if (used < here)
         mm_log0(MM_LOG_WARN,
                 "%d ranks may use %ld of this machine's %ld cores: try 'mpirun --bind-to none'",
                 mm_comm_size(comm), used, here);
+}
+
+static void warn_alone(const struct mm_comm *comm) {
+    long tasks = slurm_number("SLURM_NTASKS", 1);
+    if (mm_comm_size(comm) == 1 && !mm_comm_launched() && tasks > 1)
+        mm_log0(MM_LOG_WARN,
+                "the Slurm job has %ld tasks, but this is one rank outside of them: 'srun "
+                "--mpi=pmix mudman-mpi ...' starts a rank in each",
+                tasks);
+}
+
+/* Whether the OpenMP runtime took its number of threads from OMP_NUM_THREADS: a number, or several
+ * for nested regions. */
+static bool runtime_took(const char *text) {
+    char *rest;
+    bool first = strtol(text, &rest, 10) == mm_cpu_threads();
+    while (rest != text && *rest == ',') {
+        text = rest + 1;
+        strtol(text, &rest, 10);
+    }
+    return first && rest != text && rest[strspn(rest, " \t")] == '\0';
+}
+
+static void settle_number(int share) {
+    const char *asked = getenv("OMP_NUM_THREADS");
+    if (asked && runtime_took(asked))
+        return;
+    mm_cpu_set_threads(share);
+    if (asked)
+        mm_log0(MM_LOG_WARN,
+                "OMP_NUM_THREADS='%s' is no number of threads: a rank takes %d, its share of the "
+                "CPUs",
+                asked, share);
 }
 
 void mm_threads_settle(struct mm_comm *comm, bool idle) {
@@ -52,19 +103,21 @@ void mm_threads_settle(struct mm_comm *comm, bool idle) {
     const struct home *mine = &all[mm_comm_rank(comm)];
     double share = 1e-9; /* thirds add up to a whole */
     long used = 0;
-    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    int shared_by = 0;
+    for (int cpu = 0; cpu < MM_MOST_CPUS; cpu++) {
         int ranks = ranks_on(comm, all, cpu);
         used += ranks > 0;
-        if (CPU_ISSET(cpu, &mine->cpus))
+        shared_by = ranks > shared_by ? ranks : shared_by;
+        if (mine->cpus[cpu])
             share += 1.0 / ranks;
     }
     mm_free(all);
-    long most = slurm_number("SLURM_CPUS_ON_NODE", CPU_SETSIZE) / mm_comm_local_size(comm);
+    long most = slurm_number("SLURM_CPUS_ON_NODE", MM_MOST_CPUS) / mm_comm_local_size(comm);
     long threads = (long)share < most ? (long)share : most;
     most = slurm_number("SLURM_CPUS_PER_TASK", threads);
     threads = threads < most ? threads : most;
-    if (!getenv("OMP_NUM_THREADS"))
-        mm_cpu_set_threads(threads < 1 ? 1 : (int)threads);
+    settle_number(threads < 1 ? 1 : (int)threads);
     if (idle)
-        warn_idle(comm, used);
+        warn_bound(comm, used, shared_by);
+    warn_alone(comm);
 }

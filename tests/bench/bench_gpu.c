@@ -119,11 +119,11 @@ static double elements_rope(const struct bench *b) {
     return 2 * (double)(b->n * (h->heads + h->kv_heads) * h->rotary_dim);
 }
 static void run_attention(const struct bench *b) {
-    b->ops->attention(b->dev, b->att, b->qkv, b->lse, &b->shape.arch.heads, BATCH, CONTEXT);
+    b->ops->attention(b->dev, b->att, b->qkv, b->lse, &b->shape.arch.heads, CONTEXT);
 }
 static void run_attention_grad(const struct bench *b) {
     b->ops->attention_grad(b->dev, b->dqkv, b->datt, b->att, b->qkv, b->lse, &b->shape.arch.heads,
-                           BATCH, CONTEXT);
+                           CONTEXT);
 }
 static double elements_attention(const struct bench *b) {
     return size(b->qkv) + size(b->att);
@@ -171,8 +171,8 @@ static double elements_bias_db(const struct bench *b) {
     return size(b->qkv);
 }
 static void run_loss(const struct bench *b) {
-    b->ops->loss(b->dev, MM_LOSS_CROSS_ENTROPY, 0, b->logits, b->tokens, 1, NULL, b->losses,
-                 b->logits);
+    struct mm_loss how = {.fn = MM_LOSS_CROSS_ENTROPY, .scale = 1};
+    b->ops->loss(b->dev, &how, b->logits, b->tokens, b->losses, b->logits);
 }
 static double elements_loss(const struct bench *b) {
     return 2 * size(b->logits);
@@ -190,14 +190,17 @@ VECTOR(sum_squares, 1, b->scalars, b->g, MM_F32)
 VECTOR(fork, 2, b->m, b->b, &b->loop->stop)
 VECTOR(retain_step, 5, b->m, b->b, b->g, 0.9, 1e-9, &b->loop->stop)
 VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, &b->loop->stop)
-VECTOR(mask_sums, 2, b->sums, b->g, b->m, b->offsets, b->tensors_n, true, NULL)
-VECTOR(unlearn_step, 4, b->b, b->g, b->m, b->offsets, b->tensors_n, b->scale, 1e-9, true, NULL,
-       &b->loop->stop)
+#define MASK(b)                                                                                    \
+    &(struct mm_mask) {                                                                            \
+        (b)->m, true, (b)->offsets, (b)->tensors_n                                                 \
+    }
+VECTOR(mask_sums, 2, b->sums, b->g, MASK(b), NULL)
+VECTOR(unlearn_step, 4, b->b, b->g, MASK(b), b->scale, 1e-9, NULL, &b->loop->stop)
 VECTOR(sgd_step, 3, b->b, b->g, 1e-9)
 VECTOR(adamw_step, 7, b->b, b->m, b->second, b->g,
        &(struct mm_adamw){1, 1e-9, {0.9, 0.95}, 1e-8, 0.1, 1})
-VECTOR(unlearn_scale, 0, b->scale, b->sums, b->tensors_n, MM_NORM_GLOBAL_PRE_MASK, false, 1, MM_F32,
-       b->loop)
+VECTOR(unlearn_scale, 0, &(struct mm_normalizing){MM_NORM_GLOBAL_PRE_MASK, false, 1, MM_F32},
+       b->scale, b->sums, b->tensors_n, b->loop)
 
 static void run_convert(const struct bench *b) {
     b->ops->convert(b->dev, b->m.data, MM_BF16, b->b.data, MM_F32, b->b.n);

@@ -63,21 +63,21 @@ PROFILED(PROFILE_ELEMENTS, rope,
          (dev, qkv, heads, T, cosine, sine, inverse))
 PROFILED(PROFILE_ATTENTION, attention,
          (DEV, struct mm_mat out, struct mm_mat qkv, float *lse, const struct mm_heads *heads,
-          size_t B, size_t T),
-         (dev, out, qkv, lse, heads, B, T))
+          size_t T),
+         (dev, out, qkv, lse, heads, T))
 PROFILED(PROFILE_ATTENTION, attention_grad,
          (DEV, struct mm_mat dqkv, struct mm_mat dout, struct mm_mat out, struct mm_mat qkv,
-          const float *lse, const struct mm_heads *heads, size_t B, size_t T),
-         (dev, dqkv, dout, out, qkv, lse, heads, B, T))
+          const float *lse, const struct mm_heads *heads, size_t T),
+         (dev, dqkv, dout, out, qkv, lse, heads, T))
 PROFILED(PROFILE_ELEMENTS, activate,
          (DEV, enum mm_activation kind, struct mm_mat h, struct mm_mat u), (dev, kind, h, u))
 PROFILED(PROFILE_ELEMENTS, activate_grad,
          (DEV, enum mm_activation kind, struct mm_mat du, struct mm_mat dh, struct mm_mat u),
          (dev, kind, du, dh, u))
 PROFILED(PROFILE_LOSS, loss,
-         (DEV, enum mm_loss_fn fn, float clip_at, struct mm_mat logits, const uint32_t *targets,
-          float scale, const float *weights, float *losses, struct mm_mat dlogits),
-         (dev, fn, clip_at, logits, targets, scale, weights, losses, dlogits))
+         (DEV, const struct mm_loss *how, struct mm_mat logits, const uint32_t *targets,
+          float *losses, struct mm_mat dlogits),
+         (dev, how, logits, targets, losses, dlogits))
 PROFILED(PROFILE_UPDATES, convert,
          (DEV, void *dst, enum mm_dtype dst_dtype, const void *src, enum mm_dtype src_dtype,
           size_t n),
@@ -94,15 +94,14 @@ PROFILED(PROFILE_UPDATES, adversary_step,
           double decay, const uint32_t *stop),
          (dev, a, b, g, rate, decay, stop))
 PROFILED(PROFILE_UPDATES, mask_sums,
-         (DEV, struct mm_mask_sums *sums, struct mm_vector g, struct mm_vector m,
-          const size_t *offsets, size_t tensors_n, bool masking,
+         (DEV, struct mm_mask_sums *sums, struct mm_vector g, const struct mm_mask *mask,
           const struct mm_unlearn_options *options),
-         (dev, sums, g, m, offsets, tensors_n, masking, options))
+         (dev, sums, g, mask, options))
 PROFILED(PROFILE_UPDATES, unlearn_step,
-         (DEV, struct mm_vector b, struct mm_vector g, struct mm_vector m, const size_t *offsets,
-          size_t tensors_n, const double *scale, double rate, bool masking,
-          const struct mm_unlearn_options *options, const uint32_t *stop),
-         (dev, b, g, m, offsets, tensors_n, scale, rate, masking, options, stop))
+         (DEV, struct mm_vector b, struct mm_vector g, const struct mm_mask *mask,
+          const double *scale, double rate, const struct mm_unlearn_options *options,
+          const uint32_t *stop),
+         (dev, b, g, mask, scale, rate, options, stop))
 PROFILED(PROFILE_UPDATES, sgd_step, (DEV, struct mm_vector p, struct mm_vector g, double rate),
          (dev, p, g, rate))
 
@@ -115,10 +114,11 @@ static inline void profile_begin(struct mm_device *dev) {
     PROFILE(linear_dx)
     PROFILE(linear_dw)
     PROFILE(bias_db)
-    PROFILE(embed) PROFILE(embed_grad) PROFILE(norm) PROFILE(norm_grad) PROFILE(rope)
-        PROFILE(attention) PROFILE(attention_grad) PROFILE(activate) PROFILE(activate_grad)
-            PROFILE(loss) PROFILE(convert) PROFILE(sum_squares) PROFILE(retain_step)
-                PROFILE(adversary_step) PROFILE(mask_sums) PROFILE(unlearn_step) PROFILE(sgd_step)
+    PROFILE(embed)
+    PROFILE(embed_grad) PROFILE(norm) PROFILE(norm_grad) PROFILE(rope) PROFILE(attention)
+        PROFILE(attention_grad) PROFILE(activate) PROFILE(activate_grad) PROFILE(loss)
+            PROFILE(convert) PROFILE(sum_squares) PROFILE(retain_step) PROFILE(adversary_step)
+                PROFILE(mask_sums) PROFILE(unlearn_step) PROFILE(sgd_step)
 #undef PROFILE
                     dev->ops = &profile_table;
 }

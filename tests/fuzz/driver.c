@@ -12,7 +12,7 @@
 #include "io/files.h"
 #include "tests/fuzz/fuzz.h"
 
-enum { SECONDS = 10, MEGABYTES = 64 };
+enum { SECONDS = 10, MEGABYTES = 128 }; /* half of them mm_calloc leaves to libraries */
 
 #if defined(__SANITIZE_ADDRESS__)
 /* The address space of AddressSanitizer knows no limit. */

@@ -3,6 +3,7 @@
 
     seeds.py TARGET FOLDER     writes FOLDER/seeds/* and FOLDER/dictionary
 """
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ def texts_in(source):
     text = (ROOT / source).read_text()
     names = set(re.findall(r'"([a-z_.0-9]{3,40})"', text))
     names |= set(re.findall(r'^ *(?:PATH|INTEGER|NUMBER|BOOL|ENUM)\(([a-z_.0-9]+)', text, re.M))
-    return sorted(names | {name.split('.')[-1] for name in names})
+    return sorted(names | {name.split('.')[-1] for name in names} - {''})
 
 
 def safetensors():
@@ -41,9 +42,26 @@ def weights():
     return [index + b'\0' + config, index.replace(b'"a.s', b'"../a.s')], JSON
 
 
+FIELDS = ['src/model/arch.c', 'src/model/family.c', 'src/model/rope_fields.c']
+
+
 def arch():
-    words = ['"\\"%s\\""' % name for name in texts_in('src/model/arch.c')]
+    words = ['"\\"%s\\""' % name for source in FIELDS for name in texts_in(source)]
     return [p.read_bytes() for p in ROOT.glob('tests/golden/*/config.json')], JSON + words
+
+
+def stored():
+    seeds = []
+    for golden in ROOT.glob('tests/golden/*/config.json'):
+        data = (golden.parent / 'model.safetensors').read_bytes()
+        header = json.loads(data[8:8 + int.from_bytes(data[:8], 'little')])
+        tensors = b''.join(name.encode() + bytes([0, *(tensor['shape'] + [0])[:2], 0, 1])
+                           for name, tensor in header.items() if name != '__metadata__')
+        seeds.append(b'\0' + golden.read_bytes() + b'\0' + tensors)
+    names = ['"lm_head.weight\\x00"', '"embed_out.weight\\x00"', '"model."', '"gpt_neox."',
+             '"model.embed_tokens.weight\\x00"', '"gpt_neox.embed_in.weight\\x00"',
+             '"rotary_emb.inv_freq\\x00"', '"\\"tie_word_embeddings\\":true"']
+    return seeds + [b'\x87' + seed[1:] for seed in seeds[:1]], JSON + arch()[1] + names
 
 
 def config():

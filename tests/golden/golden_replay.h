@@ -45,7 +45,9 @@ static inline void check_replay(struct fixture *f, const char *variant) {
                                            .adv_rate = c->adv_update * c->unlearning_rate,
                                            .stop = stop},
                                     *options = c->adv_update > 0 ? &all : NULL;
-    size_t n = shard->tensors_n;
+    const struct mm_mask mask = {u->m, c->use_masking, u->over_w.offsets, shard->tensors_n};
+    const struct mm_normalizing norm = {c->normalization, c->rate_scale == MM_RATE_STUDY,
+                                        shard->layout.total, MM_BF16};
     for (size_t t = 0; t < c->loops; t++) {
         if (t % c->fork_every_n_loops == 0)
             dev->ops->fork(dev, u->a, u->b, stop);
@@ -54,14 +56,10 @@ static inline void check_replay(struct fixture *f, const char *variant) {
         load_gradient(group, "adversary", t, shard, u->g);
         dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
         load_gradient(group, "unlearning", t, shard, u->g);
-        dev->ops->mask_sums(dev, u->sums, u->g, u->m, u->over_w.offsets, n, c->use_masking,
-                            options);
-        mm_comm_sum_device(comm, (double *)u->sums, 3 * n);
-        dev->ops->unlearn_scale(dev, u->scale, u->sums, n, c->normalization,
-                                c->rate_scale == MM_RATE_STUDY, shard->layout.total, MM_BF16,
-                                u->scalars);
-        dev->ops->unlearn_step(dev, u->b, u->g, u->m, u->over_w.offsets, n, u->scale,
-                               c->unlearning_rate, c->use_masking, options, stop);
+        dev->ops->mask_sums(dev, u->sums, u->g, &mask, options);
+        mm_comm_sum_device(comm, (double *)u->sums, 3 * mask.tensors_n);
+        dev->ops->unlearn_scale(dev, &norm, u->scale, u->sums, mask.tensors_n, u->scalars);
+        dev->ops->unlearn_step(dev, u->b, u->g, &mask, u->scale, c->unlearning_rate, options, stop);
     }
     check_vector(variant, group, "base", shard, u->b, 0);
     check_vector(variant, group, "adversary", shard, u->a, 0);

@@ -22,6 +22,7 @@
  *   log          a line "BYTES gradient" or "BYTES sum" to the file MUDMAN_FAULT_LOG, by rank 0
  *
  * MUDMAN_FAULT_ABORT: MPI_Abort never ends.
+ * MUDMAN_FAULT_RAM is this machine's memory in bytes.
  * MUDMAN_FAULT_CORE is what OpenBLAS says its kernels are while OPENBLAS_CORETYPE is not set.
  */
 #define _GNU_SOURCE
@@ -32,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 static struct {
@@ -101,6 +103,16 @@ char *openblas_get_corename(void) {
     char *(*next)(void) = next_of("openblas_get_corename");
     char *told = getenv("MUDMAN_FAULT_CORE"), *asked = getenv("OPENBLAS_CORETYPE");
     return told && !(asked && *asked) ? told : next();
+}
+
+int sysinfo(struct sysinfo *info) {
+    int (*next)(struct sysinfo *) = next_of("sysinfo"), result = next(info);
+    const char *told = getenv("MUDMAN_FAULT_RAM");
+    if (told) {
+        info->totalram = strtoul(told, NULL, 10) / info->mem_unit;
+        info->totalswap = 0;
+    }
+    return result;
 }
 
 int MPI_Init_thread(int *argc, char ***argv, int required, int *provided) {

@@ -368,4 +368,5 @@ def test_eval_says_what_it_stands_on(tiny: Case, finished: Path) -> None:
     identity = result_of(finished)["identity"]
     names = ("config.json", "weights", "evaluation")
     lines = succeed("eval", tiny.config, ranks=2).out.splitlines()
-    assert lines[2:] == [f"hash {name} {identity[name]}" for name in names]
+    assert lines[:3] == [f"hash {name} {identity[name]}" for name in names]
+    assert [line.rpartition(" ")[0] for line in lines[3:]] == ["forget loss", "retain loss"]

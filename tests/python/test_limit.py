@@ -39,6 +39,12 @@ def test_stops_before_the_time_limit(
     assert outcome.status == 0 and "SLURM_JOB_END_TIME=12 is past" in outcome.err
 
 
+def test_a_time_limit_that_is_not_known(tiny: Case, tmp_path: Path) -> None:
+    job, said = ["env", "SLURM_JOB_ID=1"], "no time limit is known"
+    assert said in tiny.run(tmp_path / "job", wrapper=job).err
+    assert said not in tiny.run(tmp_path / "no job").err
+
+
 def test_relearning_and_the_time_limit(
     tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +80,9 @@ FIRST = min(os.sched_getaffinity(0))
         (1, ["env", "SLURM_CPUS_PER_TASK=1"], 1),
         (1, ["env", "SLURM_CPUS_ON_NODE=1"], 1),
         (2, ["env", "OMP_NUM_THREADS=3"], 3),
+        (1, ["env", "OMP_NUM_THREADS=3,1"], 3),
+        (1, ["env", "OMP_PROC_BIND=true"], CPUS),
+        (1, ["env", f"OMP_PLACES={{{FIRST}}}"], 1),
     ],
 )
 def test_ranks_share_the_cpus(tiny: Case, ranks: int, wrapper: list[str], threads: int) -> None:
@@ -81,3 +90,29 @@ def test_ranks_share_the_cpus(tiny: Case, ranks: int, wrapper: list[str], thread
     outcome = mudman("eval", tiny.config, ranks=ranks, wrapper=unset)
     assert outcome.status == 0 and f": {threads} threads a rank" in outcome.err, outcome.err
     assert "bind-to none" not in outcome.err or "taskset" in wrapper
+
+
+@pytest.mark.parametrize("text", ["", "0", "abc", f"{CPUS}x", "-1"])
+def test_no_number_of_threads(tiny: Case, text: str) -> None:
+    """As with no variable at all, and the warning names it: the runtime would give all CPUs to each rank."""
+    wrapper = ["env", f"OMP_NUM_THREADS={text}", "MUDMAN_DEBUG=1"]
+    outcome = mudman("eval", tiny.config, ranks=2, wrapper=wrapper)
+    threads = max(1, CPUS // 2)
+    assert outcome.status == 0 and f": {threads} threads a rank" in outcome.err, outcome.err
+    assert f"warning: OMP_NUM_THREADS='{text}' is no number of threads" in outcome.err
+
+
+def test_openmp_binds_ranks_to_the_same_cores(tiny: Case) -> None:
+    outcome = mudman("eval", tiny.config, ranks=2, wrapper=["env", "OMP_PROC_BIND=close"])
+    assert "warning: OMP_PROC_BIND=close binds the threads of 2 ranks to the same cores" in outcome.err
+    assert "bind-to none" not in outcome.err and outcome.err.count("warning") == 1
+    assert mudman("eval", tiny.config, wrapper=["env", "OMP_PROC_BIND=close"]).err == ""
+
+
+def test_one_rank_beside_the_tasks_of_a_job(tiny: Case) -> None:
+    """A batch script that forgot srun; within a step, or under mpirun, the user chose the ranks."""
+    tasks = ["env", "SLURM_JOB_ID=1", "SLURM_NTASKS=4"]
+    said = "warning: the Slurm job has 4 tasks, but this is one rank outside of them"
+    assert said in mudman("eval", tiny.config, wrapper=tasks).err
+    assert "tasks" not in mudman("eval", tiny.config, wrapper=[*tasks[:2], "SLURM_NTASKS=1"]).err
+    assert "tasks" not in mudman("eval", tiny.config, ranks=2, wrapper=tasks).err

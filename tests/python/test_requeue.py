@@ -42,13 +42,19 @@ class Batch:
         for loops in checkpoints:
             (self.run / "checkpoints" / str(loops)).mkdir()
 
-    def end(self, *faults: str, state: str = "JobState=RUNNING Reason=None") -> tuple[int, str]:
+    def end(
+        self,
+        *faults: str,
+        state: str = "JobState=RUNNING Reason=None",
+        squeue: str = "echo N/A",
+        **variables: str,
+    ) -> tuple[int, str]:
         """The status of the batch script and what it said; the launcher's calls end so."""
         stand_ins = self.folder / "bin"
         stand_ins.mkdir()
         (self.folder / "faults").write_text("".join(f"{line}\n" for line in faults))
         for name, text in {
-            "squeue": "#!/bin/sh\necho N/A\n",
+            "squeue": f"#!/bin/sh\n{squeue}\n",
             "scontrol": f'#!/bin/sh\n[ "$1" = requeue ] && echo "scontrol $*" >&2\necho {state}\n',
             "launch": FAULT.format(script=self.folder / "faults", log=self.folder / "started"),
         }.items():
@@ -57,7 +63,8 @@ class Batch:
         done = subprocess.run(
             [ROOT / "slurm" / "train.sh", BINARY, self.config, self.run, "launch"],
             env=environment(1)
-            | {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"},
+            | {"PATH": f"{stand_ins}:{os.environ['PATH']}", "SLURM_JOB_ID": "9"}
+            | variables,
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -135,3 +142,18 @@ def test_run_before_its_first_checkpoint(batch: Batch) -> None:
     assert status == 0 and batch.started() == ["resume"], told
     assert "has no checkpoint yet: starting again" in told
     assert result_of(batch.run)["status"] == "done"
+
+
+AT_TEN = """if [ "$SLURM_TIME_FORMAT" = standard ]; then echo 2030-01-02T10:00:00; else echo 2 Jan 10:00; fi"""
+
+
+@pytest.mark.parametrize(
+    ("squeue", "known"),
+    [(AT_TEN, True), ("echo N/A", False), ("exit 1", False), ("echo 10:00", False)],
+)
+def test_when_the_job_ends(batch: Batch, squeue: str, known: bool) -> None:
+    """Asked in one format, whatever the user's variable says; what is not known is said."""
+    say = 'echo "ends ${SLURM_JOB_END_TIME:-unknown}" >&2; exit 2'
+    _, told = batch.end(say, squeue=squeue, TZ="UTC", SLURM_TIME_FORMAT="%d %b %H:%M")
+    assert ("ends 1893578400" if known else "ends unknown") in told
+    assert ("no time limit is known" in told) != known

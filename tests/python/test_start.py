@@ -3,6 +3,7 @@ stop signals that come twice."""
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fault_helpers import LIBRARY, faulty
-from job_helpers import Job, fail, lines_of, result_of, succeed
-from model_helpers import Case
+from job_helpers import Job, fail, lines_of, mudman, result_of, succeed
+from model_helpers import Case, random_case, random_llama
 
 PRETEND = ["env", "-u", "OPENBLAS_CORETYPE", f"LD_PRELOAD={LIBRARY}", "MUDMAN_FAULT_CORE=Prescott"]
 ANEW = re.compile(r"^OpenBLAS \S+ chose its Prescott kernels, .* OPENBLAS_CORETYPE=(\w+)$", re.M)
@@ -44,6 +45,14 @@ def test_a_job_starts_anew_once(tiny: Case, tmp_path: Path, ranks: int) -> None:
     outcome = tiny.run(run, "unlearn.loops=2", wrapper=PRETEND, ranks=ranks)
     assert ANEW.findall(outcome.err) == [core], outcome.err
     assert len(lines_of(run, "unlearn")) == 2 and result_of(run)["status"] == "done"
+
+
+def test_starting_anew_keeps_the_cpus(tiny: Case) -> None:
+    """OpenMP binds the thread that starts the program anew: that is not all there is to use."""
+    debug = ["env", "-u", "OMP_NUM_THREADS", "OMP_PROC_BIND=true", "MUDMAN_DEBUG=1"]
+    outcome = succeed("eval", tiny.config, wrapper=[*debug, *PRETEND])
+    assert ANEW.findall(outcome.err) == [wanted()]
+    assert f": {len(os.sched_getaffinity(0))} threads a rank" in outcome.err
 
 
 def test_the_user_s_choice_is_respected() -> None:
@@ -85,6 +94,45 @@ def test_no_memory_for_the_first_product(tiny: Case, tmp_path: Path, ranks: int,
     )  # fmt: skip
     assert NO_MEMORY.format(64) in message and "ulimit -v" in message
     assert not run.exists()
+
+
+def test_no_memory_for_another_thread(tiny: Case, tmp_path: Path) -> None:
+    """Each thread multiplies by itself in attention. Whatever the limit leaves: no thread waits for ever for a
+    buffer, and no library crashes."""
+    for step in range(12):
+        limited = ["prlimit", f"--as={(600 + 50 * step) << 20}"]
+        run = f"output.dir={tmp_path / str(step)}"
+        outcome = mudman("run", tiny.config, run, wrapper=limited, threads=2, limit=20)
+        assert outcome.status in (0, 1), outcome.err
+        assert outcome.status == 0 or "memory" in outcome.messages[0], outcome.err
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_more_than_the_machine_has(tiny: Case, tmp_path: Path, ranks: int) -> None:
+    """Said before any of it is taken: the kernel would end the process without a word."""
+    machine = ["env", f"LD_PRELOAD={LIBRARY}", "MUDMAN_FAULT_RAM=1000000"]
+    outcome = mudman("run", tiny.config, f"output.dir={tmp_path}", wrapper=machine, ranks=ranks)
+    assert outcome.status == 1
+    assert f" within this machine's memory, 1.00 MB for {ranks} rank" in outcome.messages[0]
+
+
+def test_more_than_the_control_group_may_have(tmp_path: Path) -> None:
+    """Of its 32 MB the weights would take 51."""
+    memory = Path("/sys/fs/cgroup/memory")
+    if not os.access(memory / "memory.limit_in_bytes", os.W_OK):
+        pytest.skip("no control groups (version 1) of memory to make here")
+    model = random_llama(tmp_path / "model", width=64, mlp=64, layers=1, vocab=200_000)
+    config = random_case(tmp_path, model, batch=2, context=8)
+    group = memory / f"mudman-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(32 << 20))
+        enter = ["sh", "-c", f"echo $$ >{group}/cgroup.procs && exec \"$@\"", "sh"]
+        outcome = mudman("run", config, f"output.dir={tmp_path / 'run'}", wrapper=enter)
+        assert outcome.status == 1, outcome.err
+        assert " within the job's limit on memory, 33.55 MB for 1 rank" in outcome.messages[0]
+    finally:
+        group.rmdir()
 
 
 # -- alone and hanging --------------------------------------------------------------------------------

@@ -32,6 +32,16 @@ if(NOT CMAKE_CXX_COMPILER)
 endif()
 enable_language(CXX)
 
+if(MUDMAN_CUDA_FOUND)
+  add_subdirectory(ptx)
+  add_programs(ptx "${OPERATION_TESTS}" mm_ptx mm_kernels)
+  foreach(source ${OPERATION_TESTS})
+    get_filename_component(name ${source} NAME_WE)
+    string(REPLACE "test_" "ptx_" test ${name})
+    mm_test(${test} LABELS ptx COMMAND ${name}_ptx)
+  endforeach()
+endif()
+
 # All kernels but matrix.cu, which is cuBLASLt's. Objects: so that they, and no archive's, are what
 # the rest of the program finds.
 file(GLOB SHIM_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)

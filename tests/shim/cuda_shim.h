@@ -65,6 +65,7 @@ void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream
                  std::function<void()> thread);
 void *
 shim_shared(void); /* the block's dynamic shared memory; its contents are no numbers at first */
+bool shim_device_block(const void *p, char **first, size_t *bytes);
 [[noreturn]] void shim_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Arguments are copied now: what they are taken from may change before the kernel runs. */

@@ -24,6 +24,16 @@ static bool inside(const blocks &of, const void *p, size_t bytes) {
     return first + bytes <= block.first + block.second;
 }
 
+/* The block of the device's memory that holds p. */
+bool shim_device_block(const void *p, char **first, size_t *bytes) {
+    blocks::const_iterator next = device_blocks.upper_bound(static_cast<const char *>(p));
+    if (next == device_blocks.begin() || !inside(device_blocks, p, 1))
+        return false;
+    *first = const_cast<char *>((--next)->first);
+    *bytes = next->second;
+    return true;
+}
+
 #if defined(__SANITIZE_ADDRESS__)
 static void *take(size_t bytes) {
     void *block;
@@ -360,7 +370,9 @@ cudaError_t cudaSetDevice(int) {
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
-    *properties = {"shim", 9, 0};
+    *properties = {};
+    strcpy(properties->name, "shim");
+    properties->major = 9;
     return cudaSuccess;
 }
 

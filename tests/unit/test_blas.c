@@ -78,8 +78,8 @@ static void memory_is_taken(void **state) {
     (void)state;
     struct mm_error err;
     long before = mm_live_blocks();
-    assert_int_equal(mm_blas_take_memory(1, false, &err), MM_OK);
-    assert_int_equal(mm_blas_take_memory(2, true, &err), MM_OK);
+    assert_int_equal(mm_blas_take_memory(1, &err), MM_OK);
+    assert_int_equal(mm_blas_take_memory(2, &err), MM_OK);
     assert_int_equal(mm_live_blocks(), before);
 }
 

@@ -101,8 +101,9 @@ static void exponential_of_each_set(void **state) {
     z[V - 1] = -87;
     FOR_SUBJECTS(s, MM_F32) {
         struct box bz = box_row(s, MM_F32, V, z), bl = box_row(s, MM_F32, 1, NULL);
-        s->dev->ops->loss(s->dev, MM_LOSS_CROSS_ENTROPY, 0, bz.mat,
-                          device_put(s, &target, sizeof target), 1, NULL, bl.mat.data, bz.mat);
+        struct mm_loss how = {.fn = MM_LOSS_CROSS_ENTROPY, .scale = 1};
+        s->dev->ops->loss(s->dev, &how, bz.mat, device_put(s, &target, sizeof target), bl.mat.data,
+                          bz.mat);
         const double *d = box_read(&bz, "exponentials");
         for (size_t j = 1; j < V; j++)
             if (!(ulps(d[j], exp(z[j])) <= 2))

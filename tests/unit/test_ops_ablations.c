@@ -104,6 +104,11 @@ static struct boxes boxes_of(const struct subject *s, const struct ablation *c,
                           .g = box_row(s, MM_F32, N, e->g)};
 }
 
+static struct mm_mask mask_of(const struct subject *s, const struct boxes *x, bool masking) {
+    return (struct mm_mask){box_vector(&x->m), masking, device_put(s, offsets, sizeof offsets),
+                            TENSORS};
+}
+
 static struct mm_unlearn_options options_of(const struct ablation *c, const struct boxes *x,
                                             const uint32_t *stop) {
     struct mm_unlearn_options o = {.momentum = c->momentum,
@@ -126,9 +131,8 @@ static void check(const struct ablation *c) {
         uint32_t flag = 0, *stop = device_put(s, &flag, sizeof flag);
         struct mm_unlearn_options o = options_of(c, &x, stop);
         struct mm_mask_sums got[TENSORS], *on = device_put(s, e.sums, sizeof got);
-        size_t *at = device_put(s, offsets, sizeof offsets);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&x.g), box_vector(&x.m), at, TENSORS,
-                               c->masking, &o);
+        struct mm_mask mask = mask_of(s, &x, c->masking);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&x.g), &mask, &o);
         device_get(s, got, on, sizeof got);
         for (size_t t = 0; t < TENSORS; t++) {
             expect_scalar(s, "mask_sums raw", got[t].raw, e.sums[t].raw, 1e-13);
@@ -138,9 +142,8 @@ static void check(const struct ablation *c) {
         expect_state(c, &x.f, "mask_sums f", e.f_after, e.f_size);
         expect_exact(&x.g, "mask_sums g", c->momentum > 0 ? box_read(&x.f, "f") : e.g);
         expect_exact(&x.b, "mask_sums b", e.b);
-        s->dev->ops->unlearn_step(s->dev, box_vector(&x.b), box_vector(&x.g), box_vector(&x.m), at,
-                                  TENSORS, device_put(s, e.scale, sizeof e.scale), rate, c->masking,
-                                  &o, stop);
+        s->dev->ops->unlearn_step(s->dev, box_vector(&x.b), box_vector(&x.g), &mask,
+                                  device_put(s, e.scale, sizeof e.scale), rate, &o, stop);
         expect_state(c, &x.b, "unlearn_step b", e.b_after, e.b_size);
         if (c->adv_rate > 0)
             expect_state(c, &x.a, "unlearn_step a", e.a_after, e.a_size);
@@ -172,9 +175,9 @@ static void discards_all(void **state) {
         struct box bb = box_row(s, MM_F32, 6, b), bg = box_row(s, MM_F32, 6, g);
         struct box bm = box_row(s, MM_F32, 6, NULL);
         struct mm_unlearn_options o = {.b = box_vector(&bb), .discard = 0, .stop = stop};
-        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm),
-                                  device_put(s, at, sizeof at), 1, scalar_put(s, 1), 1, false, &o,
-                                  stop);
+        struct mm_mask mask = {box_vector(&bm), false, device_put(s, at, sizeof at), 1};
+        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), &mask, scalar_put(s, 1),
+                                  1, &o, stop);
         expect_exact(&bb, "unlearn_step b", want);
     }
 }
@@ -190,12 +193,10 @@ static void stop_writes_nothing(void **state) {
             uint32_t flag = MM_GUARD_RETAIN_LOSS, *stop = device_put(s, &flag, sizeof flag);
             struct mm_unlearn_options o = options_of(&c, &x, stop);
             struct mm_mask_sums *sums = device_put(s, e.sums, sizeof e.sums);
-            size_t *at = device_put(s, offsets, sizeof offsets);
-            s->dev->ops->mask_sums(s->dev, sums, box_vector(&x.g), box_vector(&x.m), at, TENSORS,
-                                   true, &o);
-            s->dev->ops->unlearn_step(s->dev, box_vector(&x.b), box_vector(&x.g), box_vector(&x.m),
-                                      at, TENSORS, device_put(s, e.scale, sizeof e.scale), rate,
-                                      true, &o, stop);
+            struct mm_mask mask = mask_of(s, &x, true);
+            s->dev->ops->mask_sums(s->dev, sums, box_vector(&x.g), &mask, &o);
+            s->dev->ops->unlearn_step(s->dev, box_vector(&x.b), box_vector(&x.g), &mask,
+                                      device_put(s, e.scale, sizeof e.scale), rate, &o, stop);
             expect_exact(&x.f, "f", e.f);
             expect_exact(&x.g, "g", e.g);
             expect_exact(&x.a, "a", e.a);

@@ -183,11 +183,11 @@ static void check_attention(enum mm_dtype dtype, const struct layout *l, size_t 
         struct box bl = box_row(s, MM_F32, B * h->heads * T, NULL);
         struct box bdo = box_make(s, dtype, B * T, c.width, pad, c.dout);
         struct box bdq = box_make(s, dtype, B * T, c.cols, pad, NULL);
-        s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, B, T);
+        s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, T);
         expect_close(&bo, "attention", c.out, NULL, factor);
         expect_close(&bl, "attention's lse", c.lse, size, 8);
         expect_exact(&bq, "attention's qkv", c.qkv);
-        s->dev->ops->attention_grad(s->dev, bdq.mat, bdo.mat, bo.mat, bq.mat, bl.mat.data, h, B, T);
+        s->dev->ops->attention_grad(s->dev, bdq.mat, bdo.mat, bo.mat, bq.mat, bl.mat.data, h, T);
         check_elements(&c, &bdq, first ? 20 : 60);
         check_directions(&c, &bdq);
         expect_exact(&bq, "attention_grad's qkv", c.qkv);
@@ -242,7 +242,7 @@ static void equal_scores(void **state) {
             struct box bq = box_make(s, dtype, T, cols, 0, qkv);
             struct box bo = box_make(s, dtype, T, width, 0, NULL);
             struct box bl = box_row(s, MM_F32, 3 * T, NULL);
-            s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, 1, T);
+            s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, T);
             expect_close(&bo, "attention", want, NULL, 8);
             expect_close(&bl, "attention's lse", lse, NULL, 4);
         }
@@ -267,7 +267,7 @@ static void future_is_unseen(void **state) {
                     struct box bo = box_make(s, dtype, T, c.width, 0, NULL);
                     struct box bl = box_row(s, MM_F32, h->heads * T, NULL);
                     struct box bq = box_make(s, dtype, T, c.cols, 0, qkv[k]);
-                    s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, 1, T);
+                    s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, T);
                     out[k] = box_read(&bo, "out");
                 }
                 for (size_t i = 0; i < from * c.width; i++)
@@ -293,7 +293,7 @@ static void passes_nan_on(void **state) {
             struct box bo = box_make(s, dtype, T, c.width, 0, NULL);
             struct box bl = box_row(s, MM_F32, h->heads * T, NULL);
             struct box bq = box_make(s, dtype, T, c.cols, 0, c.qkv);
-            s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, 1, T);
+            s->dev->ops->attention(s->dev, bo.mat, bq.mat, bl.mat.data, h, T);
             const double *out = box_read(&bo, "out");
             for (size_t t = 0; t < T; t++) {
                 bool must = part == 0 ? t == bad : t >= bad, may = must || part == 2;

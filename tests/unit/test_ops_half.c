@@ -148,17 +148,16 @@ static void check_mask(bool masking) {
         struct box bg = box_row(s, MM_F32, n, g), bm = box_row(s, MM_BF16, n, m);
         struct box bb = box_row(s, MM_BF16, n, b);
         struct mm_mask_sums got[TENSORS], *on = device_put(s, sums, sizeof sums);
-        size_t *at = device_put(s, offsets, sizeof offsets);
+        struct mm_mask mask = {box_vector(&bm), masking, device_put(s, offsets, sizeof offsets),
+                               TENSORS};
         double *sum = scalar_put(s, 0.25);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking,
-                               NULL);
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), &mask, NULL);
         s->dev->ops->sum_squares(s->dev, sum, box_vector(&bg), MM_BF16);
         device_get(s, got, on, sizeof got);
         expect_scalar(s, "sum_squares", scalar_get(s, sum), squares, 1e-13);
         expect_mask_sums(s, got, sums, TENSORS);
-        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
-                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
-                                  stop_put(s, 0));
+        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), &mask,
+                                  device_put(s, scale, sizeof scale), rate, NULL, stop_put(s, 0));
         expect_exact(&bb, "unlearn_step b", want);
         expect_exact(&bg, "unlearn_step g", g);
         expect_exact(&bm, "unlearn_step m", m);
@@ -189,12 +188,12 @@ static void mask_of_rounded_zeros(void **state) {
         struct mm_mask_sums sums, *on = device_put(s, &sums, sizeof sums);
         struct box bg = box_row(s, MM_F32, n, g_of), bm = box_row(s, MM_BF16, n, m);
         struct box bb = box_row(s, MM_BF16, n, b);
-        size_t *offset = device_put(s, at, sizeof at);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true, NULL);
+        struct mm_mask mask = {box_vector(&bm), true, device_put(s, at, sizeof at), 1};
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), &mask, NULL);
         device_get(s, &sums, on, sizeof sums);
         assert_true(sums.kept_n == 4 + 4 + 1 + 1);
-        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), offset,
-                                  1, scalar_put(s, 0), 1, true, NULL, stop_put(s, 0));
+        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), &mask, scalar_put(s, 0),
+                                  1, NULL, stop_put(s, 0));
         const double *now = box_read(&bb, "b");
         for (size_t i = 0; i < n; i++)
             assert_true(now[i] == b[i]);
@@ -235,6 +234,7 @@ static void check_scale(enum mm_normalization normalization, bool study, bool is
     }
     double raw = norm_of(sums, n, false, is_half), kept = norm_of(sums, n, true, is_half);
     double factor = study ? sqrt(n_w) : 1;
+    struct mm_normalizing how = {normalization, study, n_w, is_half ? MM_BF16 : MM_F32};
     for (size_t t = 0; t < n; t++)
         want[t] = normalization == MM_NORM_GLOBAL_PRE_MASK    ? quotient(factor, raw, is_half)
                   : normalization == MM_NORM_GLOBAL_POST_MASK ? quotient(factor, kept, is_half)
@@ -247,8 +247,8 @@ static void check_scale(enum mm_normalization normalization, bool study, bool is
         double scale[7] = {0, 0, 0, 0, 0, -5, -5};
         void *on = device_put(s, scale, sizeof scale);
         void *scalars_on = device_put(s, &scalars, sizeof scalars);
-        s->dev->ops->unlearn_scale(s->dev, on, device_put(s, sums, sizeof sums), n, normalization,
-                                   study, n_w, is_half ? MM_BF16 : MM_F32, scalars_on);
+        s->dev->ops->unlearn_scale(s->dev, &how, on, device_put(s, sums, sizeof sums), n,
+                                   scalars_on);
         device_get(s, scale, on, sizeof scale);
         device_get(s, &scalars, scalars_on, sizeof scalars);
         for (size_t t = 0; t < n; t++)
@@ -298,9 +298,10 @@ static void unlearn_scale_guards(void **state) {
                     void *on = device_put(s, &scalars, sizeof scalars);
                     void *sums = device_put(s, cases[i].sums, sizeof cases[i].sums);
                     double scale[2];
-                    s->dev->ops->unlearn_scale(s->dev, device_put(s, scale, sizeof scale), sums, 2,
-                                               (enum mm_normalization)normalization, true, 100,
-                                               (enum mm_dtype)dtype, on);
+                    struct mm_normalizing how = {(enum mm_normalization)normalization, true, 100,
+                                                 (enum mm_dtype)dtype};
+                    s->dev->ops->unlearn_scale(s->dev, &how, device_put(s, scale, sizeof scale),
+                                               sums, 2, on);
                     device_get(s, &scalars, on, sizeof scalars);
                     uint32_t want = before ? MM_GUARD_RETAIN_LOSS : cases[i].want[normalization];
                     if (scalars.stop != want)

@@ -99,26 +99,24 @@ static struct loss_case loss_make(enum mm_dtype dtype, enum mm_loss_fn fn, doubl
 static void run_loss(const struct loss_case *c, enum mm_dtype dtype, size_t pad) {
     const char *name = loss_names[c->fn];
     double factor = 8 + (double)c->V / 4000; /* a sum of so many terms */
+    struct mm_loss how = {.fn = c->fn, .clip_at = (float)c->clip_at, .scale = (float)c->scale};
     FOR_SUBJECTS(s, dtype) {
         struct mm_mat none = {0};
         uint32_t *targets = device_put(s, c->targets, c->rows * sizeof *targets);
         struct box bz = box_make(s, dtype, c->rows, c->V, pad, c->z);
         struct box bd = box_make(s, dtype, c->rows, c->V, pad, NULL);
         struct box bl = box_row(s, MM_F32, c->rows, NULL);
-        s->dev->ops->loss(s->dev, c->fn, (float)c->clip_at, bz.mat, targets, (float)c->scale, NULL,
-                          bl.mat.data, none);
+        s->dev->ops->loss(s->dev, &how, bz.mat, targets, bl.mat.data, none);
         expect_close(&bl, name, c->losses, c->losses_size, factor);
         expect_exact(&bz, name, c->z);
         bl = box_row(s, MM_F32, c->rows, NULL);
-        s->dev->ops->loss(s->dev, c->fn, (float)c->clip_at, bz.mat, targets, (float)c->scale, NULL,
-                          bl.mat.data, bd.mat);
+        s->dev->ops->loss(s->dev, &how, bz.mat, targets, bl.mat.data, bd.mat);
         expect_close(&bl, name, c->losses, c->losses_size, factor);
         expect_close(&bd, name, c->d, c->d_size, factor);
         expect_exact(&bz, name, c->z);
         const double *d = box_read(&bd, name);
         bl = box_row(s, MM_F32, c->rows, NULL);
-        s->dev->ops->loss(s->dev, c->fn, (float)c->clip_at, bz.mat, targets, (float)c->scale, NULL,
-                          bl.mat.data, bz.mat);
+        s->dev->ops->loss(s->dev, &how, bz.mat, targets, bl.mat.data, bz.mat);
         expect_close(&bl, name, c->losses, c->losses_size, factor);
         expect_exact(&bz, name, d);
     }
@@ -198,9 +196,9 @@ static void no_target(void **state) {
             FOR_SUBJECTS(s, dtype) {
                 struct box bz = box_make(s, dtype, rows, V, 2, z), bl = box_row(s, MM_F32, 3, NULL);
                 struct box bd = box_make(s, dtype, rows, V, 2, NULL);
-                s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 2, bz.mat,
-                                  device_put(s, targets, sizeof targets), 1, NULL, bl.mat.data,
-                                  in_place ? bz.mat : bd.mat);
+                struct mm_loss how = {.fn = (enum mm_loss_fn)fn, .clip_at = 2, .scale = 1};
+                s->dev->ops->loss(s->dev, &how, bz.mat, device_put(s, targets, sizeof targets),
+                                  bl.mat.data, in_place ? bz.mat : bd.mat);
                 const double *loss = box_read(&bl, "loss");
                 bool counts = fn == MM_LOSS_NEG_ENTROPY;
                 for (size_t i = 0; i < rows; i++)
@@ -233,9 +231,9 @@ static void losses_pass_nan_on(void **state) {
                     struct mm_mat none = {0};
                     struct box bz = box_make(s, dtype, 3, V, 0, z),
                                bl = box_row(s, MM_F32, 3, NULL);
-                    s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, bz.mat,
-                                      device_put(s, targets, sizeof targets), 1, NULL, bl.mat.data,
-                                      none);
+                    struct mm_loss how = {.fn = (enum mm_loss_fn)fn, .scale = 1};
+                    s->dev->ops->loss(s->dev, &how, bz.mat, device_put(s, targets, sizeof targets),
+                                      bl.mat.data, none);
                     const double *loss = box_read(&bl, "loss");
                     if (!isfinite(loss[0]) || isfinite(loss[1]) || !isfinite(loss[2]))
                         fail_msg("%s: %s, V %zu, %s at %zu: %g %g %g", s->dev->name, loss_names[fn],
@@ -259,9 +257,10 @@ static void rows_are_separate(void **state) {
             struct box bd = box_make(s, dtype, c.rows, c.V, 0, NULL);
             struct box be = box_make(s, dtype, c.rows, c.V, 0, NULL);
             struct box bl = box_row(s, MM_F32, c.rows, NULL), bm = box_row(s, MM_F32, c.rows, NULL);
-            s->dev->ops->loss(s->dev, c.fn, 0, bz.mat, targets, 1, NULL, bl.mat.data, bd.mat);
+            struct mm_loss how = {.fn = c.fn, .scale = 1};
+            s->dev->ops->loss(s->dev, &how, bz.mat, targets, bl.mat.data, bd.mat);
             for (size_t i = 0; i < c.rows; i++)
-                s->dev->ops->loss(s->dev, c.fn, 0, mm_mat_rows(bz.mat, i, 1), targets + i, 1, NULL,
+                s->dev->ops->loss(s->dev, &how, mm_mat_rows(bz.mat, i, 1), targets + i,
                                   (float *)bm.mat.data + i, mm_mat_rows(be.mat, i, 1));
             expect_exact(&bm, loss_names[fn], box_read(&bl, "losses"));
             expect_exact(&be, loss_names[fn], box_read(&bd, "dlogits"));

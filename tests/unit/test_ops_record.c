@@ -67,6 +67,8 @@ static void list_ask(struct list *l) {
     const struct mm_ops *ops = dev->ops;
     struct mm_vector b = box_vector(&l->b), m = box_vector(&l->m);
     struct mm_vector g = {l->dw.mat.data, b.n, MM_F32};
+    const struct mm_mask mask = {m, true, l->offsets, 2};
+    const struct mm_normalizing norm = {MM_NORM_GLOBAL_POST_MASK, false, (double)b.n, MM_F32};
     dev->queue->upload(dev, l->x.mat.data, l->from, bytes_of(&l->x));
     dev->queue->upload(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
     ops->activate(dev, MM_SWIGLU, l->h.mat, l->x.mat);
@@ -78,10 +80,9 @@ static void list_ask(struct list *l) {
     ops->activate_grad(dev, MM_SWIGLU, l->du.mat, l->dh.mat, l->x.mat);
     dev->queue->zero(dev, &l->scalars->sum_squares, sizeof(double));
     ops->sum_squares(dev, &l->scalars->sum_squares, g, MM_F32);
-    ops->mask_sums(dev, l->sums, g, m, l->offsets, 2, true, NULL);
-    ops->unlearn_scale(dev, l->scale, l->sums, 2, MM_NORM_GLOBAL_POST_MASK, false, (double)b.n,
-                       MM_F32, l->scalars);
-    ops->unlearn_step(dev, b, g, m, l->offsets, 2, l->scale, 0.1, true, NULL, &l->scalars->stop);
+    ops->mask_sums(dev, l->sums, g, &mask, NULL);
+    ops->unlearn_scale(dev, &norm, l->scale, l->sums, mask.tensors_n, l->scalars);
+    ops->unlearn_step(dev, b, g, &mask, l->scale, 0.1, NULL, &l->scalars->stop);
     dev->queue->download_later(dev, l->to, l->y.mat.data, bytes_of(&l->y));
     dev->queue->download_later(dev, l->to + bytes_of(&l->y), l->b.mat.data, bytes_of(&l->b));
 }

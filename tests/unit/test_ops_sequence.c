@@ -57,10 +57,14 @@ static void check_sequences(struct sequences *c) {
         struct box br = box_row(s, MM_F32, c->B * c->T, c->reference);
         struct box bt = box_row(s, MM_F32, c->B, NULL);
         struct box bw = box_row(s, MM_F32, c->B * c->T, NULL);
-        const float *reference = c->fn == MM_LOSS_NPO ? br.mat.data : NULL;
         uint32_t *y = device_put(s, c->targets, c->B * c->T * sizeof *y);
-        s->dev->ops->sequence_loss(s->dev, c->fn, c->beta, c->gamma, bl.mat.data, reference, y,
-                                   c->B, c->T, c->scale, bt.mat.data, bw.mat.data);
+        struct mm_sequence_loss how = {.fn = c->fn,
+                                       .beta = c->beta,
+                                       .gamma = c->gamma,
+                                       .reference = c->fn == MM_LOSS_NPO ? br.mat.data : NULL,
+                                       .scale = c->scale};
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data, y, c->B, c->T, bt.mat.data,
+                                   bw.mat.data);
         expect_close(&bt, "sequence_loss terms", terms, terms, 1);
         expect_close(&bw, "sequence_loss weights", weights, size, 1);
         expect_exact(&bl, "sequence_loss losses", c->losses);
@@ -89,8 +93,10 @@ static void far_away(void **state) {
     FOR_DEVICES(s) {
         struct box bl = box_row(s, MM_F32, 4, losses), br = box_row(s, MM_F32, 4, reference);
         struct box bt = box_row(s, MM_F32, 2, NULL), bw = box_row(s, MM_F32, 4, NULL);
-        s->dev->ops->sequence_loss(s->dev, MM_LOSS_NPO, 0.5, 0, bl.mat.data, br.mat.data,
-                                   device_put(s, targets, sizeof targets), 2, 2, 1, bt.mat.data,
+        struct mm_sequence_loss how = {
+            .fn = MM_LOSS_NPO, .beta = 0.5, .reference = br.mat.data, .scale = 1};
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data,
+                                   device_put(s, targets, sizeof targets), 2, 2, bt.mat.data,
                                    bw.mat.data);
         expect_exact(&bt, "terms", (const double[]){0, 18000});
         expect_exact(&bw, "weights", (const double[]){-0.0, -0.0, -2, -2});
@@ -104,8 +110,9 @@ static void sequences_pass_nan_on(void **state) {
     FOR_DEVICES(s) {
         struct box bl = box_row(s, MM_F32, 6, losses), bt = box_row(s, MM_F32, 3, NULL);
         struct box bw = box_row(s, MM_F32, 6, NULL);
-        s->dev->ops->sequence_loss(s->dev, MM_LOSS_SIMNPO, 0.5, 0, bl.mat.data, NULL,
-                                   device_put(s, targets, sizeof targets), 3, 2, 1, bt.mat.data,
+        struct mm_sequence_loss how = {.fn = MM_LOSS_SIMNPO, .beta = 0.5, .scale = 1};
+        s->dev->ops->sequence_loss(s->dev, &how, bl.mat.data,
+                                   device_put(s, targets, sizeof targets), 3, 2, bt.mat.data,
                                    bw.mat.data);
         const double *terms = box_read(&bt, "terms");
         assert_true(isfinite(terms[0]) && isnan(terms[1]) && isfinite(terms[2]));
@@ -129,10 +136,10 @@ static void weighted_rows(void **state) {
             struct box l1 = box_row(s, MM_F32, ROWS, NULL), l2 = box_row(s, MM_F32, ROWS, NULL);
             struct box bw = box_row(s, MM_F32, ROWS, weights);
             uint32_t *y = device_put(s, targets, sizeof targets);
-            s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, bz.mat, y, 0.5f, NULL, l1.mat.data,
-                              one.mat);
-            s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, bz.mat, y, 0.5f, bw.mat.data,
-                              l2.mat.data, two.mat);
+            struct mm_loss how = {.fn = (enum mm_loss_fn)fn, .scale = 0.5f};
+            s->dev->ops->loss(s->dev, &how, bz.mat, y, l1.mat.data, one.mat);
+            how.weights = bw.mat.data;
+            s->dev->ops->loss(s->dev, &how, bz.mat, y, l2.mat.data, two.mat);
             const double *plain = box_read(&one, "dlogits");
             for (size_t i = 0; i < (size_t)ROWS * V; i++) /* by powers of two: exactly */
                 want[i] = weights[i / V] * plain[i];

@@ -98,9 +98,9 @@ static void run_losses(const struct subject *s, size_t n, size_t V, struct resul
         for (size_t i = 0; i < n; i++)
             targets[i] = i % 9 ? (uint32_t)(rng_next(&r) % V) : UINT32_MAX;
         struct box z = random_box(s, &r, s->dtype, n, V), losses = random_box(s, &r, MM_F32, 1, n);
-        s->dev->ops->loss(s->dev, (enum mm_loss_fn)fn, 0, z.mat,
-                          device_put(s, targets, n * sizeof *targets), 0.01f, NULL, losses.mat.data,
-                          z.mat);
+        struct mm_loss how = {.fn = (enum mm_loss_fn)fn, .scale = 0.01f};
+        s->dev->ops->loss(s->dev, &how, z.mat, device_put(s, targets, n * sizeof *targets),
+                          losses.mat.data, z.mat);
         keep(out, names[fn], &losses);
         keep(out, names[fn], &z);
     }
@@ -125,7 +125,8 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     struct mm_mask_sums sums[3] = {{0}};
     double scale[3] = {0};
     uint32_t *stop = device_put(s, &scalars.stop, sizeof *stop);
-    size_t *offsets = device_put(s, at, sizeof at);
+    const struct mm_mask mask = {box_vector(&m), true, device_put(s, at, sizeof at), 3};
+    const struct mm_normalizing norm = {MM_NORM_PER_PARAMETER, false, (double)n, dtype};
     void *sums_on = device_put(s, sums, sizeof sums),
          *scale_on = device_put(s, scale, sizeof scale);
     double *sum = scalar_put(s, 0);
@@ -135,19 +136,17 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     ops->retain_step(s->dev, box_vector(&m), box_vector(&b), box_vector(&g), 0.9, 0.1, stop);
     ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, stop);
     ops->scale(s->dev, g.mat, g.mat, 1.7f);
-    ops->mask_sums(s->dev, sums_on, box_vector(&g), box_vector(&m), offsets, 3, true, NULL);
+    ops->mask_sums(s->dev, sums_on, box_vector(&g), &mask, NULL);
     keep_block(out, "mask_sums", s, sums_on, sizeof sums);
-    ops->unlearn_scale(s->dev, scale_on, sums_on, 3, MM_NORM_PER_PARAMETER, false, (double)n, dtype,
+    ops->unlearn_scale(s->dev, &norm, scale_on, sums_on, 3,
                        device_put(s, &scalars, sizeof scalars));
-    ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), box_vector(&m), offsets, 3, scale_on,
-                      0.5, true, NULL, stop);
+    ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), &mask, scale_on, 0.5, NULL, stop);
     struct box f = random_box(s, &r, dtype, 1, n);
     const struct mm_unlearn_options options = {
         box_vector(&f), 0.6, box_vector(&b), 0.3, box_vector(&a), 0.2, stop};
-    ops->mask_sums(s->dev, sums_on, box_vector(&g), box_vector(&m), offsets, 3, true, &options);
+    ops->mask_sums(s->dev, sums_on, box_vector(&g), &mask, &options);
     keep_block(out, "mask_sums with options", s, sums_on, sizeof sums);
-    ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), box_vector(&m), offsets, 3, scale_on,
-                      0.5, true, &options, stop);
+    ops->unlearn_step(s->dev, box_vector(&b), box_vector(&g), &mask, scale_on, 0.5, &options, stop);
     keep(out, "f", &f);
     ops->sgd_step(s->dev, box_vector(&a), box_vector(&g), 0.3);
     keep(out, "m", &m);
@@ -182,9 +181,8 @@ static void run_attention(const struct subject *s, size_t n, size_t T, struct re
                              .v_step = 8};
     struct box qkv = random_box(s, &r, s->dtype, n, 64), att = random_box(s, &r, s->dtype, n, 32);
     struct box dqkv = random_box(s, &r, s->dtype, n, 64), lse = random_box(s, &r, MM_F32, 4, n);
-    ops->attention(s->dev, att.mat, qkv.mat, lse.mat.data, &heads, n / T, T);
-    ops->attention_grad(s->dev, dqkv.mat, att.mat, att.mat, qkv.mat, lse.mat.data, &heads, n / T,
-                        T);
+    ops->attention(s->dev, att.mat, qkv.mat, lse.mat.data, &heads, T);
+    ops->attention_grad(s->dev, dqkv.mat, att.mat, att.mat, qkv.mat, lse.mat.data, &heads, T);
     keep(out, "attention", &att);
     keep(out, "attention's lse", &lse);
     keep(out, "attention_grad", &dqkv);

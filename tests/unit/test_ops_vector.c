@@ -160,15 +160,14 @@ static void check_mask(bool masking) {
         for (size_t t = 0; t <= TENSORS; t++)
             got[t] = fill;
         struct mm_mask_sums *on = device_put(s, got, sizeof got);
-        size_t *at = device_put(s, offsets, sizeof offsets);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), at, TENSORS, masking,
-                               NULL);
+        struct mm_mask mask = {box_vector(&bm), masking, device_put(s, offsets, sizeof offsets),
+                               TENSORS};
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), &mask, NULL);
         device_get(s, got, on, sizeof got);
         assert_memory_equal(&got[TENSORS], &fill, sizeof fill);
         expect_mask_sums(s, got, sums, TENSORS);
-        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), at,
-                                  TENSORS, device_put(s, scale, sizeof scale), rate, masking, NULL,
-                                  stop_put(s, 0));
+        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), &mask,
+                                  device_put(s, scale, sizeof scale), rate, NULL, stop_put(s, 0));
         expect_close(&bb, "unlearn_step b", want, size, 4);
         expect_exact(&bg, "unlearn_step g", g);
         expect_exact(&bm, "unlearn_step m", m);
@@ -202,12 +201,12 @@ static void mask_signs(void **state) {
         struct box bg = box_row(s, MM_F32, n, g), bm = box_row(s, MM_F32, n, m);
         struct box bb = box_row(s, MM_F32, n, b);
         struct mm_mask_sums sums = {0}, *on = device_put(s, &sums, sizeof sums);
-        size_t *offset = device_put(s, at, sizeof at);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm), offset, 1, true, NULL);
+        struct mm_mask mask = {box_vector(&bm), true, device_put(s, at, sizeof at), 1};
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), &mask, NULL);
         device_get(s, &sums, on, sizeof sums);
         assert_true(sums.kept_n == kept_n && kept_n == 12);
-        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), box_vector(&bm), offset,
-                                  1, scalar_put(s, 1), 1, true, NULL, stop_put(s, 0));
+        s->dev->ops->unlearn_step(s->dev, box_vector(&bb), box_vector(&bg), &mask, scalar_put(s, 1),
+                                  1, NULL, stop_put(s, 0));
         expect_exact(&bb, "unlearn_step b", want);
     }
 }
@@ -225,8 +224,8 @@ static void mask_sums_pass_nan_on(void **state) {
         struct box bg = box_row(s, MM_F32, n, g), bm = box_row(s, MM_F32, n, m);
         struct mm_mask_sums sums[2], *on = device_put(s, sums, sizeof sums);
         double *sum = scalar_put(s, 0);
-        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), box_vector(&bm),
-                               device_put(s, at, sizeof at), 2, true, NULL);
+        struct mm_mask mask = {box_vector(&bm), true, device_put(s, at, sizeof at), 2};
+        s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), &mask, NULL);
         s->dev->ops->sum_squares(s->dev, sum, box_vector(&bg), MM_F32);
         device_get(s, sums, on, sizeof sums);
         assert_true(sums[0].raw == 0 && !isfinite(sums[1].raw) && !isfinite(scalar_get(s, sum)));
@@ -298,6 +297,7 @@ static void stop_writes_nothing(void **state) {
             struct box one = box_row(s, dtype, n, x), two = box_row(s, dtype, n, y);
             struct box bg = box_row(s, MM_F32, n, random_numbers(&r, MM_F32, n, 1));
             struct mm_vector a = box_vector(&one), b = box_vector(&two), g = box_vector(&bg);
+            struct mm_mask mask = {b, true, device_put(s, at, sizeof at), 2};
             for (uint32_t stop = MM_GUARD_ADVERSARY_DEAD + 1;
                  stop-- > 0;) { /* at last 0: it does write */
                 uint32_t *flag = stop_put(s, stop);
@@ -308,8 +308,8 @@ static void stop_writes_nothing(void **state) {
                 if (op == 2)
                     ops->adversary_step(s->dev, a, b, g, 0.5, 0.5, flag);
                 if (op == 3)
-                    ops->unlearn_step(s->dev, a, g, b, device_put(s, at, sizeof at), 2,
-                                      device_put(s, scale, sizeof scale), 0.5, true, NULL, flag);
+                    ops->unlearn_step(s->dev, a, g, &mask, device_put(s, scale, sizeof scale), 0.5,
+                                      NULL, flag);
                 bool same = true;
                 const double *now = box_read(&one, "a");
                 for (size_t i = 0; i < n; i++)

@@ -180,6 +180,7 @@ static void model_paths(void **state) {
     put_text(path_in(cache, "snapshots/a0/config.json"), "{}");
     assert_int_equal(mm_folder_make(adapter, &err), MM_OK);
     put_text(path_in(adapter, "adapter_config.json"), "{}");
+    assert_int_equal(mm_folder_make(path_in(folder, "hub/models--a--b/snapshots/c"), &err), MM_OK);
     char here[4096];
     assert_non_null(getcwd(here, sizeof here));
     assert_int_equal(chdir(folder), 0);
@@ -192,13 +193,15 @@ static void model_paths(void **state) {
         {mm_format("%s/~/m", folder), "model.path: ~/m: only a shell replaces '~'"},
         {mm_format("%s/$HOME/m", folder), "model.path: $HOME/m: only a shell replaces '$'"},
         {mm_format("%s/https://h/o/m", folder), "model.path: https://h/o/m: an address"},
-        {mm_format("%s/none", folder), "none: no such folder: it must be a Hugging Face model"},
+        {mm_format("%s/none", folder), "none: no such folder. If it is the identifier of a model"},
+        {mm_format("%s/./none", folder), "none: no such folder: it must be a Hugging Face model"},
         {mm_format("%s/adapter/none", folder), "adapter/none: no such folder: it must be"},
         {mm_strdup(file), "a file, not a folder"},
         {mm_strdup(cache), "name the model folder in it, "},
         {mm_strdup(adapter), "an adapter (LoRA), not a model: merge it"},
         {mm_strdup(folder), "/config.json: no such file: the folder must be a Hugging Face model"},
         {mm_format("%s/snapshots", cache), "snapshots/a0"},
+        {mm_format("%s/hub", folder), "/hub/models--a--b/snapshots/c"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         enum mm_status status = mm_stored_check_folder(cases[i].path, &err);

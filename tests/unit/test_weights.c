@@ -247,6 +247,9 @@ static void bad_folders(void **state) {
     put_text(path_in(*state, "pytorch_model.bin"), "x");
     expect_bad(*state, "holds neither model.safetensors nor model.safetensors.index.json; PyTorch "
                        "files (*.bin, *.pt) are not read: convert them to safetensors");
+    put_text(path_in(*state, "model-00001-of-00002.safetensors"), "x");
+    expect_bad(*state, "holds model-00001-of-00002.safetensors, but neither model.safetensors nor "
+                       "model.safetensors.index.json: if all weights");
 }
 
 /* Each length that cuts a good file is refused; each flipped bit is refused or read, never more. */
