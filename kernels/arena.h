@@ -28,7 +28,9 @@ extern const char *const mm_purpose_names[MM_PURPOSES];
 struct mm_arena;
 
 /* The caller frees with mm_arena_free, which frees every block. dev is borrowed. */
-struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
+struct mm_arena *mm_arena_create(struct mm_device *dev);
+/* The same of an arena that only counts. */
+struct mm_arena *mm_arena_create_dry(struct mm_device *dev);
 void mm_arena_free(struct mm_arena *arena);
 
 /* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, the job

@@ -75,7 +75,7 @@ void mm_acts_free(struct mm_acts *acts) {
 }
 
 void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struct mm_model *m,
-                       size_t capacity, bool backward) {
+                       size_t capacity, enum mm_scratch_kind kind) {
     const struct mm_arch *a = &m->arch;
     const struct mm_heads *h = &a->heads;
     size_t up = a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp;
@@ -96,7 +96,7 @@ void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struc
     };
     *s = (struct mm_scratch){.capacity = capacity};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (backward || !parts[i].backward)
+        if (kind == MM_WITH_BACKWARD || !parts[i].backward)
             *parts[i].mat = mm_arena_mat(arena, MM_FOR_SCRATCH, m->dtype, capacity, parts[i].cols);
 }
 
@@ -108,8 +108,8 @@ static const struct mm_kept_layer *kept_of(const struct mm_acts *acts, size_t l)
 }
 
 static void linear(const struct mm_model *m, struct mm_mat y, struct mm_mat x,
-                   const struct mm_linear *l, bool accumulate) {
-    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, accumulate);
+                   const struct mm_linear *l, enum mm_into into) {
+    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, into);
 }
 
 static struct mm_norm norm_of(const struct mm_model *m, const struct mm_norm_weights *w) {
@@ -140,17 +140,17 @@ static struct mm_mat forward_layer(const struct mm_model *m, const struct mm_lay
     struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = head_rows(s->delta, n);
 
     norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
-    linear(m, qkv, y1, &layer->qkv, false);
-    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, false);
+    linear(m, qkv, y1, &layer->qkv, MM_SET);
+    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, MM_TURN);
     ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
-    linear(m, out, att, &layer->o, false);
+    linear(m, out, att, &layer->o, MM_SET);
     if (m->arch.parallel)
         norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
     else
         norm(m, x_mid, x_in, out, &layer->norm2, y2, kept->stats2);
-    linear(m, u, y2, &layer->up, false);
+    linear(m, u, y2, &layer->up, MM_SET);
     ops->activate(m->dev, m->arch.activation, h, u);
-    linear(m, out, h, &layer->down, m->arch.parallel);
+    linear(m, out, h, &layer->down, m->arch.parallel ? MM_ADD : MM_SET);
     return m->arch.parallel ? x_in : x_mid;
 }
 
@@ -163,43 +163,58 @@ struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i) {
     return head_rows(kept_of(acts, i)->x_in, acts->B * acts->T);
 }
 
+struct forward {
+    const struct mm_model *m;
+    struct mm_acts *acts;
+    struct mm_scratch *s;
+    struct mm_layer_hook before_layer;
+};
+
+static void begin(const struct forward *f, const uint32_t *tokens, size_t B, size_t T) {
+    MM_CHECK(B * T <= f->acts->capacity && B * T <= f->s->capacity && T <= f->m->context,
+             "%zu x %zu tokens", B, T);
+    f->acts->tokens = tokens;
+    f->acts->B = B;
+    f->acts->T = T;
+}
+
 /* The layers below `layers`; what they leave is x + delta. */
-static void forward_layers(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
-                           const uint32_t *tokens, size_t B, size_t T, size_t layers,
-                           struct mm_layer_hook before_layer, struct mm_mat *x,
+static void forward_layers(const struct forward *f, size_t layers, struct mm_mat *x,
                            struct mm_mat *delta) {
-    size_t n = B * T;
-    MM_CHECK(n <= acts->capacity && n <= s->capacity && T <= m->context, "%zu x %zu tokens", B, T);
-    acts->tokens = tokens;
-    acts->B = B;
-    acts->T = T;
+    const struct mm_model *m = f->m;
+    struct mm_acts *acts = f->acts;
+    size_t n = acts->B * acts->T;
     *x = head_rows(kept_of(acts, 0)->x_in, n);
     *delta = (struct mm_mat){0};
-    call(before_layer, MM_NO_LAYER);
-    m->dev->ops->embed(m->dev, *x, m->params[m->embed_part].w, tokens);
+    call(f->before_layer, MM_NO_LAYER);
+    m->dev->ops->embed(m->dev, *x, m->params[m->embed_part].w, acts->tokens);
     for (size_t l = 0; l < layers; l++) {
-        call(before_layer, (int)l);
-        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), s, *x, *delta, T);
-        *delta = head_rows(s->delta, n);
+        call(f->before_layer, (int)l);
+        *x = forward_layer(m, &m->layers[l], kept_of(acts, l), f->s, *x, *delta, acts->T);
+        *delta = head_rows(f->s->delta, n);
     }
 }
 
 void mm_forward_to(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
                    const uint32_t *tokens, size_t B, size_t T, size_t last,
                    struct mm_layer_hook before_layer) {
+    struct forward f = {m, acts, s, before_layer};
     struct mm_mat x, delta, y = head_rows(s->y, B * T);
     const struct mm_kept_layer *kept = kept_of(acts, last);
     MM_CHECK(last < m->arch.layers, "state %zu of %zu layers", last, m->arch.layers);
-    forward_layers(m, acts, s, tokens, B, T, last, before_layer, &x, &delta);
+    begin(&f, tokens, B, T);
+    forward_layers(&f, last, &x, &delta);
     call(before_layer, (int)last);
     norm(m, mm_acts_state(acts, last), x, delta, &m->layers[last].norm1, y, kept->stats1);
 }
 
 void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
                 const uint32_t *tokens, size_t B, size_t T, struct mm_layer_hook before_layer) {
+    struct forward f = {m, acts, s, before_layer};
     struct mm_mat x, delta;
     size_t n = B * T;
-    forward_layers(m, acts, s, tokens, B, T, m->arch.layers, before_layer, &x, &delta);
+    begin(&f, tokens, B, T);
+    forward_layers(&f, m->arch.layers, &x, &delta);
     norm(m, head_rows(acts->x_final, n), x, delta, &m->final_norm, head_rows(acts->hidden, n),
          acts->stats_final);
 }
@@ -211,7 +226,7 @@ struct backward {
     const struct mm_acts *acts;
     struct mm_scratch *s;
     float *const *grads;
-    bool first;
+    enum mm_into into; /* of the matrices of layers */
     size_t n;
 };
 
@@ -236,7 +251,7 @@ static void linear_grads(const struct backward *b, const struct mm_linear *linea
         struct mm_mat part = mm_mat_cols(dy, first, rows);
         float *dw = b->grads[linear->part[i]];
         if (dw)
-            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, !b->first);
+            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, b->into);
         if (linear->bias && b->grads[linear->bias_part[i]])
             ops->bias_db(b->m->dev, b->grads[linear->bias_part[i]], part);
         first += rows;
@@ -277,38 +292,38 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
         linear_grads(b, &layer->down, dx, h);
     }
     if (through_mlp || wants_linear_grad(b, &layer->up)) {
-        ops->linear_dx(m->dev, dh, dx, layer->down.w, false);
+        ops->linear_dx(m->dev, dh, dx, layer->down.w, MM_SET);
         ops->activate_grad(m->dev, m->arch.activation, du, dh, u);
         if (kept->y2.data)
             linear_grads(b, &layer->up, du, head_rows(kept->y2, n));
     }
     if (through_mlp)
-        ops->linear_dx(m->dev, dy, du, layer->up.w, false);
+        ops->linear_dx(m->dev, dy, du, layer->up.w, MM_SET);
     if (through_mlp && !m->arch.parallel)
         norm_grads(b, &layer->norm2, dx, dy, kept->x_mid, kept->stats2);
     if (into_attention)
         linear_grads(b, &layer->o, dx, att);
     if (into_qkv)
-        ops->linear_dx(m->dev, datt, dx, layer->o.w, false);
+        ops->linear_dx(m->dev, datt, dx, layer->o.w, MM_SET);
     if (through_mlp && m->arch.parallel)
         norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
     if (!into_qkv)
         return;
     ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->T);
-    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
+    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, MM_TURN_BACK);
     if (kept->y1.data)
         linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
     if (bottom && !wants_norm_grad(b, &layer->norm1))
         return;
-    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, false);
+    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, MM_SET);
     norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
 }
 
 void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
-                 struct mm_mat dhidden, float *const *grads, bool first,
+                 struct mm_mat dhidden, float *const *grads, enum mm_into into,
                  struct mm_layer_hook after_layer) {
     struct backward b = {
-        .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = acts->B * acts->T};
+        .m = m, .acts = acts, .s = s, .grads = grads, .into = into, .n = acts->B * acts->T};
     struct mm_mat dx = head_rows(s->dx, b.n);
     m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)

@@ -50,8 +50,9 @@ struct mm_scratch {
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model,
                     size_t capacity, const bool *wanted);
 void mm_acts_free(struct mm_acts *acts); /* frees the struct's tables; the rest is the arena's */
+enum mm_scratch_kind { MM_FORWARD_ONLY, MM_WITH_BACKWARD };
 void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
-                       const struct mm_model *model, size_t capacity, bool backward);
+                       const struct mm_model *model, size_t capacity, enum mm_scratch_kind kind);
 
 /* What the caller does between the layers of a pass, so that communication runs beside it. It is
  * called before the forward reads the weights of layer l, or after the backward has formed the
@@ -78,12 +79,12 @@ void mm_forward_to(const struct mm_model *model, struct mm_acts *acts, struct mm
 struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i);
 
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
- * been wanted. `first`: the matrices of layers are overwritten (=), whatever they held. dhidden
+ * been wanted. MM_SET: the matrices of layers are overwritten (=), whatever they held. dhidden
  * [n, C]: gradient with respect to acts->hidden, left as it is; data NULL: zero. When after_layer
  * is called for layer l, scratch->dx is the gradient with respect to hidden state l, unless l is
  * acts->lowest and nothing below wants it; what the caller adds to it there flows on. */
 void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
-                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads, bool first,
-                 struct mm_layer_hook after_layer);
+                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads,
+                 enum mm_into into, struct mm_layer_hook after_layer);
 
 #endif

@@ -213,26 +213,27 @@ struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
 
 /* -- reducing gradients ------------------------------------------------------------------------ */
 
-static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
+static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, enum mm_into into) {
     struct mm_device *dev = s->model->dev;
     for (size_t i = 0; i < s->tensors_n; i++) {
         size_t t = s->order[i];
         const struct mm_param *p = param_of(s, t);
         s->reductions[i].own = part_of(s, g, t);
         s->reductions[i].ranks = ranks;
-        s->reductions[i].add = add;
+        s->reductions[i].add = into == MM_ADD;
         if (!s->overwritten[t])
             dev->queue->zero(dev, s->grads[s->param[t]], p->rows * p->cols * sizeof(float));
     }
 }
 
 void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
-    reduce_begin(s, g, 0, false);
+    reduce_begin(s, g, 0, MM_SET);
 }
 
-void mm_shard_reduce_leaves_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool first) {
+void mm_shard_reduce_leaves_begin(struct mm_shard *s, struct mm_vector g, int ranks,
+                                  enum mm_into into) {
     MM_CHECK(s->model->dev->exact && g.data != s->grads_block, "leaves need a vector of their own");
-    reduce_begin(s, g, ranks, !first);
+    reduce_begin(s, g, ranks, into);
 }
 
 static void send(struct mm_shard *s, struct mm_bucket *bucket) {

@@ -91,8 +91,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
         status = mm_job_open(&job, comm, dev, config, MM_JOB_PLAN, err);
     if (status != MM_OK)
         return status;
-    struct mm_arena *arenas[3] = {job.arena, mm_arena_create(dev, true),
-                                  mm_arena_create(dev, true)};
+    struct mm_arena *arenas[3] = {job.arena, mm_arena_create_dry(dev), mm_arena_create_dry(dev)};
     bool *wanted = mm_calloc(job.model->params_n, sizeof *wanted);
     status = mm_model_choose(job.model, config->unlearn.target_modules,
                              config->unlearn.target_modules_n, wanted, err);

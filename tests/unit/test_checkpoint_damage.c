@@ -228,10 +228,11 @@ static void missing_rows_are_nan(void **state) {
     assert_int_equal(head.tensors[1].rows, 24);
     assert_int_equal(unlink(part), 0);
     assert_ok(mm_h5_open(&file, path, &err));
-    assert_ok(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1], 0, 8, values, &err));
-    assert_int_equal(
-        mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1], 7, 2, values, &err),
-        MM_BAD_INPUT);
+    assert_ok(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1],
+                                      (struct mm_rows){0, 8}, values, &err));
+    assert_int_equal(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1],
+                                             (struct mm_rows){7, 2}, values, &err),
+                     MM_BAD_INPUT);
     assert_non_null(strstr(err.text, "row 8, column 0 is NaN"));
     mm_h5_close(file);
     mm_checkpoint_head_free(&head);

@@ -89,7 +89,7 @@ static enum mm_status save(const char *dir, size_t loops, size_t keep, struct mm
     assert_null(info.config);
     for (int i = 0; status == MM_OK && mm_saver_busy(saver); i++) {
         usleep(500);
-        status = mm_saver_poll(saver, i > 2000, &err);
+        status = i > 2000 ? mm_saver_wait(saver, &err) : mm_saver_poll(saver, &err);
     }
     assert_false(mm_saver_busy(saver));
     mm_saver_free(saver);
@@ -179,15 +179,15 @@ static void nobody_waits_for_the_disk(void **state) {
     while (atomic_load(&fault.synced) == before)
         usleep(1000);
     for (int i = 0; i < 20; i++) {
-        assert_ok(mm_saver_poll(saver, false, &err));
+        assert_ok(mm_saver_poll(saver, &err));
         assert_true(mm_saver_busy(saver));
         assert_false(exists("checkpoints/7"));
     }
     mm_comm_barrier(comm);
     atomic_store(&fault.hold, false);
-    assert_ok(mm_saver_poll(saver, true, &err));
+    assert_ok(mm_saver_wait(saver, &err));
     assert_false(mm_saver_busy(saver));
-    assert_ok(mm_saver_poll(saver, true, &err)); /* of nothing */
+    assert_ok(mm_saver_wait(saver, &err)); /* of nothing */
     mm_saver_free(saver);
     state_free(&some);
     assert_int_equal(found(run_dir), 7);
@@ -250,7 +250,7 @@ static void vanished_parts(void **state) {
     mm_comm_barrier(comm);
     if (rank == 0)
         assert_ok(mm_folder_remove(path, &err));
-    assert_int_equal(mm_saver_poll(saver, true, &err), MM_FAILED);
+    assert_int_equal(mm_saver_wait(saver, &err), MM_FAILED);
     assert_non_null(strstr(err.text, part));
     mm_saver_free(saver);
     state_free(&some);
