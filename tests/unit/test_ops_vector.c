@@ -6,10 +6,6 @@
 static const size_t lengths[] = {1, 7, 33, 100, 16383, 16384, 16385, 40000};
 #define LENGTHS (sizeof lengths / sizeof *lengths)
 
-static uint32_t *stop_put(const struct subject *s, uint32_t stop) {
-    return device_put(s, &stop, sizeof stop);
-}
-
 static uint32_t stop_get(const struct subject *s, const uint32_t *stop) {
     uint32_t value;
     device_get(s, &value, stop, sizeof value);
@@ -111,10 +107,6 @@ static void fork_copies(void **state) {
 }
 
 /* -- lines 13 to 15 ---------------------------------------------------------------------------- */
-
-static int sign_of(double x) {
-    return x > 0 ? 1 : x < 0 ? -1 : 0;
-}
 
 /* A g and an m of n elements of which a fifth are zeros of both signs. */
 static void mask_inputs(struct rng *r, size_t n, double **g, double **m) {
