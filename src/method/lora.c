@@ -222,8 +222,8 @@ static void exact_gradients(struct mm_lora *l, struct mm_vector dw) {
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         gather_whole(l, w, rows_of(l, dw, i));
         gather_whole(l, b, b_of(l, l->p, i));
-        dev->ops->linear_dw(dev, da, b, w, false);
-        dev->ops->linear(dev, b, w, a, NULL, false);
+        dev->ops->linear_dw(dev, da, b, w, MM_SET);
+        dev->ops->linear(dev, b, w, a, NULL, MM_SET);
         copy_rows(l, part(l, l->g, i), own_of(l, da));
         copy_rows(l, b_of(l, l->g, i).data, own_of(l, b));
     }
@@ -235,7 +235,7 @@ static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
     struct mm_mat product = whole_w(l, i), rows = rows_of(l, w, i);
     size_t n = rows.rows * rows.cols;
     gather_whole(l, whole_b(l, i), b_of(l, l->g, i));
-    dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), false);
+    dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), MM_SET);
     if (n) {
         dev->ops->add(dev, rows.data, own_of(l, product).data, n);
     }
@@ -254,7 +254,7 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
         if (dev->exact)
             exact_weights(l, w, i);
         else if (b.rows)
-            dev->ops->linear_dx(dev, rows_of(l, w, i), scaled, a_of(l, i), true);
+            dev->ops->linear_dx(dev, rows_of(l, w, i), scaled, a_of(l, i), MM_ADD);
     }
 }
 
@@ -264,8 +264,8 @@ static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
         struct mm_mat rows = rows_of(l, dw, i), a = a_of(l, i);
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         if (rows.rows) {
-            dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, false);
-            dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, false);
+            dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, MM_SET);
+            dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, MM_SET);
         } else {
             dev->queue->zero(dev, da.data, da.rows * da.cols * sizeof(float));
         }

@@ -11,19 +11,20 @@
 #define EPSILON 1e-8 /* AdamW's */
 
 static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
-                                  struct mm_model *model, const bool *wanted, size_t batch_size,
-                                  size_t micro_batch, size_t T, enum mm_dtype dtype, bool adamw) {
+                                  struct mm_model *model, const bool *wanted,
+                                  struct mm_batch_size size, enum mm_dtype dtype,
+                                  enum mm_optimizer optimizer) {
     struct mm_training *t = mm_calloc(1, sizeof *t);
     *t = (struct mm_training){.comm = comm, .model = model};
     t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
-    if (adamw) {
+    if (optimizer == MM_ADAMW) {
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
     }
     t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
-    t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
+    t->passes = mm_passes_create(arena, comm, model, t->shard, size, MM_PASSES_PLAIN);
     mm_batch_create(&t->batch, arena, &t->passes->share);
     if (!mm_arena_dry(arena))
         mm_shard_load(t->shard, t->p);
@@ -44,21 +45,19 @@ static struct mm_training *taking(struct mm_training *t, struct mm_arena *arena)
 }
 
 static struct mm_training *create_all(struct mm_arena *arena, struct mm_comm *comm,
-                                      struct mm_model *model, size_t batch_size, size_t micro_batch,
-                                      size_t T, enum mm_dtype dtype, bool adamw) {
+                                      struct mm_model *model, struct mm_batch_size size,
+                                      enum mm_dtype dtype, enum mm_optimizer optimizer) {
     bool *all = mm_calloc(model->params_n, sizeof *all);
     memset(all, true, model->params_n * sizeof *all);
-    struct mm_training *t =
-        create(arena, comm, model, all, batch_size, micro_batch, T, dtype, adamw);
+    struct mm_training *t = create(arena, comm, model, all, size, dtype, optimizer);
     mm_free(all);
     return t;
 }
 
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw) {
-    return keeping(create_all(arena, comm, model, batch_size, micro_batch, T, dtype, adamw), arena);
+                                       struct mm_model *model, struct mm_batch_size size,
+                                       enum mm_dtype dtype, enum mm_optimizer optimizer) {
+    return keeping(create_all(arena, comm, model, size, dtype, optimizer), arena);
 }
 
 static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *comm,
@@ -66,10 +65,8 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
                                        const struct mm_attack *attack) {
     bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
     mm_lora_choose(model, adapted);
-    struct mm_training *t =
-        keeping(create(arena, comm, model, adapted, config->data.batch_size,
-                       config->data.micro_batch, config->data.context_length, model->dtype, false),
-                arena);
+    struct mm_training *t = keeping(
+        create(arena, comm, model, adapted, mm_batch_size_of(config), model->dtype, MM_SGD), arena);
     struct mm_lora_kind kind = {.rank = attack->lora_rank,
                                 .sets = 1,
                                 .alpha = MM_LORA_ATTACK_ALPHA,
@@ -85,7 +82,7 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
 
 /* Adapters beside some of all parameters, which leave the weights as they are. */
 static void attach(struct mm_training *t, struct mm_arena *arena, const struct mm_config *config,
-                   bool adamw, const float *adapters) {
+                   enum mm_optimizer optimizer, const float *adapters) {
     const struct mm_ops *ops = t->model->dev->ops;
     struct mm_error err;
     bool *wanted = mm_calloc(t->model->params_n, sizeof *wanted);
@@ -97,7 +94,7 @@ static void attach(struct mm_training *t, struct mm_arena *arena, const struct m
                                 .sets = 1,
                                 .alpha = MM_LORA_ALPHA,
                                 .purpose = MM_FOR_OPTIMIZER,
-                                .adamw = adamw};
+                                .adamw = optimizer == MM_ADAMW};
     t->lora = mm_lora_create(arena, t->comm, t->shard, kind);
     mm_free(wanted);
     if (mm_arena_dry(arena))
@@ -119,17 +116,16 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
                                               const struct mm_config *config,
                                               const struct mm_attack *attack,
                                               const float *adapters) {
-    bool adamw = attack->optimizer == MM_ADAMW;
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    struct mm_training *t =
-        create_all(arena, comm, model, config->data.batch_size, config->data.micro_batch,
-                   config->data.context_length, adamw ? MM_F32 : config->model.state_dtype, adamw);
+    struct mm_training *t = create_all(
+        arena, comm, model, mm_batch_size_of(config),
+        attack->optimizer == MM_ADAMW ? MM_F32 : config->model.state_dtype, attack->optimizer);
     if (mm_spread_of(model) && !model->dev->exact && !config->unlearn.lora_rank)
         return taking(t, arena);
     keeping(t, arena);
     if (config->unlearn.lora_rank)
-        attach(t, arena, config, adamw, adapters);
+        attach(t, arena, config, attack->optimizer, adapters);
     return t;
 }
 

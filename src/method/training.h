@@ -32,12 +32,11 @@ struct mm_training {
 };
 
 /* Training of all parameters. Masters are `dtype` (float32; bfloat16 repeats the authors'
- * relearning) and start as the working weights. batch_size: sequences a step over all ranks. Local;
+ * relearning) and start as the working weights. Local;
  * the caller frees before the arena. */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw);
+                                       struct mm_model *model, struct mm_batch_size size,
+                                       enum mm_dtype dtype, enum mm_optimizer optimizer);
 /* What an attack trains, with batches as in the config. Masters are model.state_dtype for SGD and
  * float32 for AdamW.
  *

@@ -174,8 +174,9 @@ static void time_relearning(const struct subject *b, const struct options *o) {
     const struct shape *s = b->shape;
     const struct mm_attack attack = {.optimizer = MM_SGD, .lr = 1e-3};
     struct mm_training *t =
-        mm_training_create(b->arena, b->comm, b->model, s->batch, micro_batch(s, o), s->context,
-                           dtype_of(o->state), false);
+        mm_training_create(b->arena, b->comm, b->model,
+                           (struct mm_batch_size){s->batch, micro_batch(s, o), s->context},
+                           dtype_of(o->state), MM_SGD);
     struct mm_sequences own = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         if (i == 0)
@@ -248,7 +249,7 @@ int main(int argc, char **argv) {
     struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->asynchronous ? 3 : 1;
-    b.arena = mm_arena_create(dev, false);
+    b.arena = mm_arena_create(dev);
     b.model = mm_model_create(b.arena, &s.arch, dtype_of(o.dtype), s.context);
     b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);
     mm_model_randomize(b.model, 1);
