@@ -39,6 +39,10 @@ static struct mm_training *keeping(struct mm_training *t, struct mm_arena *arena
 
 static void take(void *self, size_t tensor, const float *own);
 
+static bool takes(const struct mm_model *model) {
+    return mm_spread_of(model) && !model->dev->exact;
+}
+
 static struct mm_training *taking(struct mm_training *t, struct mm_arena *arena) {
     mm_shard_stream(t->shard, arena, (struct mm_gradient_taker){.take = take, .self = t});
     return t;
@@ -60,13 +64,28 @@ struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *c
     return keeping(create_all(arena, comm, model, size, dtype, optimizer), arena);
 }
 
+/* Elements of this rank's rows of the tensor of which it has most. */
+static size_t largest(const struct mm_layout *layout) {
+    size_t most = 0;
+    for (size_t t = 0; t < layout->tensors_n; t++) {
+        size_t n = layout->offsets[t + 1] - layout->offsets[t];
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, const struct mm_config *config,
                                        const struct mm_attack *attack) {
     bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
     mm_lora_choose(model, adapted);
-    struct mm_training *t = keeping(
-        create(arena, comm, model, adapted, mm_batch_size_of(config), model->dtype, MM_SGD), arena);
+    struct mm_training *t =
+        create(arena, comm, model, adapted, mm_batch_size_of(config), model->dtype, MM_SGD);
+    if (takes(model))
+        t->room = mm_arena_take(arena, MM_FOR_SCRATCH, largest(&taking(t, arena)->shard->layout),
+                                sizeof *t->room);
+    else
+        keeping(t, arena);
     struct mm_lora_kind kind = {.rank = attack->lora_rank,
                                 .sets = 1,
                                 .alpha = MM_LORA_ATTACK_ALPHA,
@@ -121,7 +140,7 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
     struct mm_training *t = create_all(
         arena, comm, model, mm_batch_size_of(config),
         attack->optimizer == MM_ADAMW ? MM_F32 : config->model.state_dtype, attack->optimizer);
-    if (mm_spread_of(model) && !model->dev->exact && !config->unlearn.lora_rank)
+    if (takes(model) && !config->unlearn.lora_rank)
         return taking(t, arena);
     keeping(t, arena);
     if (config->unlearn.lora_rank)
@@ -194,11 +213,13 @@ static void take(void *self, size_t tensor, const float *own) {
     size_t first = t->shard->layout.offsets[tensor];
     size_t n = t->shard->layout.offsets[tensor + 1] - first;
     struct mm_vector g = {(void *)own, n, MM_F32};
-    if (n == 0)
-        return;
-    dev->ops->sum_squares(dev, &t->scalars[1], g, MM_F32);
-    optimize(t, t->taking, slice(t->p, first, n), g, slice(t->first, first, n),
-             slice(t->second, first, n));
+    if (n)
+        dev->ops->sum_squares(dev, &t->scalars[1], g, MM_F32);
+    if (t->lora)
+        mm_lora_take(t->lora, tensor, own);
+    else if (n)
+        optimize(t, t->taking, slice(t->p, first, n), g, slice(t->first, first, n),
+                 slice(t->second, first, n));
 }
 
 /* The steps are taken before it is known whether the gradient is one: a wrecked model is of no more
@@ -210,8 +231,14 @@ static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_
     t->taking = attack;
     gradient(t, own, result);
     t->taking = NULL;
-    if (!t->wrecked)
+    struct mm_lora *l = t->lora;
+    if (!t->wrecked && l) {
+        mm_lora_gradients_end(l);
+        optimize(t, attack, l->p, l->g, l->first, l->second);
+        mm_lora_store(l, t->p, t->room);
+    } else if (!t->wrecked) {
         mm_shard_store(t->shard, t->p);
+    }
     return result[0];
 }
 
@@ -277,6 +304,21 @@ static bool ends_with(const char *name, const char *end) {
     return n >= k && strcmp(name + n - k, end) == 0;
 }
 
+/* Tensor `param` of the model from host memory: all of it, or of a spread layer this rank's rows.
+ */
+static void store_whole(struct mm_model *model, size_t param, const char *host) {
+    const struct mm_param *p = &model->params[param];
+    const struct mm_spread *spread = mm_spread_of(model);
+    struct mm_mat to = p->w;
+    size_t row_bytes = p->cols * mm_dtype_bytes(model->dtype);
+    if (spread && p->layer != MM_NO_LAYER) {
+        host += mm_layout_own(&spread->layout, spread->place[param]).first * row_bytes;
+        to = mm_own_rows(model, spread->comm, param);
+    }
+    if (to.rows)
+        model->dev->queue->upload(model->dev, to.data, host, to.rows * row_bytes);
+}
+
 void mm_model_randomize(struct mm_model *model, uint64_t seed) {
     for (size_t i = 0; i < model->params_n; i++) {
         struct mm_param *p = &model->params[i];
@@ -289,7 +331,7 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
                                                     : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
         mm_convert(stored, model->dtype, host, MM_F32, n);
-        model->dev->queue->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
+        store_whole(model, i, stored);
         mm_free(stored);
         mm_free(host);
     }

@@ -27,6 +27,7 @@ struct mm_training {
     struct mm_sums over_all;        /* sums over all ranks */
     double *scalars;                /* device: loss, sum of squares */
     size_t steps;                   /* of an attack, so far */
+    float *room;                    /* see mm_lora_store; NULL where it is not called */
     const struct mm_attack *taking; /* whose gradients are being taken as they arrive; or NULL */
     const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
