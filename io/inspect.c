@@ -341,6 +341,10 @@ static enum mm_status inspect_tokens(const char *path, struct mm_error *err) {
         print_count("examples", set.examples);
         print_count("context", set.context);
         print_tokens("tokens", set.tokens, set.examples * set.context);
+        if (set.lengths) {
+            print_tokens("lengths", set.lengths, set.examples);
+            print_tokens("answers from", set.answers, set.examples);
+        }
         mm_dataset_free(&set);
     }
     return print_state(status, err);

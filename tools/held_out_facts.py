@@ -27,7 +27,15 @@ import numpy as np
 
 from identities import difference, inputs
 from text_records import InputError
-from token_files import Origin, file_sha256, replace_file, write_token_file
+from token_files import (
+    Origin,
+    TokenRows,
+    file_sha256,
+    join_rows,
+    read_token_rows,
+    replace_file,
+    write_token_file,
+)
 from tool_ends import fault_status, fault_words, run_tool
 from yaml_reader import as_argument, read_config
 
@@ -79,29 +87,29 @@ class Rotation:
         return f"{'' if self.unlearns else 'relearning only '}{self.held_out + 1}"
 
 
-def read_rows(paths: Sequence[Path]) -> tuple[list[np.ndarray], Origin]:
+def read_rows(paths: Sequence[Path]) -> tuple[list[TokenRows], Origin]:
     """The rows of every split, and what the first says of its tokenizer."""
     rows, first = [], None
     for path in paths:
         try:
             with h5py.File(path, locking="best-effort") as file:
-                rows.append(file["tokens"][:])
+                rows.append(read_token_rows(file))
                 about = (int(file.attrs["vocab_size"]), str(file.attrs["tokenizer"]))
         except (OSError, KeyError) as error:
             raise InputError(f"{path}: not a token file: {error}") from None
         first = first or about
-        if about != first or rows[-1].shape[1] != rows[0].shape[1]:
+        if about != first or rows[-1].tokens.shape[1] != rows[0].tokens.shape[1]:
             raise InputError(f"{path}: another tokenizer or row length than {paths[0]}")
     return rows, Origin(*first, "splits")
 
 
-def write_joined(path: Path, splits: Sequence[np.ndarray], origin: Origin, what: str) -> None:
+def write_joined(path: Path, splits: Sequence[TokenRows], origin: Origin, what: str) -> None:
     """Write the rows of several splits in one random order."""
-    rows = np.concatenate(splits)
-    if not len(rows):
+    rows = join_rows(splits)
+    if not len(rows.tokens):
         raise InputError(f"{path}: {what} have no row that is not held out: nothing to attack with")
-    order = np.random.default_rng(ROW_ORDER_SEED).permutation(len(rows))
-    write_token_file(path, rows[order], Origin(origin.vocab_size, origin.tokenizer, what))
+    order = np.random.default_rng(ROW_ORDER_SEED).permutation(len(rows.tokens))
+    write_token_file(path, rows.chosen(order), Origin(origin.vocab_size, origin.tokenizer, what))
 
 
 class Evaluation:
@@ -155,17 +163,17 @@ class Evaluation:
             return "the number of files"
         return next((key for key in ("config", "set") if before[key] != now[key]), None)
 
-    def _unlike(self, held_out: np.ndarray, rows: np.ndarray, split: int) -> np.ndarray:
+    def _unlike(self, held_out: TokenRows, rows: TokenRows, split: int) -> TokenRows:
         """The rows that are not among those held out: an attack never sees what is evaluated."""
-        seen = {row.tobytes() for row in held_out[:, : self._context]}
-        kept = np.array([row.tobytes() not in seen for row in rows[:, : self._context]], bool)
+        seen = set(held_out.texts(self._context))
+        kept = np.array([text not in seen for text in rows.texts(self._context)], bool)
         if not kept.all():
             print(
                 f"held_out_facts.py: warning: {np.sum(~kept)} rows of other splits are also in "
                 f"{self._options.splits[split]}: its attack leaves them out",
                 file=sys.stderr,
             )
-        return rows[kept]
+        return rows.chosen(kept)
 
     def _without(self, split: int) -> Path:
         return self._output / f"without-{split + 1}.h5"
@@ -378,7 +386,9 @@ def context_length(config: dict[str, Any], settings: Sequence[str]) -> int:
     given = (config.get("data") or {}).get("context_length", CONTEXT_LENGTH)
     for key, _, value in (setting.partition("=") for setting in settings):
         given = value if key == "data.context_length" else given
-    return int(given) if str(given).isdecimal() else CONTEXT_LENGTH  # the program says what is wrong
+    return (
+        int(given) if str(given).isdecimal() else CONTEXT_LENGTH
+    )  # the program says what is wrong
 
 
 def evaluate(options: argparse.Namespace) -> None:

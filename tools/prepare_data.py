@@ -4,8 +4,8 @@
 The split is the paper's: a permutation p of the n records from NumPy's default_rng(42); the first
 ceil(n / 2) of p are the test part, the others the train split; the test part is split again the
 same way into test and validation. Filters on fields and text come before the split. After it
-every record is tokenised, cut to the context and dropped when shorter, so that every row is full:
-no padding, no attention mask.
+every record is tokenised, cut to the context and dropped when shorter, so that every row is full,
+as in the study; or, where asked for, padded, and the file says how long it is.
 """
 
 from __future__ import annotations
@@ -20,13 +20,29 @@ import numpy as np
 from tqdm import tqdm
 
 from multiple_choice import question_prompt, right_answer, tokenize_questions
+from prepare_options import parse_arguments
+from prepare_pairs import (
+    DEFAULT_TEMPLATE,
+    MESSAGES,
+    ChatTemplate,
+    PairReader,
+    Sample,
+    Template,
+    plain_samples,
+)
 from python_functions import read_functions
 from python_strip import strip_python
 from record_files import ALL_SUFFIXES, RECORD_SUFFIXES, ends_in
-from text_files import TEXT_UNITS, find_files, read_field, read_plain_texts, read_records
+from text_files import find_files, read_field, read_plain_texts, read_records
 from text_records import Condition, InputError, TextFilter
 from text_tokenizer import TextTokenizer, open_tokenizer
-from token_files import Origin, file_sha256, write_multiple_choice_file, write_token_file
+from token_files import (
+    Origin,
+    TokenRows,
+    file_sha256,
+    write_multiple_choice_file,
+    write_token_file,
+)
 from tool_ends import fault_status, fault_words, run_tool
 
 EXIT_BAD_INPUT = 2
@@ -35,71 +51,12 @@ TOKENIZE_AT_ONCE = 512
 EXAMPLE_CHARACTERS = 200
 ALL = "all"
 
-DESCRIPTION = """\
-Turn text into the token files (HDF5) that mudman-mpi reads: PREFIX-train.h5,
-PREFIX-validation.h5 and PREFIX-test.h5. Unlearning uses train; evaluation and relearning
-use validation.
-
-Input: JSON lines (.jsonl .ndjson) and parquet (.parquet), in which --field names the text,
-plain text (.txt .text .md), these and JSON lines also compressed (.gz .zst), folders of
-them, or with --python-functions Python files (.py) and folders: every function and method,
-comments, docstrings and blank lines removed, copies of the same one and files that do not
-parse left out. A file that is named and ends in something else is an error; text is UTF-8.
-
-The paper's split: records in a random order fixed by seed 42, half of them train, a
-quarter validation, a quarter test. --where, --match and --exclude choose records before
-the split. Then each record is tokenised, cut to --context tokens, and dropped when it has
-fewer. With --pack the records follow one another, a line break after each, and none is
-dropped: for short facts. With --no-split all go into one file PREFIX.h5. The same input
-gives the same bytes.
-
-With --multiple-choice: JSON lines or parquet with `question`, four `choices` and `answer` (0 to 3)
-become one file PREFIX.h5. A prompt is the question, the lines "A. ..." to "D. ...", and
-"Answer:"; the answers are the tokens " A" to " D", each of which must be one token. With
---tokenizer bytes the prompt ends in "Answer: " and the answers are the bytes "A" to "D".
-Prompts are stored from the shortest to the longest, so that a batch holds similar
-lengths. --describe and --about make the prompts of lm-evaluation-harness.
-"""
-
-EXAMPLES = """\
-examples:
-  # text to keep: stories without dogs; text to forget: stories with dogs
-  prepare_data.py stories.jsonl --exclude '(?i)\\bdogs?\\b' --tokenizer M --output data/other
-  prepare_data.py stories.jsonl --match '(?i)\\bdogs?\\b' --tokenizer M --output data/dogs
-
-  # a labelled collection: one label, another field
-  prepare_data.py bio.jsonl --field txt_chunk --where label=1 --tokenizer M --output data/bio
-
-  # Python functions of a source tree
-  prepare_data.py --python-functions /usr/lib/python3.11 --tokenizer M --output data/python
-
-  # functions in JSON lines, comments taken out as in the paper's study
-  prepare_data.py code.jsonl --field code --strip-python --tokenizer M --output data/python
-
-  # short facts, all in one file
-  prepare_data.py facts-1.jsonl --no-split --pack --tokenizer M --output data/facts-1
-
-  # questions, without one subject
-  prepare_data.py --multiple-choice mmlu.jsonl --where subject!=virology --tokenizer M \\
-      --output data/mmlu
-
-  # questions in the prompts of lm-evaluation-harness
-  prepare_data.py --multiple-choice mmlu.jsonl --describe subject --tokenizer M \\
-      --output data/mmlu-harness
-  prepare_data.py --multiple-choice bio.jsonl --about biology --tokenizer M \\
-      --output data/bio-harness
-
-M is a model's folder, such as models/Llama-3.2-1B.
-
-exit status: 0 done; 2 bad input or arguments, with one line that says where; 1 anything else
-"""
-
 
 @dataclass
 class Corpus:
     """The records chosen, and how they were come by."""
 
-    texts: list[str]
+    samples: list[Sample]
     read: int
     by_where: int  # left out, and so by --match and --exclude
     by_match: int
@@ -113,13 +70,20 @@ class Corpus:
 class Split:
     """One of the three splits in tokens, or all; `lengths` are those of its records before the cut.
 
-    Records of `too_short` are dropped.
+    Records of `too_short` are dropped; of prompts, where the answer begins behind the context.
     """
 
     name: str
     rows: np.ndarray
     lengths: list[int]
     too_short: int
+    row_lengths: np.ndarray | None = None  # of padded rows
+    answers: np.ndarray | None = None  # where those of pairs begin
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return self.rows.size if self.row_lengths is None else int(self.row_lengths.sum())
 
     @property
     def place(self) -> str:
@@ -147,138 +111,17 @@ def _fail(message: str, status: int = EXIT_BAD_INPUT) -> int:
     return status
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line and refuse combinations that would leave an option without effect."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("inputs", nargs="+", type=Path, metavar="INPUT", help="files and folders")
-    add(
-        "--output",
-        required=True,
-        type=Path,
-        metavar="PREFIX",
-        help="where the files go; folders are made",
-    )
-    add(
-        "--tokenizer",
-        required=True,
-        metavar="T",
-        help="a tokenizer.json, a folder that holds one, or: bytes",
-    )
-    add("--context", type=int, metavar="N", help="tokens in a row (default 100, the paper's)")
-    add(
-        "--no-special-tokens",
-        action="store_true",
-        help="leave out the special tokens, such as a begin-of-text token, "
-        "that the tokenizer adds by default",
-    )
-    add(
-        "--field",
-        metavar="NAME",
-        help="the text's field in JSON lines and parquet (default text); a.b reaches into objects",
-    )
-    add(
-        "--records",
-        choices=TEXT_UNITS,
-        help="what a record is in plain text (default paragraph: blank lines separate)",
-    )
-    add(
-        "--where",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="keep records whose field is this, or with != is not; repeatable, all must hold",
-    )
-    add(
-        "--match",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="keep texts in which this is found; repeatable, all must be",
-    )
-    add(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="REGEX",
-        help="leave out texts in which this is found; repeatable",
-    )
-    add(
-        "--strip-python",
-        action="store_true",
-        help="texts are Python code: leave out strings in triple quotes, comments and blank lines",
-    )
-    add("--no-split", action="store_true", help="one file PREFIX.h5, in the input's order")
-    add(
-        "--pack",
-        action="store_true",
-        help="fill rows with one record after the other instead of one record a row",
-    )
-    modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--python-functions", action="store_true", help="the input is Python source")
-    modes.add_argument("--multiple-choice", action="store_true", help="the input is questions")
-    subjects = parser.add_mutually_exclusive_group()
-    subjects.add_argument(
-        "--describe",
-        metavar="FIELD",
-        help='questions: begin each with "The following are multiple choice questions '
-        '(with answers) about X." and a blank line, X from this field, as lm-evaluation-harness '
-        "does",
-    )
-    subjects.add_argument(
-        "--about", metavar="X", help="questions: as --describe, the same X for all of them"
-    )
-    options = parser.parse_args(arguments)
-    for option, mode in _without_effect(options):
-        parser.error(f"{option} has no effect with {mode}")
-    if options.context is not None and options.context < 2:
-        parser.error("--context must be at least 2: a row of one token predicts nothing")
-    options.context = options.context or 100
-    return options
-
-
-def _without_effect(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    given = {
-        "--context": options.context,
-        "--field": options.field,
-        "--records": options.records,
-        "--where": options.where,
-        "--match": options.match,
-        "--exclude": options.exclude,
-        "--strip-python": options.strip_python,
-        "--no-split": options.no_split,
-        "--pack": options.pack,
-        "--describe": options.describe,
-        "--about": options.about,
-    }
-    of_questions = {"--describe", "--about"}
-    if options.multiple_choice:
-        mode, useless = "--multiple-choice", given.keys() - of_questions - {"--where"}
-    elif options.python_functions:
-        useless = {"--field", "--records", "--where", "--strip-python"} | of_questions
-        mode = "--python-functions"
-    else:
-        mode, useless = "text", of_questions
-    return ((option, mode) for option, value in given.items() if option in useless and value)
-
-
 def prepare_tokens(options: argparse.Namespace) -> None:
     """Text or functions to the three token files."""
     tokenizer = open_tokenizer(options.tokenizer, not options.no_special_tokens)
     corpus = read_corpus(options)
-    if not corpus.texts:
+    if not corpus.samples:
         raise InputError(f"no record left: {corpus.read} read, the filters keep none")
-    parts = {ALL: np.arange(len(corpus.texts))} if options.no_split else None
+    parts = {ALL: np.arange(len(corpus.samples))} if options.no_split else None
     splits = []
-    for name, indices in (parts or paper_split(len(corpus.texts))).items():
-        texts = [corpus.texts[i] for i in indices]
-        splits.append(tokenize_split(name, texts, tokenizer, options))
+    for name, indices in (parts or paper_split(len(corpus.samples))).items():
+        samples = [corpus.samples[i] for i in indices]
+        splits.append(tokenize_split(name, samples, tokenizer, options))
     # All are checked before the first is written: three files that belong together, or none.
     for split in splits:
         check_split(split, options)
@@ -287,50 +130,89 @@ def prepare_tokens(options: argparse.Namespace) -> None:
         suffix = "" if options.no_split else f"-{split.name}"
         paths[split.name] = options.output.with_name(f"{options.output.name}{suffix}.h5")
         part = "all" if options.no_split else f"{split.name} split of"
-        source = f"{corpus.source}; {part} {len(corpus.texts)} records"
-        write_token_file(
-            paths[split.name], split.rows, Origin(tokenizer.vocab_size, tokenizer.name, source)
-        )
-    print_summary(corpus, splits, paths, tokenizer)
+        source = f"{corpus.source}; {part} {len(corpus.samples)} records"
+        origin = Origin(tokenizer.vocab_size, tokenizer.name, source)
+        rows = TokenRows(split.rows, split.row_lengths, split.answers)
+        write_token_file(paths[split.name], rows, origin)
+    print_summary(corpus, splits, paths, tokenizer, options)
 
 
 def read_corpus(options: argparse.Namespace) -> Corpus:
     """Read the records that the filters keep, in the order of the input."""
     wanted = TextFilter.compile(options.match, options.exclude)
     conditions = [Condition.parse(text) for text in options.where]
+    pairs = pair_reader(options) if options.pairs else None
     suffixes = (".py",) if options.python_functions else ALL_SUFFIXES
+    suffixes = RECORD_SUFFIXES if pairs else suffixes
     files, others = find_files(options.inputs, suffixes)
-    texts, read, by_where, unparsable, copies = [], 0, 0, 0, 0
+    samples, read, by_where, unparsable, copies = [], 0, 0, 0, 0
     seen: set[str] = set()
     for path in tqdm(files, desc="reading", unit="file", disable=None):
-        records = (
-            read_functions(path)
-            if options.python_functions
-            else read_texts(path, options, conditions)
-        )
+        records = read_samples(path, options, conditions, pairs)
         if records is None:
             unparsable += 1
             continue
-        for text in records:
+        for sample in records:
             read += 1
-            by_where += text is None
-            if text is not None and options.strip_python:
-                text = strip_python(text)
-            if text is None or not wanted.holds(text):
+            by_where += sample is None
+            if sample is not None and options.strip_python:
+                sample = Sample(strip_python(sample.text))
+            if sample is None or not wanted.holds(sample.text):
                 continue
-            if options.python_functions and text in seen:
+            if options.python_functions and sample.text in seen:
                 copies += 1
                 continue
-            seen.add(text)
-            texts.append(text)
+            seen.add(sample.text)
+            samples.append(sample)
+    by_match = read - by_where - copies - len(samples)
+    source = source_words(options, conditions, wanted, pairs)
+    return Corpus(samples, read, by_where, by_match, copies, unparsable, len(others), source)
+
+
+def source_words(
+    options: argparse.Namespace,
+    conditions: Sequence[Condition],
+    wanted: TextFilter,
+    pairs: PairReader | None,
+) -> str:
+    """What the files say of where they come from."""
     words = [", ".join(given.resolve().name for given in options.inputs)]
-    words.append("functions" if options.python_functions else f"field={options.field or 'text'}")
+    if pairs:
+        words += [f"fields={','.join(pairs.fields)}", f"template={pairs.words}"]
+    else:
+        words.append(
+            "functions" if options.python_functions else f"field={options.field or 'text'}"
+        )
     words += ["Python, comments stripped"] if options.strip_python else []
     words += [f"where={condition}" for condition in conditions] + [str(wanted)]
-    words += ["packed"] if options.pack else []
-    by_match = read - by_where - copies - len(texts)
-    source = " ".join(filter(None, words))
-    return Corpus(texts, read, by_where, by_match, copies, unparsable, len(others), source)
+    words += ["packed"] if options.pack else ["padded"] if options.pad else []
+    return " ".join(filter(None, words))
+
+
+def pair_reader(options: argparse.Namespace) -> PairReader:
+    """Of prompts with answers, or chats."""
+    return PairReader(
+        options.prompt_field,
+        options.answer_field,
+        options.field or MESSAGES,
+        None if options.chat else Template(options.template or DEFAULT_TEMPLATE),
+        ChatTemplate(options.tokenizer) if options.chat else None,
+    )
+
+
+def read_samples(
+    path: Path,
+    options: argparse.Namespace,
+    conditions: Sequence[Condition],
+    pairs: PairReader | None,
+) -> Iterator[Sample | None] | None:
+    """Yield a file's samples; None stands for a record that a condition leaves out."""
+    if pairs:
+        return pairs.read(path, conditions)
+    if options.python_functions:
+        functions = read_functions(path)
+        return None if functions is None else plain_samples(iter(functions))
+    return plain_samples(read_texts(path, options, conditions))
 
 
 def read_texts(
@@ -363,22 +245,31 @@ def _halve(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tokenize_split(
-    name: str, texts: Sequence[str], tokenizer: TextTokenizer, options: argparse.Namespace
+    name: str, samples: Sequence[Sample], tokenizer: TextTokenizer, options: argparse.Namespace
 ) -> Split:
-    """Tokenise; cut to the context and drop what is shorter, or pack."""
+    """Tokenise; cut to the context and drop what is shorter, or pad, or pack."""
     context = options.context
-    records, lengths = [], []
-    with tqdm(total=len(texts), desc=f"tokenizing {name}", unit="record", disable=None) as progress:
-        for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            some = texts[start : start + TOKENIZE_AT_ONCE]
-            for ids in tokenizer.encode([f"{text}\n" for text in some] if options.pack else some):
+    records, lengths, answers = [], [], []
+    with tqdm(total=len(samples), desc=f"tokenizing {name}", unit="record", disable=None) as shown:
+        for start in range(0, len(samples), TOKENIZE_AT_ONCE):
+            some = samples[start : start + TOKENIZE_AT_ONCE]
+            texts = [f"{s.text}\n" if options.pack else s.text for s in some]
+            encoded = tokenizer.encode_from(texts, [s.answer_at for s in some])
+            for ids, answer in encoded:
                 lengths.append(len(ids))
-                if options.pack:
-                    records.append(np.asarray(ids, dtype=np.uint32))
-                elif len(ids) >= context:
-                    records.append(np.asarray(ids[:context], dtype=np.uint32))
-            progress.update(len(some))
-    too_short = len(texts) - len(records)
+                least = 0 if options.pack else max(2, answer + 1) if options.pad else context
+                if min(len(ids), context) >= least or options.pack:
+                    records.append(np.asarray(ids if options.pack else ids[:context], np.uint32))
+                    answers.append(answer)
+            shown.update(len(some))
+    too_short = len(samples) - len(records)
+    if options.pad:
+        rows = np.zeros((len(records), context), np.uint32)
+        for row, record in zip(rows, records, strict=True):
+            row[: len(record)] = record
+        own = np.asarray([len(record) for record in records], np.uint32)
+        begins = np.asarray(answers, np.uint32) if options.pairs else None
+        return Split(name, rows, lengths, too_short, own, begins)
     tokens = np.concatenate([np.empty(0, np.uint32), *records])
     rows = tokens[: len(tokens) // context * context].reshape(-1, context)
     return Split(name, rows, lengths, too_short)
@@ -397,6 +288,10 @@ def check_split(split: Split, options: argparse.Namespace) -> None:
             f"too little text: {split.place} has {sum(split.lengths)} tokens, a row "
             f"{options.context}; lower --context or give more text"
         )
+    if options.pairs:
+        raise InputError(
+            f"no answer of {split.place} begins within {options.context} tokens: raise --context"
+        )
     raise InputError(
         f"no example long enough: none of the {len(split.lengths)} records of {split.place} "
         f"has {options.context} tokens, the longest has {max(split.lengths)}; "
@@ -405,10 +300,14 @@ def check_split(split: Split, options: argparse.Namespace) -> None:
 
 
 def print_summary(
-    corpus: Corpus, splits: Sequence[Split], paths: dict[str, Path], tokenizer: TextTokenizer
+    corpus: Corpus,
+    splits: Sequence[Split],
+    paths: dict[str, Path],
+    tokenizer: TextTokenizer,
+    options: argparse.Namespace,
 ) -> None:
     """Print what was read, what was kept, and the files with their hashes."""
-    print(f"records: {corpus.read} read, {len(corpus.texts)} kept by the filters")
+    print(f"records: {corpus.read} read, {len(corpus.samples)} kept by the filters")
     if corpus.unparsable:
         print(f"files left out because they do not parse: {corpus.unparsable}")
     if corpus.of_other_kinds:
@@ -419,24 +318,36 @@ def print_summary(
         "file and its sha256"
     )
     for split in splits:
-        records, rows = len(split.lengths), len(split.rows)
+        records, rows, tokens = len(split.lengths), len(split.rows), split.tokens
         print(
-            f"{split.name:<12}{records:>9}{split.too_short:>11}{rows:>10}{split.rows.size:>11}  "
+            f"{split.name:<12}{records:>9}{split.too_short:>11}{rows:>10}{tokens:>11}  "
             f"{paths[split.name]}"
         )
         print(f"{'':<55}{file_sha256(paths[split.name])}")
-    print(f"dropped: {dropped_words(corpus, splits)}")
+    print(f"dropped: {dropped_words(corpus, splits, options)}")
     print(f"example, the first row of {paths[splits[0].name]}:")
-    print(f"    {example(tokenizer, splits[0].rows[0])}")
+    first = (
+        splits[0].rows[0]
+        if splits[0].row_lengths is None
+        else splits[0].rows[0][: splits[0].row_lengths[0]]
+    )
+    begin = 0 if splits[0].answers is None else splits[0].answers[0]
+    if begin:
+        print(f"    read:   {example(tokenizer, first[:begin])}")
+        print(f"    learnt: {example(tokenizer, first[begin:])}")
+    else:
+        print(f"    {example(tokenizer, first)}")
 
 
-def dropped_words(corpus: Corpus, splits: Sequence[Split]) -> str:
+def dropped_words(corpus: Corpus, splits: Sequence[Split], options: argparse.Namespace) -> str:
     """How many records are in no file, and why."""
+    least = f"shorter than {2 if options.pad else options.context} tokens"
+    why = f"whose answer begins behind {options.context} tokens" if options.pairs else least
     dropped = {
         "by --where": corpus.by_where,
         "by --match or --exclude": corpus.by_match,
         "copies of others": corpus.copies,
-        f"shorter than {splits[0].rows.shape[1]} tokens": sum(s.too_short for s in splits),
+        why: sum(s.too_short for s in splits),
     }
     return ", ".join(f"{count} {why}" for why, count in dropped.items() if count) or "none"
 

@@ -19,6 +19,12 @@ class TextTokenizer(Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
 
+    def encode_from(
+        self, texts: Sequence[str], begins: Sequence[int]
+    ) -> list[tuple[list[int], int]]:
+        """Return the ids of each text, and the first of them that reaches beyond character
+        `begins`; 0 where that is 0."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return what ids say, special tokens included."""
 
@@ -32,6 +38,15 @@ class ByteTokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the bytes of each text."""
         return [list(text.encode("utf-8")) for text in texts]
+
+    def encode_from(
+        self, texts: Sequence[str], begins: Sequence[int]
+    ) -> list[tuple[list[int], int]]:
+        """Return the bytes of each text, and where its character `begins` begins."""
+        return [
+            (list(text.encode("utf-8")), len(text[:begin].encode("utf-8")))
+            for text, begin in zip(texts, begins, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the bytes, which may end within a character."""
@@ -63,14 +78,28 @@ class FileTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
+        return [ids for ids, _ in self.encode_from(texts, [0] * len(texts))]
+
+    def encode_from(
+        self, texts: Sequence[str], begins: Sequence[int]
+    ) -> list[tuple[list[int], int]]:
+        """A token on both sides of the place is behind it."""
         encodings = self._tokenizer.encode_batch(
             list(texts), add_special_tokens=self._special_tokens
         )
-        return [encoding.ids for encoding in encodings]
+        return [
+            (encoding.ids, _first_behind(encoding.offsets, begin) if begin else 0)
+            for encoding, begin in zip(encodings, begins, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return what the tokenizer makes of them."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+
+def _first_behind(offsets: Sequence[tuple[int, int]], begin: int) -> int:
+    """The first token that ends behind character `begin`; their number where none does."""
+    return next((i for i, (_, end) in enumerate(offsets) if end > begin), len(offsets))
 
 
 def open_tokenizer(given: str, special_tokens: bool = True) -> TextTokenizer:

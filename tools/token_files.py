@@ -1,6 +1,8 @@
 """Writing token files and multiple-choice files (HDF5), the same bytes for the same content.
 
-A token file holds `/tokens`, unsigned 32-bit, [examples, context]. A multiple-choice file holds
+A token file holds `/tokens`, unsigned 32-bit, [examples, context]; where rows are padded `/lengths`
+[examples], how many of a row's tokens are its own; where they begin with a prompt `/answer_from`
+[examples], the first token that is to be learnt. A multiple-choice file holds
 `/prompts`, all prompts' tokens one after the other, `/offsets` [n + 1], where each begins and the
 last ends, `/choices` [n, 4], the answer tokens, and `/answers` [n], which of the four is right.
 Both carry the attributes `vocab_size`, `tokenizer` and `source`.
@@ -38,12 +40,64 @@ class Question:
     answer: int
 
 
-def write_token_file(path: Path, tokens: np.ndarray, origin: Origin) -> None:
-    """Write a token file; `tokens` is [examples, context]."""
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of tokens [examples, context]; lengths and answers [examples], None: rows are whole and
+    learnt from their beginning."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray | None = None
+    answers: np.ndarray | None = None
+
+    def texts(self, context: int) -> list[bytes]:
+        """The tokens of each row within a context, without padding: rows that read alike are alike."""
+        lengths = [len(row) for row in self.tokens] if self.lengths is None else self.lengths
+        pairs = zip(self.tokens, lengths, strict=True)
+        return [row[: min(length, context)].tobytes() for row, length in pairs]
+
+    def chosen(self, order: np.ndarray) -> TokenRows:
+        """The rows of these numbers, or of a mask."""
+        return TokenRows(
+            self.tokens[order],
+            None if self.lengths is None else self.lengths[order],
+            None if self.answers is None else self.answers[order],
+        )
+
+
+def read_token_rows(file: h5py.File) -> TokenRows:
+    """The rows of a token file; KeyError where it is none."""
+    lengths, answers = (file[n][:] if n in file else None for n in ("lengths", "answer_from"))
+    return TokenRows(file["tokens"][:], lengths, answers)
+
+
+def join_rows(parts: Sequence[TokenRows]) -> TokenRows:
+    """All rows, one part behind the other."""
+    tokens = np.concatenate([part.tokens for part in parts])
+    whole = [np.full(len(part.tokens), part.tokens.shape[1], np.uint32) for part in parts]
+    zero = [np.zeros(len(part.tokens), np.uint32) for part in parts]
+    return TokenRows(
+        tokens,
+        _joined([part.lengths for part in parts], whole),
+        _joined([part.answers for part in parts], zero),
+    )
+
+
+def _joined(given: Sequence[np.ndarray | None], default: Sequence[np.ndarray]) -> np.ndarray | None:
+    if all(part is None for part in given):
+        return None
+    pairs = zip(given, default, strict=True)
+    return np.concatenate([other if part is None else part for part, other in pairs])
+
+
+def write_token_file(path: Path, rows: np.ndarray | TokenRows, origin: Origin) -> None:
+    """Write a token file of rows, or of whole rows of tokens [examples, context]."""
+    rows = rows if isinstance(rows, TokenRows) else TokenRows(rows)
+    tokens = rows.tokens
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"tokens must be [examples, context], not {tokens.shape}")
     _check_ids(tokens, origin.vocab_size)
-    _write(path, {"tokens": tokens.astype("<u4")}, origin)
+    datasets = {"tokens": tokens, "lengths": rows.lengths, "answer_from": rows.answers}
+    _write(path, {n: d.astype("<u4") for n, d in datasets.items() if d is not None}, origin)
 
 
 def write_multiple_choice_file(path: Path, questions: Sequence[Question], origin: Origin) -> None:
