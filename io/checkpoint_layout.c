@@ -12,11 +12,13 @@ static struct mm_rows own_rows(const struct mm_checkpoint_job *job,
 
 static enum mm_status put_format(hid_t file, const struct mm_checkpoint_job *job,
                                  const char *format, struct mm_error *err) {
+    char *writer = mm_format("mudman-mpi %s", mm_version);
     enum mm_status status = mm_h5_put_text(file, "format", format, err);
     if (status == MM_OK)
         status = mm_h5_put_count(file, "format_version", MM_CHECKPOINT_VERSION, err);
     if (status == MM_OK)
-        status = mm_h5_put_text(file, "writer", "mudman-mpi " MM_VERSION, err);
+        status = mm_h5_put_text(file, "writer", writer, err);
+    mm_free(writer);
     if (status == MM_OK)
         status = mm_h5_put_count(file, "loops", job->info->loops, err);
     if (status == MM_OK)

@@ -256,14 +256,14 @@ static void print_version(void) {
     char processor[MM_PROCESSOR_TEXT];
     char *blas = mm_blas_text(), *mpi = mm_comm_library_text(), *hdf5 = mm_h5_library_text();
     char *onednn = mm_onednn_text(), *cuda = mm_cuda_text();
-    printf("mudman-mpi " MM_VERSION "\n"
+    printf("mudman-mpi %s\n"
            "processor: %s\n"
            "BLAS: %s\n"
            "oneDNN: %s\n"
            "MPI: %s\n"
            "HDF5: %s\n"
            "CUDA: %s\n",
-           mm_processor_text(mm_processor(), processor), blas, onednn, mpi, hdf5, cuda);
+           mm_version, mm_processor_text(mm_processor(), processor), blas, onednn, mpi, hdf5, cuda);
     mm_free(blas);
     mm_free(onednn);
     mm_free(mpi);

@@ -11,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MM_VERSION "0.1.0"
+/* "0.1.0+5c1d09ab": the version, and a hash of the sources of this build (cmake/version.cmake). */
+extern const char mm_version[];
 
 /* The value of a status is also the process's exit status. */
 enum mm_status {

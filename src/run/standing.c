@@ -68,7 +68,7 @@ static void add_hash(cJSON *to, const char *name, char *text) {
 
 cJSON *mm_standing_hashes(const struct mm_job *job) {
     cJSON *all = cJSON_CreateObject();
-    cJSON_AddStringToObject(all, "program", MM_VERSION);
+    cJSON_AddStringToObject(all, "program", mm_version);
     add_hash(all, "config", settings(job));
     add_hash(all, "evaluation", evaluation_text(job));
     for (size_t i = 0; i < job->identity.n; i++)
@@ -177,9 +177,9 @@ enum mm_status mm_standing_check_input(const struct mm_job *job, const char *fol
 /* What may change between loops and attack, or between one version and the next. */
 static void warn_changed(const struct mm_job *job, const char *folder, const cJSON *stored) {
     const char *program = stored_text(stored, "program");
-    if (program && strcmp(program, MM_VERSION) != 0)
-        mm_log0(MM_LOG_WARN, "%s: written by version %s of the program, and this is " MM_VERSION,
-                folder, program);
+    if (program && strcmp(program, mm_version) != 0)
+        mm_log0(MM_LOG_WARN, "%s: written by version %s of the program, and this is %s", folder,
+                program, mm_version);
     for (size_t i = 0; i < job->identity.n; i++) {
         const struct mm_input *input = &job->identity.inputs[i];
         const char *hash = stored_text(stored, input->name);

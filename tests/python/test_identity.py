@@ -6,6 +6,7 @@ import ctypes
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -336,6 +337,8 @@ def test_result_says_what_it_stands_on(tiny: Case, finished: Path, tmp_path: Pat
     assert identity.keys() == {
         "program", "config", "evaluation", "config.json", "weights", *files
     }  # fmt: skip
+    (version,) = re.findall(r"^mudman-mpi (0\.1\.0\+[0-9a-f]{8})$", succeed("--version").out, re.M)
+    assert identity["program"] == version
     assert identity["weights"] == xxh128((tiny.model / "model.safetensors").read_bytes()).decode()
     assert identity["config.json"] == xxh128((tiny.model / "config.json").read_bytes()).decode()
     for override, changed in (
@@ -370,3 +373,32 @@ def test_eval_says_what_it_stands_on(tiny: Case, finished: Path) -> None:
     lines = succeed("eval", tiny.config, ranks=2).out.splitlines()
     assert lines[:3] == [f"hash {name} {identity[name]}" for name in names]
     assert [line.rpartition(" ")[0] for line in lines[3:]] == ["forget loss", "retain loss"]
+
+
+def version_of(tree: Path) -> str:
+    """The version of a build of these sources."""
+    script, out = ROOT / "cmake" / "version.cmake", tree / "version.c"
+    settings = {"ROOT": tree, "VERSION": "1.2", "OUT": out}
+    given = [word for key, value in settings.items() for word in ("-D", f"{key}={value}")]
+    subprocess.run(["cmake", *given, "-P", script], check=True)
+    return re.findall(r'"([^"]+)";', out.read_text())[0]
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_version_of_a_build(tmp_path: Path) -> None:
+    """Of its sources, wherever they lie; what is not built into it changes nothing."""
+    trees = [tmp_path / name for name in ("a", "b")]
+    for tree in trees:
+        (tree / "src" / "run").mkdir(parents=True)
+        (tree / "kernels").mkdir()
+        (tree / "src" / "run" / "x.c").write_text("int x;")
+        (tree / "kernels" / "x.cu").write_text("int y;")
+    first, second = trees
+    before = version_of(first)
+    assert re.fullmatch(r"1\.2\+[0-9a-f]{8}", before) and version_of(second) == before
+    (second / "README.md").write_text("words")
+    assert version_of(second) == before
+    (second / "kernels" / "x.cu").write_text("int z;")
+    assert version_of(second) != before
+    (first / "src" / "run" / "x.c").rename(first / "src" / "run" / "y.c")
+    assert version_of(first) != before
