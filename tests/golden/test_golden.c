@@ -285,6 +285,10 @@ static void check_relearning(const char *name, const char *file, const char *var
         mm_training_create_attack(f.arena, comm, f.model, &config, &attack, NULL);
     check_steps(&f, variant, group, &attack, t, drift);
     struct mm_vector end = t->lora ? t->g : t->p; /* the weights of now */
+    if (t->room) { /* tensor by tensor: nobody has their sum but the model */
+        end = mm_shard_vector(t->shard, f.arena, MM_FOR_OPTIMIZER, MM_F32);
+        mm_shard_load(t->shard, end);
+    }
     if (arithmetic == MM_BF16 && !amplifies(variant))
         check_change(variant, group, "params", &f, t->shard, end, true, HALF_CHANGE);
     else if (arithmetic == MM_F32)
