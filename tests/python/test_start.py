@@ -120,20 +120,20 @@ def test_more_than_the_machine_has(tiny: Case, tmp_path: Path, ranks: int) -> No
 
 
 def test_more_than_the_control_group_may_have(tmp_path: Path) -> None:
-    """Of its 101 MB, some of which CUDA's libraries take, the weights would take 128."""
+    """Of its 201 MB, half of which CUDA's libraries take, the weights would take 256."""
     memory = Path("/sys/fs/cgroup/memory")
     if not os.access(memory / "memory.limit_in_bytes", os.W_OK):
         pytest.skip("no control groups (version 1) of memory to make here")
-    model = random_llama(tmp_path / "model", width=64, mlp=64, layers=1, vocab=500_000)
+    model = random_llama(tmp_path / "model", width=64, mlp=64, layers=1, vocab=1_000_000)
     config = random_case(tmp_path, model, batch=2, context=8)
     group = memory / f"mudman-test-{os.getpid()}"
     group.mkdir()
     try:
-        (group / "memory.limit_in_bytes").write_text(str(96 << 20))
+        (group / "memory.limit_in_bytes").write_text(str(192 << 20))
         enter = ["sh", "-c", f"echo $$ >{group}/cgroup.procs && exec \"$@\"", "sh"]
         outcome = mudman("run", config, f"output.dir={tmp_path / 'run'}", wrapper=enter)
         assert outcome.status == 1, outcome.err
-        assert " within the job's limit on memory, 100.66 MB for 1 rank" in outcome.messages[0]
+        assert " within the job's limit on memory, 201.33 MB for 1 rank" in outcome.messages[0]
     finally:
         group.rmdir()
 
