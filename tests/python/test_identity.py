@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from job_helpers import (
+    ROOT,
     assert_same_run,
     assert_same_state,
     checkpoints_of,
