@@ -78,7 +78,7 @@ struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_
     comm->watch = mm_watch_create(abort_job);
     mm_watch_name(comm->watch, rank ? atoi(rank) : 0);
     mm_comm_watch_begin(comm, seconds, "start-up", MM_UNNUMBERED);
-    mm_watch_enter(comm->watch, MM_WATCHED_CONNECTION, false, 0);
+    mm_watch_enter(comm->watch, MM_WATCHED_CONNECTION, MM_OVER_MPI, 0);
     join(comm, argc, argv);
     mm_watch_leave(comm->watch);
     mm_watch_name(comm->watch, comm->rank);
@@ -102,7 +102,7 @@ struct mm_comm *mm_comm_create(int *argc, char ***argv) {
 void mm_comm_free(struct mm_comm *comm) {
     mm_watch_detach(comm->watch);
     mm_watch_begin(comm->watch, comm->patience, "exit", MM_UNNUMBERED);
-    mm_watch_enter(comm->watch, MM_WATCHED_DEPARTURE, false, 0);
+    mm_watch_enter(comm->watch, MM_WATCHED_DEPARTURE, MM_OVER_MPI, 0);
     if (comm->transport)
         comm->transport->free(comm->transport);
     mm_watch_free_device(comm->watch);
@@ -162,7 +162,7 @@ void mm_comm_pass(struct mm_comm *comm) {
  */
 
 static void enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    mm_watch_enter(comm->watch, kind, false, bytes);
+    mm_watch_enter(comm->watch, kind, MM_OVER_MPI, bytes);
 }
 
 static void leave(struct mm_comm *comm) {

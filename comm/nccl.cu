@@ -333,7 +333,7 @@ static void connect(struct over_nccl *t) {
         CHECK_NCCL(ncclGetUniqueId(&id));
     mm_comm_broadcast(t->comm, 0, &id, sizeof id);
     mm_watch_begin(watch, CONNECTION_SECONDS, "start of rank", static_cast<size_t>(t->rank));
-    mm_watch_enter(watch, MM_WATCHED_CONNECTION, true, 0);
+    mm_watch_enter(watch, MM_WATCHED_CONNECTION, MM_OVER_NCCL, 0);
     CHECK_NCCL(ncclCommInitRank(&t->nccl, t->size, id, t->rank));
     mm_watch_leave(watch);
     mm_watch_end(watch);

@@ -124,7 +124,8 @@ bool mm_comm_records(const struct mm_comm *comm) {
 /* -- the functions ----------------------------------------------------------------------------- */
 
 static uint64_t enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    return mm_watch_enter(comm->watch, kind, attached(comm)->work != NULL, bytes);
+    return mm_watch_enter(comm->watch, kind, attached(comm)->work ? MM_OVER_NCCL : MM_OVER_MPI,
+                          bytes);
 }
 
 static mm_ticket take_ticket(struct mm_comm *comm) {

@@ -70,10 +70,10 @@ struct mm_watch {
 /* -- words: kind, 4 bits; NCCL, 1; which call of its section, 15; bytes, 44 ---------------------
  */
 
-static uint64_t word_of(enum mm_watched kind, bool nccl, unsigned call, size_t bytes) {
+static uint64_t word_of(enum mm_watched kind, enum mm_over over, unsigned call, size_t bytes) {
     const uint64_t most = ((uint64_t)1 << 44) - 1;
-    return (uint64_t)kind << 60 | (uint64_t)nccl << 59 | (uint64_t)(call & 0x7fff) << 44 |
-           (bytes < most ? bytes : most);
+    return (uint64_t)kind << 60 | (uint64_t)(over == MM_OVER_NCCL) << 59 |
+           (uint64_t)(call & 0x7fff) << 44 | (bytes < most ? bytes : most);
 }
 
 /* "reduction #5 (34.2 MB, NCCL)" */
@@ -274,12 +274,12 @@ void mm_watch_end(struct mm_watch *w) {
     pthread_mutex_unlock(&w->lock);
 }
 
-uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, bool nccl, size_t bytes) {
+uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, enum mm_over over, size_t bytes) {
     uint64_t word = 0;
     pthread_mutex_lock(&w->lock);
     MM_CHECK(!w->in, "a collective within a collective");
     if (w->open) {
-        word = word_of(kind, nccl, ++w->calls, bytes);
+        word = word_of(kind, over, ++w->calls, bytes);
         w->in = word;
         w->in_since = w->clock;
     }

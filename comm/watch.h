@@ -73,7 +73,9 @@ void mm_watch_end(struct mm_watch *watch);
 
 /* The calling thread enters a collective of `bytes` bytes over NCCL or MPI, and leaves it. Enter
  * returns the word of the collective, or 0 if nothing is watched. Calls may not be nested. */
-uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, bool nccl, size_t bytes);
+enum mm_over { MM_OVER_MPI, MM_OVER_NCCL };
+uint64_t mm_watch_enter(struct mm_watch *watch, enum mm_watched kind, enum mm_over over,
+                        size_t bytes);
 void mm_watch_leave(struct mm_watch *watch);
 /* This thread came so far, to a call that has nothing to wait for. */
 void mm_watch_pass(struct mm_watch *watch);

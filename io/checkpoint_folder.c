@@ -88,21 +88,24 @@ static enum mm_status move(const char *from, const char *to, struct mm_error *er
     return mm_fail(err, MM_FAILED, "cannot rename '%s' to '%s': %s", from, to, strerror(errno));
 }
 
+/* What becomes of the folders that a crash left and that need not be put back. */
+enum leftovers { KEEP, REMOVE };
+
 /* A folder that an older checkpoint was moved to. */
-static enum mm_status put_back(const char *root, const char *name, const char *path, bool remove,
-                               struct mm_error *err) {
+static enum mm_status put_back(const char *root, const char *name, const char *path,
+                               enum leftovers leftovers, struct mm_error *err) {
     char *final = mm_format("%s/%s", root, name + strlen(".replaced-"));
     enum mm_status status = MM_OK;
     if (!mm_path_exists(final))
         status = move(path, final, err);
-    else if (remove)
+    else if (leftovers == REMOVE)
         status = mm_folder_remove(path, err);
     mm_free(final);
     return status;
 }
 
-/* Puts back, and where `remove` is set removes, what a crash left. */
-static enum mm_status sweep(const char *root, bool remove, struct mm_error *err) {
+/* Puts back what a crash left, and of the rest does as `leftovers` says. */
+static enum mm_status sweep(const char *root, enum leftovers leftovers, struct mm_error *err) {
     DIR *folder = opendir(root);
     struct dirent *entry;
     enum mm_status status = MM_OK;
@@ -112,8 +115,9 @@ static enum mm_status sweep(const char *root, bool remove, struct mm_error *err)
         const char *name = entry->d_name;
         char *path = mm_format("%s/%s", root, name);
         if (starts_with(name, ".replaced-"))
-            status = put_back(root, name, path, remove, err);
-        else if (remove && (starts_with(name, ".writing-") || starts_with(name, ".removed-")))
+            status = put_back(root, name, path, leftovers, err);
+        else if (leftovers == REMOVE &&
+                 (starts_with(name, ".writing-") || starts_with(name, ".removed-")))
             status = mm_folder_remove(path, err);
         mm_free(path);
     }
@@ -123,7 +127,7 @@ static enum mm_status sweep(const char *root, bool remove, struct mm_error *err)
 
 enum mm_status mm_checkpoint_recover(const char *run_dir, struct mm_error *err) {
     char *root = mm_format("%s/checkpoints", run_dir);
-    enum mm_status status = sweep(root, false, err);
+    enum mm_status status = sweep(root, KEEP, err);
     mm_free(root);
     return status == MM_OK ? MM_OK : MM_BAD_INPUT;
 }
@@ -132,7 +136,7 @@ enum mm_status mm_checkpoint_prepare(const struct mm_checkpoint_paths *paths, do
                                      struct mm_error *err) {
     enum mm_status status = mm_folder_make(paths->root, err);
     if (status == MM_OK)
-        status = sweep(paths->root, true, err);
+        status = sweep(paths->root, REMOVE, err);
     if (status == MM_OK)
         status = check_space(paths->root, bytes, err);
     return status;

@@ -89,11 +89,11 @@ void mm_checkpoint_head_free(struct mm_checkpoint_head *head);
 enum mm_status mm_checkpoint_part_check(const struct mm_checkpoint_head *head, const char *folder,
                                         int rank, struct mm_error *err);
 
-/* Reads rows [first, first + count) of a tensor through its virtual dataset in checkpoint.h5, open
+/* Reads rows of a tensor through its virtual dataset in checkpoint.h5, open
  * as `file`, whose path is `path`. Returns MM_BAD_INPUT if a value is NaN. */
 enum mm_status mm_checkpoint_rows_read(const struct mm_checkpoint_head *head, hid_t file,
                                        const char *path, int group,
-                                       const struct mm_checkpoint_shape *tensor, size_t first,
-                                       size_t count, void *out, struct mm_error *err);
+                                       const struct mm_checkpoint_shape *tensor,
+                                       struct mm_rows rows, void *out, struct mm_error *err);
 
 #endif

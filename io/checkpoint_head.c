@@ -132,19 +132,21 @@ static enum mm_status read_layout(struct mm_checkpoint_head *head, hid_t file, c
 
 /* Tensors ----------------------------------------------------------------------------------- */
 
-/* Opens /<group>/<tensor> and checks shape and dtype. */
+/* Opens /<group>/<tensor>, of which so many rows are there, and checks shape and dtype. */
 static enum mm_status open_tensor(const struct mm_checkpoint_head *head, hid_t file,
-                                  const char *path, int group, const char *name, size_t rows,
-                                  size_t cols, hid_t *set, struct mm_error *err) {
+                                  const char *path, int group,
+                                  const struct mm_checkpoint_shape *tensor, size_t rows, hid_t *set,
+                                  struct mm_error *err) {
     hsize_t dims[2] = {0};
     enum mm_dtype dtype;
-    char *where = mm_format("%s/%s", mm_state_groups[group].name, name);
+    char *where = mm_format("%s/%s", mm_state_groups[group].name, tensor->name);
     enum mm_status status = mm_h5_open_dataset(set, file, path, where, err);
     if (status == MM_OK)
         status = mm_h5_dims(*set, path, where, 2, dims, err);
-    if (status == MM_OK && (dims[0] != rows || dims[1] != cols))
-        status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%llu, %llu], not [%zu, %zu]", path, where,
-                         (unsigned long long)dims[0], (unsigned long long)dims[1], rows, cols);
+    if (status == MM_OK && (dims[0] != rows || dims[1] != tensor->cols))
+        status =
+            mm_fail(err, MM_BAD_INPUT, "%s: '%s' is [%llu, %llu], not [%zu, %zu]", path, where,
+                    (unsigned long long)dims[0], (unsigned long long)dims[1], rows, tensor->cols);
     if (status == MM_OK && (!mm_h5_dtype(*set, &dtype) || dtype != head->dtype))
         status = mm_fail(err, MM_BAD_INPUT, "%s: '%s' does not hold %s", path, where,
                          mm_dtype_name(head->dtype));
@@ -181,8 +183,7 @@ static enum mm_status check_virtual(const struct mm_checkpoint_head *head, hid_t
                                     struct mm_error *err) {
     hid_t set;
     size_t mappings = 0, expected = 0;
-    enum mm_status status =
-        open_tensor(head, file, path, group, tensor->name, tensor->rows, tensor->cols, &set, err);
+    enum mm_status status = open_tensor(head, file, path, group, tensor, tensor->rows, &set, err);
     if (status != MM_OK)
         return status;
     char *source = mm_format("/%s/%s", mm_state_groups[group].name, tensor->name);
@@ -346,8 +347,7 @@ static enum mm_status check_rows(const struct mm_checkpoint_head *head, hid_t fi
         for (int g = 0; status == MM_OK && rows && g < MM_STATE_GROUPS; g++) {
             hid_t set = -1;
             if (tensor->in[g])
-                status =
-                    open_tensor(head, file, path, g, tensor->name, rows, tensor->cols, &set, err);
+                status = open_tensor(head, file, path, g, tensor, rows, &set, err);
             /* Virtual here, it could lead back to checkpoint.h5, for ever. */
             if (set >= 0)
                 status = mm_h5_check_stored(set, path, tensor->name, 2,

@@ -33,9 +33,9 @@ static enum mm_status add_rows(struct mm_h5_memory *memory, const struct mm_chec
                                hid_t group, const struct mm_state_tensor *tensor, const void *data,
                                struct mm_error *err) {
     struct mm_rows rows = own_rows(job, tensor);
+    struct mm_h5_content content = {job->state->dtype, rows.count, tensor->cols, data};
     hid_t set;
-    enum mm_status status = mm_h5_memory_dataset(memory, group, tensor->name, job->state->dtype,
-                                                 rows.count, tensor->cols, data, &set, err);
+    enum mm_status status = mm_h5_memory_dataset(memory, group, tensor->name, &content, &set, err);
     if (status == MM_OK)
         status = mm_h5_put_count(set, "first_row", rows.first, err);
     mm_h5_close(set);

@@ -187,8 +187,9 @@ static bool is_nan(const void *values, enum mm_dtype dtype, size_t i) {
 
 enum mm_status mm_checkpoint_rows_read(const struct mm_checkpoint_head *head, hid_t file,
                                        const char *path, int group,
-                                       const struct mm_checkpoint_shape *tensor, size_t first,
-                                       size_t count, void *out, struct mm_error *err) {
+                                       const struct mm_checkpoint_shape *tensor,
+                                       struct mm_rows rows, void *out, struct mm_error *err) {
+    size_t first = rows.first, count = rows.count;
     char *where = mm_format("%s/%s", mm_state_groups[group].name, tensor->name);
     size_t step = mm_rows_block(tensor->rows, head->ranks) * PARTS_AT_ONCE;
     size_t row_bytes = tensor->cols * mm_dtype_bytes(head->dtype);
@@ -277,8 +278,8 @@ static enum mm_status read_own(const struct mm_checkpoint_head *head, const char
         const struct mm_checkpoint_shape *stored = find_shape(head, tensor->name);
         for (int g = 0; status == MM_OK && rows.count && g < MM_STATE_GROUPS; g++)
             if (stored->in[g])
-                status = mm_checkpoint_rows_read(head, file, path, g, stored, rows.first,
-                                                 rows.count, tensor->own[g], err);
+                status =
+                    mm_checkpoint_rows_read(head, file, path, g, stored, rows, tensor->own[g], err);
     }
     mm_h5_close(file);
     mm_free(path);

@@ -106,21 +106,25 @@ static bool is_rewritten(const struct mm_weights *weights, const char *name) {
 
 /* --- what is edited --- */
 
-/* `text` with member `key` of its object set to `value`; where there is none and `add` says so, put
- * first. Frees `text`. */
-static char *set_member(char *text, const char *key, const char *value, bool add) {
-    const char *begin, *end, *brace = strchr(text, '{');
-    char *out = NULL;
-    if (mm_json_member(text, key, &begin, &end)) {
-        out = mm_json_replace(text, begin, end, value);
-    } else if (add && brace) {
-        bool empty = brace[1 + strspn(brace + 1, " \t\r\n")] == '}';
-        char *member = mm_format("\n  \"%s\": %s%s", key, value, empty ? "\n" : ",");
-        out = mm_json_replace(text, brace + 1, brace + 1, member);
-        mm_free(member);
-    }
-    if (!out)
+/* `text` with member `key` of its object, where it has one, set to `value`. Frees `text`. */
+static char *set_member(char *text, const char *key, const char *value) {
+    const char *begin, *end;
+    if (!mm_json_member(text, key, &begin, &end))
         return text;
+    char *out = mm_json_replace(text, begin, end, value);
+    mm_free(text);
+    return out;
+}
+
+/* The same, but a member that is not there is put first. */
+static char *put_member(char *text, const char *key, const char *value) {
+    const char *begin, *end, *brace = strchr(text, '{');
+    if (mm_json_member(text, key, &begin, &end) || !brace)
+        return set_member(text, key, value);
+    bool empty = brace[1 + strspn(brace + 1, " \t\r\n")] == '}';
+    char *member = mm_format("\n  \"%s\": %s%s", key, value, empty ? "\n" : ",");
+    char *out = mm_json_replace(text, brace + 1, brace + 1, member);
+    mm_free(member);
     mm_free(text);
     return out;
 }
@@ -131,11 +135,12 @@ static char *config_text(const struct job *job, char *text) {
     if (job->save_dtype) {
         char *quoted = mm_format("\"%s\"", mm_dtype_name(*job->save_dtype));
         bool five = mm_json_member(text, "dtype", &begin, &end);
-        text = set_member(text, "dtype", quoted, false);
-        text = set_member(text, "torch_dtype", quoted, !five);
+        text = set_member(text, "dtype", quoted);
+        text = five ? set_member(text, "torch_dtype", quoted)
+                    : put_member(text, "torch_dtype", quoted);
         mm_free(quoted);
     }
-    return job->weights->untied ? set_member(text, "tie_word_embeddings", "false", true) : text;
+    return job->weights->untied ? put_member(text, "tie_word_embeddings", "false") : text;
 }
 
 /* Every row names the file that has its tensor. */
@@ -171,7 +176,7 @@ static char *index_text(const struct job *job, char *text) {
     bool holds = index_holds(job->weights, map);
     if (!holds) {
         char *rows = weight_map(job->weights);
-        text = set_member(text, "weight_map", rows, false);
+        text = set_member(text, "weight_map", rows);
         mm_free(rows);
     }
     if ((job->save_dtype || !holds) && mm_json_member(text, "metadata", &begin, &end) &&

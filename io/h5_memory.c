@@ -211,10 +211,11 @@ void mm_h5_memory_free(struct mm_h5_memory *memory) {
 }
 
 enum mm_status mm_h5_memory_dataset(struct mm_h5_memory *memory, hid_t at, const char *name,
-                                    enum mm_dtype dtype, size_t rows, size_t cols, const void *data,
-                                    hid_t *set, struct mm_error *err) {
+                                    const struct mm_h5_content *content, hid_t *set,
+                                    struct mm_error *err) {
+    size_t rows = content->rows, cols = content->cols;
     hid_t space = H5Screate_simple(2, (hsize_t[]){rows, cols}, NULL);
-    hid_t dcpl = H5Pcreate(H5P_DATASET_CREATE), type = mm_h5_type(dtype);
+    hid_t dcpl = H5Pcreate(H5P_DATASET_CREATE), type = mm_h5_type(content->dtype);
     haddr_t offset = HADDR_UNDEF;
     enum mm_status status = MM_OK;
     *set = -1;
@@ -237,7 +238,7 @@ enum mm_status mm_h5_memory_dataset(struct mm_h5_memory *memory, hid_t at, const
     memory->extents =
         mm_realloc(memory->extents, (memory->extents_n + 1) * sizeof *memory->extents);
     memory->extents[memory->extents_n++] =
-        (struct extent){offset, rows * cols * mm_dtype_bytes(dtype), data};
+        (struct extent){offset, rows * cols * mm_dtype_bytes(content->dtype), content->data};
     return MM_OK;
 }
 

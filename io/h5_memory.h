@@ -18,11 +18,15 @@ enum mm_status mm_h5_memory_create(struct mm_h5_memory **memory, hid_t *file, hs
                                    struct mm_error *err);
 void mm_h5_memory_free(struct mm_h5_memory *memory);
 
-/* Creates a contiguous dataset [rows, cols] whose content will be `data` (in the file's type,
- * borrowed until the last mm_h5_memory_write). *set is the caller's. */
+struct mm_h5_content {
+    enum mm_dtype dtype;
+    size_t rows, cols;
+    const void *data; /* borrowed until the last mm_h5_memory_write */
+};
+/* Creates a contiguous dataset [rows, cols] of that content. *set is the caller's. */
 enum mm_status mm_h5_memory_dataset(struct mm_h5_memory *memory, hid_t at, const char *name,
-                                    enum mm_dtype dtype, size_t rows, size_t cols, const void *data,
-                                    hid_t *set, struct mm_error *err);
+                                    const struct mm_h5_content *content, hid_t *set,
+                                    struct mm_error *err);
 
 /* Closes the file. `status` is the caller's status so far; it is returned unless closing fails. */
 enum mm_status mm_h5_memory_close(hid_t file, enum mm_status status, struct mm_error *err);

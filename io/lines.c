@@ -28,11 +28,11 @@ static void drop_excess(struct mm_lines *l) {
     }
 }
 
-/* False where there is nothing to read now, after a signal, and at the end of input. */
-static bool read_more(struct mm_lines *l, bool wait) {
+/* False where nothing comes for so long (-1: it waits), after a signal, and at the end of input. */
+static bool read_more(struct mm_lines *l, int milliseconds) {
     struct pollfd input = {.fd = l->fd, .events = POLLIN};
     drop_excess(l);
-    if (l->ended || poll(&input, 1, wait ? -1 : 0) <= 0)
+    if (l->ended || poll(&input, 1, milliseconds) <= 0)
         return false;
     l->text = mm_realloc(l->text, l->bytes + READ_BYTES + 1);
     ssize_t got = read(l->fd, l->text + l->bytes, READ_BYTES);
@@ -43,15 +43,23 @@ static bool read_more(struct mm_lines *l, bool wait) {
     return true;
 }
 
-const char *mm_lines_look(struct mm_lines *l, bool wait) {
+static const char *next_line(struct mm_lines *l, int milliseconds) {
     char *end = end_of_line(l);
-    while (!end && read_more(l, wait))
+    while (!end && read_more(l, milliseconds))
         end = end_of_line(l);
     if (!end)
         return NULL;
     *end = '\0';
     l->found = (size_t)(end - l->text) + 1;
     return l->dropped || l->found > MM_LINE_MAX ? "" : l->text;
+}
+
+const char *mm_lines_look(struct mm_lines *l) {
+    return next_line(l, 0);
+}
+
+const char *mm_lines_wait(struct mm_lines *l) {
+    return next_line(l, -1);
 }
 
 void mm_lines_take(struct mm_lines *l) {

@@ -13,16 +13,17 @@ struct mm_lines {
     char *text; /* what was read and not taken yet; owned */
     size_t bytes;
     size_t searched; /* so many of these bytes hold no end of a line */
-    size_t found;    /* the bytes of the line that mm_lines_look gave, its end included */
+    size_t found;    /* the bytes of the line that was given, its end included */
     bool ended, dropped;
 };
 
-/* The next line without its end. NULL after the end of input, if a signal came before a line did,
- * or, without `wait`, if no line has come yet. A last line may lack its end. A line longer than
- * MM_LINE_MAX reads as "". The line stays the next one until mm_lines_take; the text is valid until
- * the next call. */
-const char *mm_lines_look(struct mm_lines *lines, bool wait);
-/* Drops the line that mm_lines_look gave. */
+/* The next line without its end. NULL after the end of input, if a signal came, or if no line has
+ * come yet. A last line may lack its end. A line longer than MM_LINE_MAX reads as "". The line
+ * stays the next one until mm_lines_take; the text is valid until the next call. */
+const char *mm_lines_look(struct mm_lines *lines);
+/* The same, but it waits for a line. */
+const char *mm_lines_wait(struct mm_lines *lines);
+/* Drops the line that mm_lines_look or mm_lines_wait gave. */
 void mm_lines_take(struct mm_lines *lines);
 void mm_lines_free(struct mm_lines *lines);
 

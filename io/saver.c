@@ -103,7 +103,8 @@ static void *run_step(void *argument) {
     return NULL;
 }
 
-static void begin_step(struct mm_saver *s, enum step step, bool mine) {
+static void begin_step(struct mm_saver *s, enum step step) {
+    bool mine = step == PARTS || s->job.rank == 0;
     s->step = step;
     s->status = MM_OK;
     atomic_store(&s->done, !mine);
@@ -179,7 +180,7 @@ enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
     status = mm_comm_agree(s->comm, status, err);
     if (status != MM_OK)
         return end_save(s, status);
-    begin_step(s, PARTS, true);
+    begin_step(s, PARTS);
     return MM_OK;
 }
 
@@ -187,17 +188,30 @@ enum mm_status mm_saver_start(struct mm_saver *s, const struct mm_state *state,
 static void go_on(struct mm_saver *s) {
     s->job.hashes = mm_calloc((size_t)s->job.size, sizeof *s->job.hashes);
     mm_comm_gather_all(s->comm, s->hash, sizeof s->hash, s->job.hashes);
-    begin_step(s, WHOLE, s->job.rank == 0);
+    begin_step(s, WHOLE);
 }
 
-enum mm_status mm_saver_poll(struct mm_saver *s, bool wait, struct mm_error *err) {
-    while (s->step != IDLE && (wait || !mm_comm_any(s->comm, !atomic_load(&s->done)))) {
-        enum mm_status status = end_step(s, err);
-        if (status != MM_OK || s->step == WHOLE)
-            return end_save(s, status);
-        go_on(s);
-    }
+/* Ends the step that is done and begins the next one, if any. */
+static enum mm_status advance(struct mm_saver *s, struct mm_error *err) {
+    enum mm_status status = end_step(s, err);
+    if (status != MM_OK || s->step == WHOLE)
+        return end_save(s, status);
+    go_on(s);
     return MM_OK;
+}
+
+enum mm_status mm_saver_poll(struct mm_saver *s, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    while (s->step != IDLE && !mm_comm_any(s->comm, !atomic_load(&s->done)))
+        status = advance(s, err);
+    return status;
+}
+
+enum mm_status mm_saver_wait(struct mm_saver *s, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    while (s->step != IDLE)
+        status = advance(s, err);
+    return status;
 }
 
 enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, size_t keep,
@@ -209,7 +223,7 @@ enum mm_status mm_checkpoint_write(struct mm_comm *comm, const char *run_dir, si
     copy.extra = info->extra ? mm_strdup(info->extra) : NULL;
     enum mm_status status = mm_saver_start(&s, state, &copy, NULL, err);
     if (status == MM_OK)
-        status = mm_saver_poll(&s, true, err);
+        status = mm_saver_wait(&s, err);
     mm_free(s.run_dir);
     return status;
 }

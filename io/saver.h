@@ -43,10 +43,12 @@ enum mm_status mm_saver_start(struct mm_saver *saver, const struct mm_state *sta
                               struct mm_checkpoint_info *info, struct mm_metrics *metrics,
                               struct mm_error *err);
 
-/* Takes the save that is under way one step further, or with `wait` to its end. Returns MM_OK if it
- * goes on, ended well, or there is none. Returns MM_FAILED on every rank if it ended without a
- * checkpoint, as mm_checkpoint_write says. Collective. */
-enum mm_status mm_saver_poll(struct mm_saver *saver, bool wait, struct mm_error *err);
+/* Takes the save that is under way one step further. Returns MM_OK if it goes on, ended well, or
+ * there is none. Returns MM_FAILED on every rank if it ended without a checkpoint, as
+ * mm_checkpoint_write says. Collective. */
+enum mm_status mm_saver_poll(struct mm_saver *saver, struct mm_error *err);
+/* The same to the end of the save. */
+enum mm_status mm_saver_wait(struct mm_saver *saver, struct mm_error *err);
 
 /* Whether a save is under way, which is the same on every rank. Local. */
 bool mm_saver_busy(const struct mm_saver *saver);

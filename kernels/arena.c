@@ -46,14 +46,18 @@ struct mm_arena {
     size_t bytes[MM_PURPOSES];
 };
 
-struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry) {
+struct mm_arena *mm_arena_create_dry(struct mm_device *dev) {
     struct mm_arena *arena = mm_calloc(1, sizeof *arena);
     arena->dev = dev;
-    arena->dry = dry;
-    if (!dry) {
-        arena->next = dev->arenas;
-        dev->arenas = arena;
-    }
+    arena->dry = true;
+    return arena;
+}
+
+struct mm_arena *mm_arena_create(struct mm_device *dev) {
+    struct mm_arena *arena = mm_arena_create_dry(dev);
+    arena->dry = false;
+    arena->next = dev->arenas;
+    dev->arenas = arena;
     return arena;
 }
 

@@ -28,12 +28,14 @@ extern const char *const mm_purpose_names[MM_PURPOSES];
 struct mm_arena;
 
 /* The caller frees with mm_arena_free, which frees every block. dev is borrowed. */
-struct mm_arena *mm_arena_create(struct mm_device *dev, bool dry);
+struct mm_arena *mm_arena_create(struct mm_device *dev);
+/* The same of an arena that only counts. */
+struct mm_arena *mm_arena_create_dry(struct mm_device *dev);
 void mm_arena_free(struct mm_arena *arena);
 
-/* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, or may not
- * give it (arenas_most), the job ends with a message that lists what its arenas hold, largest first, and says what makes the two
- * largest smaller. */
+/* Returns `count` zeroed elements of `size` bytes. If the device does not have that much, or may
+ * not give it (arenas_most), the job ends with a message that lists what its arenas hold, largest
+ * first, and says what makes the two largest smaller. */
 void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t count, size_t size);
 /* A matrix in memory of its own. */
 struct mm_mat mm_arena_mat(struct mm_arena *arena, enum mm_purpose purpose, enum mm_dtype dtype,

@@ -108,6 +108,8 @@ struct mm_onednn {
     struct held *held;
 };
 
+/* What oneDNN will use, which can be less than what kernels/processor.h finds: a user may forbid it
+ * instructions by ONEDNN_MAX_CPU_ISA, and an old release does not know the newest ones. */
 static bool has(dnnl_cpu_isa_t isa) {
     return ((unsigned)dnnl_get_effective_cpu_isa() & (unsigned)isa) == (unsigned)isa;
 }

@@ -67,6 +67,9 @@ enum mm_normalization { /* docs/method.md 5 */
 #define MM_NO_TARGET UINT32_MAX
 #define MM_NO_TOKEN  (UINT32_MAX - 1)
 
+/* What becomes of what a result's place held. */
+enum mm_into { MM_SET, MM_ADD };
+
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
 /* A norm of rows of C elements. weight, bias [C], of the rows' dtype; bias NULL: none. */
 struct mm_norm {
@@ -74,6 +77,7 @@ struct mm_norm {
     float epsilon;
     const void *weight, *bias;
 };
+enum mm_turn { MM_TURN, MM_TURN_BACK };
 enum mm_activation { MM_SWIGLU, MM_GELU }; /* silu(gate)·up | exact GELU (erf) */
 
 /* Where attention finds the heads within a row of the fused q, k, v product: element 0 of query
@@ -169,16 +173,15 @@ struct mm_ops {
     void (*let_go)(struct mm_device *dev);
 
     /* -- matrix products ----------------------------------------------------------------------- */
-    /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if accumulate)
-     */
+    /* y [n, out] = x [n, in] · wᵀ, w [out, in]  (+ bias [out] where not NULL) (+ y if MM_ADD) */
     void (*linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
-                   const void *bias, bool accumulate);
-    /* dx [n, in] = dy [n, out] · w  (+ dx if accumulate) */
+                   const void *bias, enum mm_into into);
+    /* dx [n, in] = dy [n, out] · w  (+ dx if MM_ADD) */
     void (*linear_dx)(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
-                      bool accumulate);
-    /* dw [out, in], float32, = dyᵀ · x  (+ dw if accumulate) */
+                      enum mm_into into);
+    /* dw [out, in], float32, = dyᵀ · x  (+ dw if MM_ADD) */
     void (*linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
-                      bool accumulate);
+                      enum mm_into into);
     /* db [out], float32, += column sums of dy [n, out] */
     void (*bias_db)(struct mm_device *dev, float *db, struct mm_mat dy);
 
@@ -200,9 +203,9 @@ struct mm_ops {
                       struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
                       float *dbias);
     /* Turns q and k of qkv [B·T, ...] in place by angle[t][i] (cosines and sines [T, rotary/2],
-     * float32); `inverse` turns back, which is also the backward. */
+     * float32); MM_TURN_BACK by minus the angle, which is also the backward. */
     void (*rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
-                 const float *cosine, const float *sine, bool inverse);
+                 const float *cosine, const float *sine, enum mm_turn turn);
     /* out [B·T, heads·head_dim] = causal softmax(q kᵀ / sqrt(head_dim)) v of qkv [B·T, ...];
      * lse [B, heads, T] float32: log of the softmax's denominator. Memory linear in T. */
     void (*attention)(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
@@ -256,9 +259,8 @@ struct mm_ops {
     /* *sum += squares of g, in double */
     void (*sum_squares)(struct mm_device *dev, double *sum, struct mm_vector g,
                         enum mm_dtype state_dtype);
-    /* if *value is not finite (or is zero, and `zero_too`) and *stop == 0: *stop = code */
-    void (*guard)(struct mm_device *dev, const double *value, bool zero_too, enum mm_guard code,
-                  uint32_t *stop);
+    /* if *value is not finite and *stop == 0: *stop = code */
+    void (*guard)(struct mm_device *dev, const double *value, enum mm_guard code, uint32_t *stop);
     /* if *sum_squares, of a gradient, is zero, *loss is not, and *stop == 0: *stop = code */
     void (*guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
                        enum mm_guard code, uint32_t *stop);

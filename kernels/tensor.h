@@ -45,9 +45,9 @@ static inline struct mm_mat mm_mat_cols(struct mm_mat m, size_t first, size_t co
 static inline uint16_t mm_bf16_from_f32(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)(bits >> 16 | 0x40u);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    /* both without a branch, so that loops over it vectorize */
+    uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u), nan = bits | 0x400000u;
+    return (uint16_t)(((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded) >> 16);
 }
 
 static inline float mm_f32_from_bf16(uint16_t value) {

@@ -38,7 +38,7 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
 /*  9 */                        c->retain_momentum, c->retaining_rate, &s->stop);
 /* 11 */    train_adversary(u);
 /* 12 */    unlearning_gradient(u);
-            OPS(u)->guard(u->dev, &s->unlearning_loss, false, MM_GUARD_UNLEARNING_LOSS, &s->stop);
+            OPS(u)->guard(u->dev, &s->unlearning_loss, MM_GUARD_UNLEARNING_LOSS, &s->stop);
             if (u->unrounded.data && u->asked == 0)
                 mm_flips_measure(u);
 /* 13 */    mm_sums_mask(&u->over_w, u->sums, gradient(u), &mask, options);
@@ -179,8 +179,8 @@ static void check(struct mm_mudman *u, const double *loss, enum mm_guard loss_co
                   enum mm_guard gradient_code, enum mm_guard dead_code) {
     struct mm_loop_scalars *s = u->scalars;
     mm_sums_squares(&u->over_w, &s->sum_squares, gradient(u), u->b.dtype);
-    OPS(u)->guard(u->dev, loss, false, loss_code, &s->stop);
-    OPS(u)->guard(u->dev, &s->sum_squares, false, gradient_code, &s->stop);
+    OPS(u)->guard(u->dev, loss, loss_code, &s->stop);
+    OPS(u)->guard(u->dev, &s->sum_squares, gradient_code, &s->stop);
     OPS(u)->guard_dead(u->dev, &s->sum_squares, loss, dead_code, &s->stop);
 }
 

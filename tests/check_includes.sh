@@ -47,7 +47,7 @@ function only(name, pattern, places) {
     only("mpi.h", "^(mpi|mpi-ext)[.]h$", "^(comm|tests)/")
     only("hdf5.h", "^(hdf5.*|H5[A-Za-z0-9]*)[.]h$", "^(io|tests)/")
     only("yaml.h", "^yaml[.]h$", "^src/config/yaml[.]c$")
-    only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl)")
+    only("CUDA", "^(cuda|cublas)", "^(kernels/cuda/|comm/nccl|tests/ptx/runtime)")
     only("nccl.h", "^nccl", "^comm/nccl")
     only("cblas.h", "(^|/)(cblas|openblas_config|f77blas|lapacke)[.]h$", "^kernels/(cpu/|blas[.]c$)")
     only("oneDNN", "^(oneapi/dnnl/)?dnnl.*[.]h$", "^kernels/onednn[.]c$")

@@ -46,20 +46,13 @@ static inline float *room_of_thread(float *rooms, size_t n) {
 }
 
 static inline void floats_from_bf16(float *restrict out, const uint16_t *restrict in, size_t n) {
-    for (size_t j = 0; j < n; j++) {
-        uint32_t bits = (uint32_t)in[j] << 16;
-        memcpy(out + j, &bits, 4);
-    }
+    for (size_t j = 0; j < n; j++)
+        out[j] = mm_f32_from_bf16(in[j]);
 }
 
-/* As mm_bf16_from_f32, without a branch. */
 static inline void bf16_from_floats(uint16_t *restrict out, const float *restrict in, size_t n) {
-    for (size_t j = 0; j < n; j++) {
-        uint32_t bits;
-        memcpy(&bits, in + j, 4);
-        uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u), nan = bits | 0x400000u;
-        out[j] = (uint16_t)(((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded) >> 16);
-    }
+    for (size_t j = 0; j < n; j++)
+        out[j] = mm_bf16_from_f32(in[j]);
 }
 
 /* The n numbers at `data`. */

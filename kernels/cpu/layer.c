@@ -133,10 +133,10 @@ static void rotate(float *head, size_t half, const float *cosine, const float *s
 }
 
 void CPU_NAME(cpu_rope)(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads,
-                        size_t T, const float *cosine, const float *sine, bool inverse) {
+                        size_t T, const float *cosine, const float *sine, enum mm_turn turn) {
     size_t half = heads->rotary_dim / 2, each = room_for(qkv.cols);
     float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
-    float sign = inverse ? -1.0f : 1.0f;
+    float sign = turn == MM_TURN_BACK ? -1.0f : 1.0f;
 #pragma omp parallel for schedule(static)
     for (size_t i = 0; i < qkv.rows; i++) {
         const float *c = cosine + i % T * half, *s = sine + i % T * half;

@@ -137,22 +137,24 @@ static void product(struct mm_device *dev, const struct mm_product *p) {
 }
 
 void CPU_NAME(cpu_linear)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
-                          const void *bias, bool accumulate) {
-    product(
-        dev,
-        &(struct mm_product){
-            .a = x, .b = w, .b_transposed = true, .c = y, .bias = bias, .accumulate = accumulate});
+                          const void *bias, enum mm_into into) {
+    product(dev, &(struct mm_product){.a = x,
+                                      .b = w,
+                                      .b_transposed = true,
+                                      .c = y,
+                                      .bias = bias,
+                                      .accumulate = into == MM_ADD});
 }
 
 void CPU_NAME(cpu_linear_dx)(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy,
-                             struct mm_mat w, bool accumulate) {
-    product(dev, &(struct mm_product){.a = dy, .b = w, .c = dx, .accumulate = accumulate});
+                             struct mm_mat w, enum mm_into into) {
+    product(dev, &(struct mm_product){.a = dy, .b = w, .c = dx, .accumulate = into == MM_ADD});
 }
 
 void CPU_NAME(cpu_linear_dw)(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy,
-                             struct mm_mat x, bool accumulate) {
+                             struct mm_mat x, enum mm_into into) {
     product(dev, &(struct mm_product){
-                     .a = dy, .a_transposed = true, .b = x, .c = dw, .accumulate = accumulate});
+                     .a = dy, .a_transposed = true, .b = x, .c = dw, .accumulate = into == MM_ADD});
 }
 
 void CPU_NAME(cpu_bias_db)(struct mm_device *dev, float *db, struct mm_mat dy) {

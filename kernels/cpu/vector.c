@@ -82,11 +82,21 @@ void CPU_NAME(cpu_sum_squares)(struct mm_device *dev, double *sum, struct mm_vec
         *sum += partial[i];
 }
 
-void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, bool zero_too,
-                         enum mm_guard code, uint32_t *stop) {
-    (void)dev;
-    if (*stop == MM_GUARD_NONE && (!isfinite(*value) || (zero_too && *value == 0)))
+static void guard_finite(double value, enum mm_guard code, uint32_t *stop) {
+    if (*stop == MM_GUARD_NONE && !isfinite(value))
         *stop = code;
+}
+
+/* Of a norm that is divided by. */
+static void guard_divisor(double norm, uint32_t *stop) {
+    if (*stop == MM_GUARD_NONE && (!isfinite(norm) || norm == 0))
+        *stop = MM_GUARD_ZERO_NORM;
+}
+
+void CPU_NAME(cpu_guard)(struct mm_device *dev, const double *value, enum mm_guard code,
+                         uint32_t *stop) {
+    (void)dev;
+    guard_finite(*value, code, stop);
 }
 
 void CPU_NAME(cpu_guard_dead)(struct mm_device *dev, const double *sum_squares, const double *loss,
@@ -275,12 +285,15 @@ void CPU_NAME(cpu_mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, s
     }
 }
 
+enum which { RAW, KEPT };
+
 /* The norm of all tensors together. In bfloat16 the study code's sum(norm**2)**0.5 rounds each
  * tensor's norm, its square, every partial sum and the root. */
-static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n, bool kept, bool half) {
+static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n, enum which which,
+                          bool half) {
     double total = 0;
     for (size_t t = 0; t < tensors_n; t++) {
-        double square = kept ? sums[t].kept : sums[t].raw;
+        double square = which == KEPT ? sums[t].kept : sums[t].raw;
         if (half) {
             float norm = mm_bf16_round((float)sqrt(square));
             total = mm_bf16_round((float)total + mm_bf16_round(norm * norm));
@@ -300,22 +313,22 @@ static double divide(double factor, double norm, bool half) {
 void CPU_NAME(cpu_unlearn_scale)(struct mm_device *dev, const struct mm_normalizing *how,
                                  double *scale, const struct mm_mask_sums *sums, size_t tensors_n,
                                  struct mm_loop_scalars *scalars) {
+    (void)dev;
     bool half = how->state_dtype == MM_BF16;
     double kept_n = 0, factor = how->study ? sqrt(how->n_w) : 1.0;
-    scalars->grad_norm = global_norm(sums, tensors_n, false, half);
-    double common = how->by == MM_NORM_GLOBAL_POST_MASK ? global_norm(sums, tensors_n, true, half)
+    scalars->grad_norm = global_norm(sums, tensors_n, RAW, half);
+    double common = how->by == MM_NORM_GLOBAL_POST_MASK ? global_norm(sums, tensors_n, KEPT, half)
                                                         : scalars->grad_norm;
-    CPU_NAME(cpu_guard)
-    (dev, &scalars->grad_norm, false, MM_GUARD_UNLEARNING_GRADIENT, &scalars->stop);
+    guard_finite(scalars->grad_norm, MM_GUARD_UNLEARNING_GRADIENT, &scalars->stop);
     if (how->by == MM_NORM_GLOBAL_PRE_MASK || how->by == MM_NORM_GLOBAL_POST_MASK)
-        CPU_NAME(cpu_guard)(dev, &common, true, MM_GUARD_ZERO_NORM, &scalars->stop);
+        guard_divisor(common, &scalars->stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
         if (how->by == MM_NORM_NONE)
             scale[t] = 1.0;
         else if (how->by == MM_NORM_PER_PARAMETER) {
-            double norm = global_norm(&sums[t], 1, true, half);
-            CPU_NAME(cpu_guard)(dev, &norm, true, MM_GUARD_ZERO_NORM, &scalars->stop);
+            double norm = global_norm(&sums[t], 1, KEPT, half);
+            guard_divisor(norm, &scalars->stop);
             scale[t] = divide(1.0, norm, half);
         } else
             scale[t] = divide(factor, common, half);

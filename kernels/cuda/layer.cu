@@ -149,7 +149,7 @@ template <typename T, bool WIDE> static void rope(struct mm_device *dev, const r
 }
 
 void cuda_rope(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *heads, size_t T,
-               const float *cosine, const float *sine, bool inverse) {
+               const float *cosine, const float *sine, enum mm_turn turn) {
     size_t half = heads->rotary_dim / 2;
     size_t places = half | heads->q_first | heads->q_step | heads->k_first | heads->k_step;
     struct rope_args a = {qkv,
@@ -159,7 +159,7 @@ void cuda_rope(struct mm_device *dev, struct mm_mat qkv, const struct mm_heads *
                           blocks_for(half, GROUP),
                           cosine,
                           sine,
-                          inverse ? -1.0f : 1.0f};
+                          turn == MM_TURN_BACK ? -1.0f : 1.0f};
     bool wide = places % GROUP == 0 && rows_wide(qkv) && aligned16(cosine) && aligned16(sine);
     if (qkv.rows && half)
         BY_DTYPE_AND_WIDTH(qkv.dtype, wide, rope, dev, a);

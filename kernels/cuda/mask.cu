@@ -209,13 +209,16 @@ void cuda_mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_
 
 /* -- scales ------------------------------------------------------------------------------------ */
 
+enum which { RAW, KEPT };
+
 /* The norm of all tensors together. In bfloat16 the study code's sum(norm**2)**0.5 rounds each
  * tensor's norm, its square, every partial sum and the root. */
 template <typename S>
-__device__ static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n, bool kept) {
+__device__ static double global_norm(const struct mm_mask_sums *sums, size_t tensors_n,
+                                     enum which which) {
     double total = 0;
     for (size_t t = 0; t < tensors_n; t++) {
-        double square = kept ? sums[t].kept : sums[t].raw;
+        double square = which == KEPT ? sums[t].kept : sums[t].raw;
         if (sizeof(S) == 2) {
             float norm = round_to<S>(static_cast<float>(sqrt(square)));
             total = round_to<S>(static_cast<float>(total) + round_to<S>(norm * norm));
@@ -237,20 +240,20 @@ __global__ static void unlearn_scale_kernel(struct mm_normalizing how, double *s
                                             const struct mm_mask_sums *sums, size_t tensors_n,
                                             struct mm_loop_scalars *scalars) {
     double kept_n = 0, factor = how.study ? sqrt(how.n_w) : 1.0;
-    double raw_norm = global_norm<S>(sums, tensors_n, false), common = raw_norm;
+    double raw_norm = global_norm<S>(sums, tensors_n, RAW), common = raw_norm;
     uint32_t *stop = &scalars->stop;
     if (how.by == MM_NORM_GLOBAL_POST_MASK)
-        common = global_norm<S>(sums, tensors_n, true);
-    guard_value(raw_norm, false, MM_GUARD_UNLEARNING_GRADIENT, stop);
+        common = global_norm<S>(sums, tensors_n, KEPT);
+    guard_finite(raw_norm, MM_GUARD_UNLEARNING_GRADIENT, stop);
     if (how.by == MM_NORM_GLOBAL_PRE_MASK || how.by == MM_NORM_GLOBAL_POST_MASK)
-        guard_value(common, true, MM_GUARD_ZERO_NORM, stop);
+        guard_divisor(common, stop);
     for (size_t t = 0; t < tensors_n; t++) {
         kept_n += sums[t].kept_n;
         if (how.by == MM_NORM_NONE)
             scale[t] = 1.0;
         else if (how.by == MM_NORM_PER_PARAMETER) {
-            double norm = global_norm<S>(&sums[t], 1, true);
-            guard_value(norm, true, MM_GUARD_ZERO_NORM, stop);
+            double norm = global_norm<S>(&sums[t], 1, KEPT);
+            guard_divisor(norm, stop);
             scale[t] = divide<S>(1.0, norm);
         } else
             scale[t] = divide<S>(factor, common);

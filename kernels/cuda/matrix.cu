@@ -184,16 +184,16 @@ static void multiply(struct mm_device *dev, const struct product &p) {
 }
 
 void cuda_linear(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
-                 const void *bias, bool accumulate) {
-    multiply(dev, {y, x, w, false, true, accumulate, bias});
+                 const void *bias, enum mm_into into) {
+    multiply(dev, {y, x, w, false, true, into == MM_ADD, bias});
 }
 
 void cuda_linear_dx(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
-                    bool accumulate) {
-    multiply(dev, {dx, dy, w, false, false, accumulate, nullptr});
+                    enum mm_into into) {
+    multiply(dev, {dx, dy, w, false, false, into == MM_ADD, nullptr});
 }
 
 void cuda_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
-                    bool accumulate) {
-    multiply(dev, {dw, dy, x, true, false, accumulate, nullptr});
+                    enum mm_into into) {
+    multiply(dev, {dw, dy, x, true, false, into == MM_ADD, nullptr});
 }

@@ -261,14 +261,12 @@ void cuda_scale_scalar(struct mm_device *dev, double *y, const double *x, double
     MM_LAUNCH(scale_scalar_kernel, 1, 1, 0, dev, y, x, factor);
 }
 
-__global__ static void guard_kernel(const double *value, bool zero_too, enum mm_guard code,
-                                    uint32_t *stop) {
-    guard_value(*value, zero_too, code, stop);
+__global__ static void guard_kernel(const double *value, enum mm_guard code, uint32_t *stop) {
+    guard_finite(*value, code, stop);
 }
 
-void cuda_guard(struct mm_device *dev, const double *value, bool zero_too, enum mm_guard code,
-                uint32_t *stop) {
-    MM_LAUNCH(guard_kernel, 1, 1, 0, dev, value, zero_too, code, stop);
+void cuda_guard(struct mm_device *dev, const double *value, enum mm_guard code, uint32_t *stop) {
+    MM_LAUNCH(guard_kernel, 1, 1, 0, dev, value, code, stop);
 }
 
 __global__ static void guard_dead_kernel(const double *sum_squares, const double *loss,

@@ -15,10 +15,15 @@ template <typename S> __device__ static inline float round_to(float x) {
     return to_float(from_float<S>(x));
 }
 
-__device__ static inline void guard_value(double value, bool zero_too, enum mm_guard code,
-                                          uint32_t *stop) {
-    if (*stop == MM_GUARD_NONE && (!isfinite(value) || (zero_too && value == 0)))
+__device__ static inline void guard_finite(double value, enum mm_guard code, uint32_t *stop) {
+    if (*stop == MM_GUARD_NONE && !isfinite(value))
         *stop = code;
+}
+
+/* Of a norm that is divided by. */
+__device__ static inline void guard_divisor(double norm, uint32_t *stop) {
+    if (*stop == MM_GUARD_NONE && (!isfinite(norm) || norm == 0))
+        *stop = MM_GUARD_ZERO_NORM;
 }
 
 #endif

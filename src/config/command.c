@@ -175,7 +175,7 @@ static char *text_of(FILE *out, char **text) {
 }
 
 char *mm_commands_help(void) {
-    char *text = NULL, *keys = mm_config_help(NULL, false);
+    char *text = NULL, *keys = mm_config_help(NULL, MM_CONFIG_ALL_KEYS);
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
     MM_CHECK(out, "out of memory");
@@ -189,8 +189,9 @@ char *mm_commands_help(void) {
 
 char *mm_command_help(enum mm_command command) {
     const struct mm_command_row *row = &mm_command_rows[command];
-    char *text = NULL,
-         *keys = row->unused ? mm_config_help(row->unused, command == MM_RESUME) : NULL;
+    enum mm_config_keys which =
+        command == MM_RESUME ? MM_CONFIG_KEYS_OF_RESUME : MM_CONFIG_ALL_KEYS;
+    char *text = NULL, *keys = row->unused ? mm_config_help(row->unused, which) : NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
     MM_CHECK(out, "out of memory");

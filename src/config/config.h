@@ -185,9 +185,9 @@ double mm_config_early_timeout(char *const *overrides, size_t overrides_n);
  * start-up, checkpoint, export and exit. */
 #define MM_PATIENCE_FOR_FILES 6
 
-/* Every key, its default, bounds and meaning, for --help, but for those of `unused`, sections or
- * whole keys, each after a ' ' (NULL: none), and, `resumable`, those that a resume may not change.
- * The caller frees with mm_free. */
-char *mm_config_help(const char *unused, bool resumable);
+enum mm_config_keys { MM_CONFIG_ALL_KEYS, MM_CONFIG_KEYS_OF_RESUME }; /* all | may change then */
+/* The keys, each with its default, bounds and meaning, for --help, but for those of `unused`:
+ * sections or whole keys, each after a ' '; NULL: none. The caller frees with mm_free. */
+char *mm_config_help(const char *unused, enum mm_config_keys keys);
 
 #endif

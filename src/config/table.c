@@ -432,7 +432,7 @@ static bool listed(const struct mm_config_row *row, const char *list) {
     return false;
 }
 
-char *mm_config_help(const char *unused, bool resumable) {
+char *mm_config_help(const char *unused, enum mm_config_keys keys) {
     char *text = NULL;
     size_t n = 0;
     FILE *out = open_memstream(&text, &n);
@@ -442,7 +442,7 @@ char *mm_config_help(const char *unused, bool resumable) {
           out);
     for (size_t i = 0; i < mm_config_rows_n; i++)
         if (!listed(&mm_config_rows[i], unused) &&
-            (!resumable || mm_config_rows[i].flags & MM_KEY_RESUMABLE))
+            (keys == MM_CONFIG_ALL_KEYS || mm_config_rows[i].flags & MM_KEY_RESUMABLE))
             print_help(out, &mm_config_rows[i]);
     MM_CHECK(fclose(out) == 0, "out of memory");
     char *help = mm_strdup(text);

@@ -222,8 +222,8 @@ static void exact_gradients(struct mm_lora *l, struct mm_vector dw) {
         struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
         gather_whole(l, w, rows_of(l, dw, i));
         gather_whole(l, b, b_of(l, l->p, i));
-        dev->ops->linear_dw(dev, da, b, w, false);
-        dev->ops->linear(dev, b, w, a, NULL, false);
+        dev->ops->linear_dw(dev, da, b, w, MM_SET);
+        dev->ops->linear(dev, b, w, a, NULL, MM_SET);
         copy_rows(l, part(l, l->g, i), own_of(l, da));
         copy_rows(l, b_of(l, l->g, i).data, own_of(l, b));
     }
@@ -235,7 +235,7 @@ static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
     struct mm_mat product = whole_w(l, i), rows = rows_of(l, w, i);
     size_t n = rows.rows * rows.cols;
     gather_whole(l, whole_b(l, i), b_of(l, l->g, i));
-    dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), false);
+    dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), MM_SET);
     if (n) {
         dev->ops->add(dev, rows.data, own_of(l, product).data, n);
     }
@@ -254,33 +254,80 @@ void mm_lora_weights(struct mm_lora *l, struct mm_vector w0, struct mm_vector w)
         if (dev->exact)
             exact_weights(l, w, i);
         else if (b.rows)
-            dev->ops->linear_dx(dev, rows_of(l, w, i), scaled, a_of(l, i), true);
+            dev->ops->linear_dx(dev, rows_of(l, w, i), scaled, a_of(l, i), MM_ADD);
     }
 }
 
-static void reduced_gradients(struct mm_lora *l, struct mm_vector dw) {
+/* The parts of the gradient that own rows of tensor i's have. */
+static void gradients_of(struct mm_lora *l, size_t i, struct mm_mat rows) {
     struct mm_device *dev = l->shard->model->dev;
-    for (size_t i = 0; i < l->n; i++) {
-        struct mm_mat rows = rows_of(l, dw, i), a = a_of(l, i);
-        struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
-        if (rows.rows) {
-            dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, false);
-            dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, false);
-        } else {
-            dev->queue->zero(dev, da.data, da.rows * da.cols * sizeof(float));
-        }
+    struct mm_mat a = a_of(l, i);
+    struct mm_mat da = mm_mat(l->whole_da + l->whole_at[i], MM_F32, a.rows, a.cols);
+    if (rows.rows) {
+        dev->ops->linear(dev, b_of(l, l->g, i), rows, a, NULL, MM_SET);
+        dev->ops->linear_dw(dev, da, b_of(l, l->p, i), rows, MM_SET);
+    } else {
+        dev->queue->zero(dev, da.data, da.rows * da.cols * sizeof(float));
     }
-    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->n));
+}
+
+static void scale_gradients(struct mm_lora *l) {
+    struct mm_device *dev = l->shard->model->dev;
+    struct mm_mat all = mm_mat(l->g.data, MM_F32, 1, l->g.n);
+    dev->ops->scale(dev, all, all, l->scale);
 }
 
 void mm_lora_gradients(struct mm_lora *l, struct mm_vector dw) {
-    struct mm_device *dev = l->shard->model->dev;
-    struct mm_mat all = mm_mat(l->g.data, MM_F32, 1, l->g.n);
-    if (dev->exact)
+    if (l->shard->model->dev->exact) {
         exact_gradients(l, dw);
-    else
-        reduced_gradients(l, dw);
-    dev->ops->scale(dev, all, all, l->scale);
+        scale_gradients(l);
+        return;
+    }
+    for (size_t i = 0; i < l->n; i++)
+        gradients_of(l, i, rows_of(l, dw, i));
+    mm_lora_gradients_end(l);
+}
+
+/* -- tensor by tensor -------------------------------------------------------------------------- */
+
+static size_t find(const struct mm_lora *l, size_t tensor) {
+    size_t i = 0;
+    while (l->tensor[i] != tensor)
+        i++;
+    return i;
+}
+
+void mm_lora_take(struct mm_lora *l, size_t tensor, const float *own) {
+    size_t i = find(l, tensor);
+    gradients_of(l, i,
+                 mm_mat((void *)own, MM_F32, mm_layout_own(&l->shard->layout, tensor).count,
+                        param_of(l, i)->cols));
+}
+
+void mm_lora_gradients_end(struct mm_lora *l) {
+    mm_comm_wait(l->comm, mm_comm_reduce_rows(l->comm, l->reductions, l->n));
+    scale_gradients(l);
+}
+
+void mm_lora_store(struct mm_lora *l, struct mm_vector w0, float *room) {
+    struct mm_model *model = l->shard->model;
+    struct mm_device *dev = model->dev;
+    gather(l);
+    for (size_t i = 0; i < l->n; i++) {
+        size_t t = l->tensor[i], first = l->shard->layout.offsets[t];
+        struct mm_mat own = mm_own_rows(model, l->comm, l->shard->param[t]);
+        struct mm_mat b = b_of(l, l->p, i), scaled = b_of(l, l->g, i);
+        struct mm_mat sum = mm_mat(room, MM_F32, own.rows, own.cols);
+        size_t n = own.rows * own.cols;
+        if (n == 0)
+            continue;
+        dev->ops->convert(dev, room, MM_F32, (char *)w0.data + first * mm_dtype_bytes(w0.dtype),
+                          w0.dtype, n);
+        dev->ops->scale(dev, scaled, b, l->scale);
+        dev->ops->linear_dx(dev, sum, scaled, a_of(l, i), MM_ADD);
+        dev->ops->convert(dev, own.data, own.dtype, room, MM_F32, n);
+    }
+    mm_spread_changed(model);
 }
 
 /* -- where there may be adapters -----------------------------------------------------------------

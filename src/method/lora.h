@@ -71,6 +71,15 @@ void mm_lora_weights(struct mm_lora *lora, struct mm_vector w0, struct mm_vector
  * last, or at the beginning. Collective. */
 void mm_lora_gradients(struct mm_lora *lora, struct mm_vector dw);
 
+/* Both tensor by tensor, where the layers are spread (src/parallel/spread.h) and nobody keeps the
+ * gradients of all; not on an exact device. g (=): take, of each adapted tensor of the shard, this
+ * rank's rows of its gradient (local); then end (collective). Store: the weights of the layers (=)
+ * w0 + scale·B·A, rounded to the model's dtype, by way of `room`, which has space for the rows of
+ * the largest tensor. g is lost. Collective. */
+void mm_lora_take(struct mm_lora *lora, size_t tensor, const float *own);
+void mm_lora_gradients_end(struct mm_lora *lora);
+void mm_lora_store(struct mm_lora *lora, struct mm_vector w0, float *room);
+
 /* What p or its place is taken by, where there may be adapters: the weights that lora's adapters on
  * w0 stand for, formed in `room`, as mm_lora_weights; p itself where lora is NULL. Collective. */
 struct mm_vector mm_lora_applied(struct mm_lora *lora, struct mm_vector p, struct mm_vector w0,

@@ -154,8 +154,8 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     create_adversary(u, arena, config);
     create_accumulators(u, arena, config);
     create_scratch(u, arena, config);
-    u->passes = mm_passes_create(arena, comm, model, shard, config->data.batch_size,
-                                 config->data.micro_batch, config->data.context_length, held);
+    u->passes = mm_passes_create(arena, comm, model, shard, mm_batch_size_of(config),
+                                 held ? MM_PASSES_HELD : MM_PASSES_PLAIN);
     mm_batch_create(&u->retain, arena, &u->passes->share);
     mm_batch_create(&u->forget, arena, &u->passes->share);
     create_losses(u, arena, config);

@@ -11,19 +11,20 @@
 #define EPSILON 1e-8 /* AdamW's */
 
 static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
-                                  struct mm_model *model, const bool *wanted, size_t batch_size,
-                                  size_t micro_batch, size_t T, enum mm_dtype dtype, bool adamw) {
+                                  struct mm_model *model, const bool *wanted,
+                                  struct mm_batch_size size, enum mm_dtype dtype,
+                                  enum mm_optimizer optimizer) {
     struct mm_training *t = mm_calloc(1, sizeof *t);
     *t = (struct mm_training){.comm = comm, .model = model};
     t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
-    if (adamw) {
+    if (optimizer == MM_ADAMW) {
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
         t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
     }
     t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
-    t->passes = mm_passes_create(arena, comm, model, t->shard, batch_size, micro_batch, T, false);
+    t->passes = mm_passes_create(arena, comm, model, t->shard, size, MM_PASSES_PLAIN);
     mm_batch_create(&t->batch, arena, &t->passes->share);
     if (!mm_arena_dry(arena))
         mm_shard_load(t->shard, t->p);
@@ -38,27 +39,39 @@ static struct mm_training *keeping(struct mm_training *t, struct mm_arena *arena
 
 static void take(void *self, size_t tensor, const float *own);
 
+static bool takes(const struct mm_model *model) {
+    return mm_spread_of(model) && !model->dev->exact;
+}
+
 static struct mm_training *taking(struct mm_training *t, struct mm_arena *arena) {
     mm_shard_stream(t->shard, arena, (struct mm_gradient_taker){.take = take, .self = t});
     return t;
 }
 
 static struct mm_training *create_all(struct mm_arena *arena, struct mm_comm *comm,
-                                      struct mm_model *model, size_t batch_size, size_t micro_batch,
-                                      size_t T, enum mm_dtype dtype, bool adamw) {
+                                      struct mm_model *model, struct mm_batch_size size,
+                                      enum mm_dtype dtype, enum mm_optimizer optimizer) {
     bool *all = mm_calloc(model->params_n, sizeof *all);
     memset(all, true, model->params_n * sizeof *all);
-    struct mm_training *t =
-        create(arena, comm, model, all, batch_size, micro_batch, T, dtype, adamw);
+    struct mm_training *t = create(arena, comm, model, all, size, dtype, optimizer);
     mm_free(all);
     return t;
 }
 
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw) {
-    return keeping(create_all(arena, comm, model, batch_size, micro_batch, T, dtype, adamw), arena);
+                                       struct mm_model *model, struct mm_batch_size size,
+                                       enum mm_dtype dtype, enum mm_optimizer optimizer) {
+    return keeping(create_all(arena, comm, model, size, dtype, optimizer), arena);
+}
+
+/* Elements of this rank's rows of the tensor of which it has most. */
+static size_t largest(const struct mm_layout *layout) {
+    size_t most = 0;
+    for (size_t t = 0; t < layout->tensors_n; t++) {
+        size_t n = layout->offsets[t + 1] - layout->offsets[t];
+        most = n > most ? n : most;
+    }
+    return most;
 }
 
 static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *comm,
@@ -67,9 +80,12 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
     bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
     mm_lora_choose(model, adapted);
     struct mm_training *t =
-        keeping(create(arena, comm, model, adapted, config->data.batch_size,
-                       config->data.micro_batch, config->data.context_length, model->dtype, false),
-                arena);
+        create(arena, comm, model, adapted, mm_batch_size_of(config), model->dtype, MM_SGD);
+    if (takes(model))
+        t->room = mm_arena_take(arena, MM_FOR_SCRATCH, largest(&taking(t, arena)->shard->layout),
+                                sizeof *t->room);
+    else
+        keeping(t, arena);
     struct mm_lora_kind kind = {.rank = attack->lora_rank,
                                 .sets = 1,
                                 .alpha = MM_LORA_ATTACK_ALPHA,
@@ -85,7 +101,7 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
 
 /* Adapters beside some of all parameters, which leave the weights as they are. */
 static void attach(struct mm_training *t, struct mm_arena *arena, const struct mm_config *config,
-                   bool adamw, const float *adapters) {
+                   enum mm_optimizer optimizer, const float *adapters) {
     const struct mm_ops *ops = t->model->dev->ops;
     struct mm_error err;
     bool *wanted = mm_calloc(t->model->params_n, sizeof *wanted);
@@ -97,7 +113,7 @@ static void attach(struct mm_training *t, struct mm_arena *arena, const struct m
                                 .sets = 1,
                                 .alpha = MM_LORA_ALPHA,
                                 .purpose = MM_FOR_OPTIMIZER,
-                                .adamw = adamw};
+                                .adamw = optimizer == MM_ADAMW};
     t->lora = mm_lora_create(arena, t->comm, t->shard, kind);
     mm_free(wanted);
     if (mm_arena_dry(arena))
@@ -119,17 +135,16 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
                                               const struct mm_config *config,
                                               const struct mm_attack *attack,
                                               const float *adapters) {
-    bool adamw = attack->optimizer == MM_ADAMW;
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    struct mm_training *t =
-        create_all(arena, comm, model, config->data.batch_size, config->data.micro_batch,
-                   config->data.context_length, adamw ? MM_F32 : config->model.state_dtype, adamw);
-    if (mm_spread_of(model) && !model->dev->exact && !config->unlearn.lora_rank)
+    struct mm_training *t = create_all(
+        arena, comm, model, mm_batch_size_of(config),
+        attack->optimizer == MM_ADAMW ? MM_F32 : config->model.state_dtype, attack->optimizer);
+    if (takes(model) && !config->unlearn.lora_rank)
         return taking(t, arena);
     keeping(t, arena);
     if (config->unlearn.lora_rank)
-        attach(t, arena, config, adamw, adapters);
+        attach(t, arena, config, attack->optimizer, adapters);
     return t;
 }
 
@@ -198,11 +213,13 @@ static void take(void *self, size_t tensor, const float *own) {
     size_t first = t->shard->layout.offsets[tensor];
     size_t n = t->shard->layout.offsets[tensor + 1] - first;
     struct mm_vector g = {(void *)own, n, MM_F32};
-    if (n == 0)
-        return;
-    dev->ops->sum_squares(dev, &t->scalars[1], g, MM_F32);
-    optimize(t, t->taking, slice(t->p, first, n), g, slice(t->first, first, n),
-             slice(t->second, first, n));
+    if (n)
+        dev->ops->sum_squares(dev, &t->scalars[1], g, MM_F32);
+    if (t->lora)
+        mm_lora_take(t->lora, tensor, own);
+    else if (n)
+        optimize(t, t->taking, slice(t->p, first, n), g, slice(t->first, first, n),
+                 slice(t->second, first, n));
 }
 
 /* The steps are taken before it is known whether the gradient is one: a wrecked model is of no more
@@ -214,8 +231,14 @@ static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_
     t->taking = attack;
     gradient(t, own, result);
     t->taking = NULL;
-    if (!t->wrecked)
+    struct mm_lora *l = t->lora;
+    if (!t->wrecked && l) {
+        mm_lora_gradients_end(l);
+        optimize(t, attack, l->p, l->g, l->first, l->second);
+        mm_lora_store(l, t->p, t->room);
+    } else if (!t->wrecked) {
         mm_shard_store(t->shard, t->p);
+    }
     return result[0];
 }
 
@@ -281,6 +304,21 @@ static bool ends_with(const char *name, const char *end) {
     return n >= k && strcmp(name + n - k, end) == 0;
 }
 
+/* Tensor `param` of the model from host memory: all of it, or of a spread layer this rank's rows.
+ */
+static void store_whole(struct mm_model *model, size_t param, const char *host) {
+    const struct mm_param *p = &model->params[param];
+    const struct mm_spread *spread = mm_spread_of(model);
+    struct mm_mat to = p->w;
+    size_t row_bytes = p->cols * mm_dtype_bytes(model->dtype);
+    if (spread && p->layer != MM_NO_LAYER) {
+        host += mm_layout_own(&spread->layout, spread->place[param]).first * row_bytes;
+        to = mm_own_rows(model, spread->comm, param);
+    }
+    if (to.rows)
+        model->dev->queue->upload(model->dev, to.data, host, to.rows * row_bytes);
+}
+
 void mm_model_randomize(struct mm_model *model, uint64_t seed) {
     for (size_t i = 0; i < model->params_n; i++) {
         struct mm_param *p = &model->params[i];
@@ -293,7 +331,7 @@ void mm_model_randomize(struct mm_model *model, uint64_t seed) {
                                                     : 1.0f;
         void *stored = mm_calloc(n, mm_dtype_bytes(model->dtype));
         mm_convert(stored, model->dtype, host, MM_F32, n);
-        model->dev->queue->upload(model->dev, p->w.data, stored, n * mm_dtype_bytes(model->dtype));
+        store_whole(model, i, stored);
         mm_free(stored);
         mm_free(host);
     }

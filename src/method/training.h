@@ -27,17 +27,17 @@ struct mm_training {
     struct mm_sums over_all;        /* sums over all ranks */
     double *scalars;                /* device: loss, sum of squares */
     size_t steps;                   /* of an attack, so far */
+    float *room;                    /* see mm_lora_store; NULL where it is not called */
     const struct mm_attack *taking; /* whose gradients are being taken as they arrive; or NULL */
     const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
 
 /* Training of all parameters. Masters are `dtype` (float32; bfloat16 repeats the authors'
- * relearning) and start as the working weights. batch_size: sequences a step over all ranks. Local;
+ * relearning) and start as the working weights. Local;
  * the caller frees before the arena. */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
-                                       struct mm_model *model, size_t batch_size,
-                                       size_t micro_batch, size_t T, enum mm_dtype dtype,
-                                       bool adamw);
+                                       struct mm_model *model, struct mm_batch_size size,
+                                       enum mm_dtype dtype, enum mm_optimizer optimizer);
 /* What an attack trains, with batches as in the config. Masters are model.state_dtype for SGD and
  * float32 for AdamW.
  *

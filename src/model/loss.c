@@ -15,13 +15,13 @@ static size_t smaller(size_t a, size_t b) {
 }
 
 void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct mm_model *model,
-                    size_t capacity, bool two_losses) {
+                    size_t capacity, enum mm_head_kind kind) {
     size_t V = model->arch.vocab, most = model->dev->ops->chunk / V;
     most = most < LEAST_ROWS ? LEAST_ROWS : most;
     size_t chunks = (capacity + most - 1) / most; /* as equal as can be */
     *head = (struct mm_head){.rows = (capacity + chunks - 1) / chunks};
     head->logits = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, head->rows, V);
-    if (two_losses)
+    if (kind == MM_TWO_LOSSES)
         head->spare = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, head->rows, V);
     head->losses = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *head->losses);
     head->weights = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *head->weights);
@@ -45,7 +45,7 @@ struct head_pass {
     const struct mm_acts *acts;
     const uint32_t *targets;
     float *dhead;
-    bool first;
+    enum mm_into into; /* dhead */
 };
 
 /* Losses of positions, a chunk of logits at a time. The positions' terms of the last loss stay in
@@ -61,7 +61,7 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
         size_t rows = smaller(head->rows, n - row);
         struct mm_mat hidden = mm_mat_rows(p->acts->hidden, row, rows);
         struct mm_mat logits = mm_mat_rows(head->logits, 0, rows);
-        ops->linear(m->dev, logits, hidden, w, NULL, false);
+        ops->linear(m->dev, logits, hidden, w, NULL, MM_SET);
         for (size_t i = 0; i < terms_n; i++) {
             const struct mm_loss_term *term = &terms[i];
             double mean = 1 / term->positions;
@@ -76,10 +76,10 @@ static void position_losses(const struct head_pass *p, const struct mm_loss_term
             if (term->sum)
                 ops->sum(m->dev, term->sum, head->losses + row, rows, mean);
             if (gradient)
-                ops->linear_dx(m->dev, mm_mat_rows(term->dhidden, row, rows), d, w, false);
+                ops->linear_dx(m->dev, mm_mat_rows(term->dhidden, row, rows), d, w, MM_SET);
             if (p->dhead && i == 0)
                 ops->linear_dw(m->dev, mm_mat(p->dhead, MM_F32, V, w.cols), d, hidden,
-                               row > 0 || !p->first);
+                               row > 0 ? MM_ADD : p->into);
         }
     }
 }
@@ -106,8 +106,8 @@ static void sequence_loss(const struct head_pass *p, const struct mm_loss_term *
 
 void mm_head_losses(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
-                    float *dhead, bool first) {
-    struct head_pass p = {m, head, acts, targets, dhead, first};
+                    float *dhead, enum mm_into into) {
+    struct head_pass p = {m, head, acts, targets, dhead, into};
     const struct mm_loss_term *last = &terms[terms_n - 1];
     if (!of_sequences(last->fn)) {
         position_losses(&p, terms, terms_n, NULL);
@@ -124,7 +124,7 @@ void mm_head_losses(const struct mm_model *m, struct mm_head *head, const struct
 
 void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms) {
-    struct head_pass p = {m, head, acts, targets, NULL, false};
+    struct head_pass p = {m, head, acts, targets, NULL, MM_SET};
     struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .positions = 1};
     size_t bytes = acts->B * acts->T * sizeof *terms;
     position_losses(&p, &term, 1, NULL);

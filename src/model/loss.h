@@ -16,8 +16,9 @@ struct mm_head {
     float *sequences;            /* [capacity], device: by sequence */
 };
 
+enum mm_head_kind { MM_ONE_LOSS, MM_TWO_LOSSES }; /* at once, at most */
 void mm_head_create(struct mm_head *head, struct mm_arena *arena, const struct mm_model *model,
-                    size_t capacity, bool two_losses);
+                    size_t capacity, enum mm_head_kind kind);
 
 /* One loss on the hidden states of a micro-batch. */
 struct mm_loss_term {
@@ -31,10 +32,10 @@ struct mm_loss_term {
 
 /* Takes terms_n (1 or 2; a loss of sequences is alone, or after cross-entropy) losses of acts' last
  * forward. targets [B·T], device: each position's next token, or MM_NO_TARGET, MM_NO_TOKEN. dhead
- * [V, C], float32: += the head's own gradient by terms[0] (`first`: =), or NULL. */
+ * [V, C], float32, receives the head's own gradient by terms[0]; NULL: not wanted. */
 void mm_head_losses(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                     const uint32_t *targets, const struct mm_loss_term *terms, size_t terms_n,
-                    float *dhead, bool first);
+                    float *dhead, enum mm_into into);
 
 /* terms [n], device (=) the cross-entropy of each position of acts' last forward, 0 where there is
  * no target. */

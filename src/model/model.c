@@ -22,12 +22,13 @@ static const char *prefix(const struct mm_arch *arch) {
     return arch->family == MM_NEOX ? "gpt_neox" : "model";
 }
 
-static void align(struct builder *b) {
+/* The next tensor begins a group. */
+static void begin_group(struct builder *b) {
     b->end = (b->end + GROUP_ALIGNMENT - 1) / GROUP_ALIGNMENT * GROUP_ALIGNMENT;
 }
 
 /* Adds a tensor "<prefix>[.layers.<layer>].<name>" behind the last one; returns its index. */
-static size_t add(struct builder *b, bool group_start, size_t rows, size_t cols, const char *name) {
+static size_t add(struct builder *b, size_t rows, size_t cols, const char *name) {
     struct mm_model *m = b->model;
     const struct mm_arch *arch = &m->arch;
     size_t index = m->params_n++;
@@ -36,8 +37,6 @@ static size_t add(struct builder *b, bool group_start, size_t rows, size_t cols,
         m->params = mm_realloc(m->params, room * sizeof *m->params);
         b->offsets = mm_realloc(b->offsets, room * sizeof *b->offsets);
     }
-    if (group_start)
-        align(b);
     bool outside = strcmp(name, "lm_head.weight") == 0 || strcmp(name, "embed_out.weight") == 0;
     m->params[index] = (struct mm_param){
         .name = outside        ? mm_strdup(name)
@@ -58,11 +57,13 @@ static struct mm_norm_weights add_norm(struct builder *b, const char *name) {
     struct mm_norm_weights norm = {0};
     char text[64];
     snprintf(text, sizeof text, "%s.weight", name);
-    norm.weight_part = add(b, true, b->model->arch.width, 0, text);
+    begin_group(b);
+    norm.weight_part = add(b, b->model->arch.width, 0, text);
     if (b->model->arch.norm == MM_LAYER_NORM) {
         snprintf(text, sizeof text, "%s.bias", name);
         norm.has_bias = true;
-        norm.bias_part = add(b, true, b->model->arch.width, 0, text);
+        begin_group(b);
+        norm.bias_part = add(b, b->model->arch.width, 0, text);
     }
     return norm;
 }
@@ -71,14 +72,17 @@ static struct mm_linear add_linear(struct builder *b, const char *module, const 
                                    const size_t *rows, size_t n, size_t cols, bool bias) {
     struct mm_linear linear = {.parts_n = n};
     char text[64];
+    begin_group(b);
     for (size_t i = 0; i < n; i++) {
         snprintf(text, sizeof text, "%s.%s.weight", module, names[i]);
-        linear.part[i] = add(b, i == 0, rows[i], cols, text);
+        linear.part[i] = add(b, rows[i], cols, text);
         linear.w.rows += rows[i];
     }
+    if (bias)
+        begin_group(b);
     for (size_t i = 0; bias && i < n; i++) {
         snprintf(text, sizeof text, "%s.%s.bias", module, names[i]);
-        linear.bias_part[i] = add(b, i == 0, rows[i], 0, text);
+        linear.bias_part[i] = add(b, rows[i], 0, text);
     }
     linear.w.cols = linear.w.ld = cols;
     linear.bias = bias ? b : NULL; /* bound to memory later */
@@ -180,19 +184,22 @@ struct mm_model *mm_model_create_in_slots(struct mm_arena *arena, const struct m
     bool neox = arch->family == MM_NEOX;
     struct builder b = {.model = m, .layer = MM_NO_LAYER};
     m->embed_part =
-        add(&b, true, arch->vocab, arch->width, neox ? "embed_in.weight" : "embed_tokens.weight");
-    align(&b);
+        add(&b, arch->vocab, arch->width, neox ? "embed_in.weight" : "embed_tokens.weight");
+    begin_group(&b);
     b.before = b.end;
     for (b.layer = 0; (size_t)b.layer < arch->layers; b.layer++) {
         add_layer(&b, &m->layers[b.layer]);
-        align(&b);
+        begin_group(&b);
     }
     b.layers_n = b.end - b.before;
     b.layer = MM_NO_LAYER;
     m->final_norm = add_norm(&b, neox ? "final_layer_norm" : "norm");
-    m->head_part = arch->tied ? m->embed_part
-                              : add(&b, true, arch->vocab, arch->width,
-                                    neox ? "embed_out.weight" : "lm_head.weight");
+    m->head_part = m->embed_part;
+    if (!arch->tied) {
+        begin_group(&b);
+        m->head_part =
+            add(&b, arch->vocab, arch->width, neox ? "embed_out.weight" : "lm_head.weight");
+    }
     if (m->slots_n)
         move_to_slots(&b);
     m->block_n = b.end;

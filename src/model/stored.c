@@ -332,7 +332,7 @@ enum mm_status mm_stored_match(struct mm_arch *arch, struct mm_weights *weights,
     if (arch->tied)
         status =
             match_tied(&m, neox ? "gpt_neox.embed_in.weight" : "model.embed_tokens.weight", err);
-    struct mm_arena *arena = mm_arena_create(dev, true);
+    struct mm_arena *arena = mm_arena_create_dry(dev);
     struct mm_model *model = mm_model_create(arena, arch, MM_F32, 1);
     if (!status)
         status = match_all(&m, model, err);

@@ -81,7 +81,7 @@ void mm_acts_free(struct mm_acts *acts) {
 }
 
 void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struct mm_model *m,
-                       size_t capacity, bool backward) {
+                       size_t capacity, enum mm_scratch_kind kind) {
     const struct mm_arch *a = &m->arch;
     const struct mm_heads *h = &a->heads;
     size_t up = a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp;
@@ -102,7 +102,7 @@ void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struc
     };
     *s = (struct mm_scratch){.capacity = capacity};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (backward || !parts[i].backward)
+        if (kind == MM_WITH_BACKWARD || !parts[i].backward)
             *parts[i].mat = mm_arena_mat(arena, MM_FOR_SCRATCH, m->dtype, capacity, parts[i].cols);
 }
 
@@ -114,8 +114,8 @@ static const struct mm_kept_layer *kept_of(const struct mm_acts *acts, size_t l)
 }
 
 static void linear(const struct mm_model *m, struct mm_mat y, struct mm_mat x,
-                   const struct mm_linear *l, bool accumulate) {
-    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, accumulate);
+                   const struct mm_linear *l, enum mm_into into) {
+    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, into);
 }
 
 static struct mm_norm norm_of(const struct mm_model *m, const struct mm_norm_weights *w) {
@@ -159,17 +159,17 @@ static void forward_layer(const struct mm_model *m, const struct mm_layer *layer
     struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = delta_of(acts, s);
 
     norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
-    linear(m, qkv, y1, &layer->qkv, false);
-    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, false);
+    linear(m, qkv, y1, &layer->qkv, MM_SET);
+    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, MM_TURN);
     ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
-    linear(m, out, att, &layer->o, false);
+    linear(m, out, att, &layer->o, MM_SET);
     if (m->arch.parallel)
         norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
     else
         norm(m, x_mid, x_in, out, &layer->norm2, y2, kept->stats2);
-    linear(m, u, y2, &layer->up, false);
+    linear(m, u, y2, &layer->up, MM_SET);
     ops->activate(m->dev, m->arch.activation, h, u);
-    linear(m, out, h, &layer->down, m->arch.parallel);
+    linear(m, out, h, &layer->down, m->arch.parallel ? MM_ADD : MM_SET);
 }
 
 static void call(struct mm_layer_hook hook, int layer) {
@@ -269,7 +269,7 @@ struct backward {
     const struct mm_acts *acts;
     struct mm_scratch *s;
     float *const *grads;
-    bool first;
+    enum mm_into into; /* of the matrices of layers */
     size_t n;
 };
 
@@ -294,7 +294,7 @@ static void linear_grads(const struct backward *b, const struct mm_linear *linea
         struct mm_mat part = mm_mat_cols(dy, first, rows);
         float *dw = b->grads[linear->part[i]];
         if (dw)
-            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, !b->first);
+            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, b->into);
         if (linear->bias && b->grads[linear->bias_part[i]])
             ops->bias_db(b->m->dev, b->grads[linear->bias_part[i]], part);
         first += rows;
@@ -335,42 +335,42 @@ static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx,
         linear_grads(b, &layer->down, dx, h);
     }
     if (through_mlp || wants_linear_grad(b, &layer->up)) {
-        ops->linear_dx(m->dev, dh, dx, layer->down.w, false);
+        ops->linear_dx(m->dev, dh, dx, layer->down.w, MM_SET);
         ops->activate_grad(m->dev, m->arch.activation, du, dh, u);
         if (kept->y2.data)
             linear_grads(b, &layer->up, du, head_rows(kept->y2, n));
     }
     if (through_mlp)
-        ops->linear_dx(m->dev, dy, du, layer->up.w, false);
+        ops->linear_dx(m->dev, dy, du, layer->up.w, MM_SET);
     if (through_mlp && !m->arch.parallel)
         norm_grads(b, &layer->norm2, dx, dy, kept->x_mid, kept->stats2);
     if (into_attention)
         linear_grads(b, &layer->o, dx, att);
     if (into_qkv)
-        ops->linear_dx(m->dev, datt, dx, layer->o.w, false);
+        ops->linear_dx(m->dev, datt, dx, layer->o.w, MM_SET);
     if (through_mlp && m->arch.parallel)
         norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
     if (!into_qkv)
         return;
     ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->T);
-    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, true);
+    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, MM_TURN_BACK);
     if (kept->y1.data)
         linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
     if (bottom && !wants_norm_grad(b, &layer->norm1))
         return;
-    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, false);
+    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, MM_SET);
     norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
 }
 
 static struct backward backward_of(const struct mm_model *m, const struct mm_acts *acts,
-                                   struct mm_scratch *s, float *const *grads, bool first) {
+                                   struct mm_scratch *s, float *const *grads, enum mm_into into) {
     return (struct backward){
-        .m = m, .acts = acts, .s = s, .grads = grads, .first = first, .n = tokens_n(acts)};
+        .m = m, .acts = acts, .s = s, .grads = grads, .into = into, .n = tokens_n(acts)};
 }
 
 void mm_backward_begin(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
                        struct mm_mat dhidden, float *const *grads) {
-    struct backward b = backward_of(m, acts, s, grads, false);
+    struct backward b = backward_of(m, acts, s, grads, MM_ADD);
     struct mm_mat dx = mm_acts_gradient(acts, s);
     m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)
@@ -378,7 +378,7 @@ void mm_backward_begin(const struct mm_model *m, const struct mm_acts *acts, str
 }
 
 void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, size_t n,
-                        struct mm_scratch *s, float *const *grads, bool first,
+                        struct mm_scratch *s, float *const *grads, enum mm_into into,
                         struct mm_layer_hook after_layer) {
     size_t lowest = acts->lowest;
     MM_CHECK(n <= 1 || acts->dx.data, "%zu micro-batches share what flows", n);
@@ -386,7 +386,7 @@ void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, si
         bool bottom = l == lowest && !acts->embedding;
         need(m, (int)l, l > lowest ? (int)l - 1 : MM_NO_LAYER);
         for (size_t i = 0; i < n; i++) {
-            struct backward b = backward_of(m, &acts[i], s, grads, first && i == 0);
+            struct backward b = backward_of(m, &acts[i], s, grads, i == 0 ? into : MM_ADD);
             backward_layer(&b, l, mm_acts_gradient(&acts[i], s), bottom);
         }
         call(after_layer, (int)l);
@@ -402,9 +402,9 @@ void mm_backward_end(const struct mm_model *m, const struct mm_acts *acts,
 }
 
 void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
-                 struct mm_mat dhidden, float *const *grads, bool first,
+                 struct mm_mat dhidden, float *const *grads, enum mm_into into,
                  struct mm_layer_hook after_layer) {
     mm_backward_begin(m, acts, s, dhidden, grads);
-    mm_backward_layers(m, acts, 1, s, grads, first, after_layer);
+    mm_backward_layers(m, acts, 1, s, grads, into, after_layer);
     mm_backward_end(m, acts, s, grads);
 }

@@ -54,8 +54,9 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
                     size_t capacity, const bool *wanted);
 void mm_acts_separate(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model);
 void mm_acts_free(struct mm_acts *acts); /* frees the struct's tables; the rest is the arena's */
+enum mm_scratch_kind { MM_FORWARD_ONLY, MM_WITH_BACKWARD };
 void mm_scratch_create(struct mm_scratch *scratch, struct mm_arena *arena,
-                       const struct mm_model *model, size_t capacity, bool backward);
+                       const struct mm_model *model, size_t capacity, enum mm_scratch_kind kind);
 
 /* What the caller does between the layers of a pass, so that communication runs beside it. It is
  * called before the forward reads the weights of layer l, or after the backward has formed the
@@ -90,22 +91,22 @@ void mm_forward_none(const struct mm_model *model, size_t last);
 struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i);
 
 /* grads[i] (float32, shape of params[i]) += gradient, where grads[i] is not NULL; those must have
- * been wanted. `first`: the matrices of layers are overwritten (=), whatever they held. dhidden
+ * been wanted. MM_SET: the matrices of layers are overwritten (=), whatever they held. dhidden
  * [n, C]: gradient with respect to acts->hidden, left as it is; data NULL: zero. When after_layer
  * is called for layer l, mm_acts_gradient is the gradient with respect to hidden state l, unless l
  * is acts->lowest and nothing below wants it; what the caller adds to it there flows on. */
 void mm_backward(const struct mm_model *model, const struct mm_acts *acts,
-                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads, bool first,
-                 struct mm_layer_hook after_layer);
+                 struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads,
+                 enum mm_into into, struct mm_layer_hook after_layer);
 struct mm_mat mm_acts_gradient(const struct mm_acts *acts, const struct mm_scratch *scratch);
 
 /* The same in three steps, of n micro-batches: each by itself from the hidden states to the top of
- * the layers; all of them through the layers, each layer needed once, the first overwriting with
- * `first`; each by itself into the embedding. */
+ * the layers; all of them through the layers, each layer needed once, MM_SET being for the first
+ * of them; each by itself into the embedding. */
 void mm_backward_begin(const struct mm_model *model, const struct mm_acts *acts,
                        struct mm_scratch *scratch, struct mm_mat dhidden, float *const *grads);
 void mm_backward_layers(const struct mm_model *model, const struct mm_acts *acts, size_t n,
-                        struct mm_scratch *scratch, float *const *grads, bool first,
+                        struct mm_scratch *scratch, float *const *grads, enum mm_into into,
                         struct mm_layer_hook after_layer);
 void mm_backward_end(const struct mm_model *model, const struct mm_acts *acts,
                      const struct mm_scratch *scratch, float *const *grads);

@@ -9,19 +9,20 @@ static bool exact(const struct mm_passes *p) {
 
 struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
-                                   size_t batch_size, size_t micro_batch, size_t T, bool hold) {
+                                   struct mm_batch_size size, enum mm_passes_kind kind) {
+    bool held = kind == MM_PASSES_HELD;
     struct mm_passes *p = mm_calloc(1, sizeof *p);
     *p = (struct mm_passes){
         .comm = comm, .model = model, .shard = shard, .grown = {.comm = comm, .dev = model->dev}};
-    p->share = mm_share_of(comm, exact(p), batch_size, micro_batch, T);
+    p->share = mm_share_of(comm, exact(p), size);
     size_t micros = p->share.micros_n ? p->share.micros_n : 1;
     if (shard)
         shard->idle = p->share.micros_n == 0;
     p->group = model->source && !exact(p) ? p->share.steps : 1;
-    p->acts_n = hold || p->group > micros ? micros : p->group;
+    p->acts_n = held || p->group > micros ? micros : p->group;
     p->acts = mm_calloc(p->acts_n, sizeof *p->acts);
     p->dhidden = mm_calloc(p->acts_n, sizeof *p->dhidden);
-    size_t n = p->share.micro_batch * T, C = model->arch.width;
+    size_t n = p->share.micro_batch * size.T, C = model->arch.width;
     bool *wanted = mm_calloc(model->params_n, sizeof *wanted);
     for (size_t i = 0; shard && i < model->params_n; i++)
         wanted[i] = shard->grads[i] != NULL;
@@ -29,14 +30,14 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
         mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL);
         if (p->group > 1)
             mm_acts_separate(&p->acts[i], arena, model);
-        if (hold)
+        if (held)
             p->dhidden[i] = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, model->dtype, n, C);
     }
     mm_free(wanted);
     if (shard)
         p->dhidden_now = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, n, C);
-    mm_scratch_create(&p->scratch, arena, model, n, shard != NULL);
-    mm_head_create(&p->head, arena, model, n, hold);
+    mm_scratch_create(&p->scratch, arena, model, n, shard ? MM_WITH_BACKWARD : MM_FORWARD_ONLY);
+    mm_head_create(&p->head, arena, model, n, held ? MM_TWO_LOSSES : MM_ONE_LOSS);
     return p;
 }
 
@@ -146,8 +147,8 @@ static size_t end_of(const struct mm_passes *p, size_t first) {
 }
 
 /* Whether micro-batch i overwrites the gradients: not only the first where each is a leaf. */
-static bool overwrites(const struct mm_passes *p, size_t i) {
-    return exact(p) || i == 0;
+static enum mm_into into(const struct mm_passes *p, size_t i) {
+    return exact(p) || i == 0 ? MM_SET : MM_ADD;
 }
 
 /* Whether each layer's gradients set off to their owners during this backward: those of the last
@@ -167,7 +168,7 @@ static void backward(struct mm_passes *p, struct group g, const struct mm_hidden
         visit.then = mm_shard_departures(p->shard);
     else if (g.n == 0)
         return;
-    mm_backward_layers(p->model, g.acts, g.n, &p->scratch, grads, overwrites(p, g.first),
+    mm_backward_layers(p->model, g.acts, g.n, &p->scratch, grads, into(p, g.first),
                        states ? hook : visit.then);
 }
 
@@ -254,7 +255,7 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
 static void losses(struct mm_passes *p, const struct mm_acts *acts, const struct mm_batch *batch,
                    size_t i, const struct mm_loss_term *terms, size_t terms_n, float *dhead) {
     mm_head_losses(p->model, &p->head, acts, batch->targets + mm_share_row(&p->share, i), terms,
-                   terms_n, dhead, overwrites(p, i));
+                   terms_n, dhead, into(p, i));
 }
 
 /* -- around the steps -------------------------------------------------------------------------- */
@@ -266,7 +267,8 @@ static void grown_step(struct mm_passes *p, size_t i) {
 /* The gradient, around the backward of step i. */
 static void reduce_begin(const struct mm_passes *p, size_t i, struct mm_vector g) {
     if (exact(p))
-        mm_shard_reduce_leaves_begin(p->shard, g, (int)mm_share_leaves(&p->share, i), i == 0);
+        mm_shard_reduce_leaves_begin(p->shard, g, (int)mm_share_leaves(&p->share, i),
+                                     i == 0 ? MM_SET : MM_ADD);
     else if (i == 0)
         mm_shard_reduce_begin(p->shard, g);
 }
@@ -368,7 +370,7 @@ static struct mm_mat logit_losses(struct mm_passes *p, const struct mm_acts *act
     float *dhead = cross_entropy || head_is_late(p) ? NULL : head_grad(p);
     if (first < end)
         losses(p, acts, batch, i, terms + first, end - first, dhead);
-    else if (dhead && overwrites(p, i))
+    else if (dhead && into(p, i) == MM_SET)
         p->model->dev->queue->zero(p->model->dev, dhead,
                                    p->model->arch.vocab * p->model->arch.width * sizeof *dhead);
     return on_logits(objective) ? dhidden : none;

@@ -47,10 +47,12 @@ struct mm_passes {
     struct mm_grown grown;
 };
 
-/* shard NULL: forward only. hold: keep every micro-batch's activations (graph: listing). Local. */
+/* MM_PASSES_HELD keeps every micro-batch's activations, for a second backward (graph: listing). */
+enum mm_passes_kind { MM_PASSES_PLAIN, MM_PASSES_HELD };
+/* shard NULL: forward only. Local. */
 struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model, struct mm_shard *shard,
-                                   size_t batch_size, size_t micro_batch, size_t T, bool hold);
+                                   struct mm_batch_size size, enum mm_passes_kind kind);
 void mm_passes_free(struct mm_passes *passes);
 
 /* `loss`: device, (=). g: reduced gradient, (=). All at the working weights as they are, or as they

@@ -331,7 +331,7 @@ static void arrived(struct mm_shard *s, struct mm_bucket *bucket) {
         s->taker.take(s->taker.self, s->order[k], s->reductions[k].own);
 }
 
-static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool add) {
+static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, enum mm_into into) {
     s->streams = s->taker.take && !g.data;
     if (s->streams)
         aim_at_arrivals(s);
@@ -339,7 +339,7 @@ static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool
         aim_at(s, g);
     for (size_t i = 0; i < s->tensors_n; i++) {
         s->reductions[i].ranks = ranks;
-        s->reductions[i].add = add;
+        s->reductions[i].add = into == MM_ADD;
     }
     for (size_t i = 0; i < s->buckets_n; i++)
         if (!spread(s) || s->buckets[i].layer == MM_NO_LAYER || i + 1 == s->buckets_n)
@@ -347,12 +347,13 @@ static void reduce_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool
 }
 
 void mm_shard_reduce_begin(struct mm_shard *s, struct mm_vector g) {
-    reduce_begin(s, g, 0, false);
+    reduce_begin(s, g, 0, MM_SET);
 }
 
-void mm_shard_reduce_leaves_begin(struct mm_shard *s, struct mm_vector g, int ranks, bool first) {
+void mm_shard_reduce_leaves_begin(struct mm_shard *s, struct mm_vector g, int ranks,
+                                  enum mm_into into) {
     MM_CHECK(s->model->dev->exact && g.data != s->grads_block, "leaves need a vector of their own");
-    reduce_begin(s, g, ranks, !first);
+    reduce_begin(s, g, ranks, into);
 }
 
 static void send(struct mm_shard *s, struct mm_bucket *bucket) {

@@ -96,9 +96,9 @@ void mm_shard_stream(struct mm_shard *shard, struct mm_arena *arena,
                      struct mm_gradient_taker taker);
 
 /* The same for one leaf a rank, of ranks 0 ... ranks-1, for `reduction: exact`
- * (src/parallel/passes.h). Their gradients are added to g one after the other; with `first` g holds
+ * (src/parallel/passes.h). Their gradients are added to g one after the other; with MM_SET g holds
  * nothing before. Every backward overwrites, and none has a hook. All ranks call. Collective. */
 void mm_shard_reduce_leaves_begin(struct mm_shard *shard, struct mm_vector g, int ranks,
-                                  bool first);
+                                  enum mm_into into);
 
 #endif

@@ -40,17 +40,16 @@ static void find_share(struct mm_share *s, size_t micro_batch) {
     s->steps = mm_leaves(most, smaller(micro_batch, most));
 }
 
-struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batch_size,
-                            size_t micro_batch, size_t T) {
+struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, struct mm_batch_size size) {
     struct mm_share s = {.ranks = (size_t)mm_comm_size(comm),
                          .rank = (size_t)mm_comm_rank(comm),
                          .leaves = leaves,
-                         .batch_size = batch_size,
-                         .T = T};
+                         .batch_size = size.sequences,
+                         .T = size.T};
     if (leaves)
-        find_leaves(&s, micro_batch);
+        find_leaves(&s, size.micro);
     else
-        find_share(&s, micro_batch);
+        find_share(&s, size.micro);
     return s;
 }
 

@@ -12,6 +12,18 @@
 
 #include "comm/comm.h"
 #include "io/dataset.h"
+#include "src/config/config.h"
+
+/* Of a global batch. */
+struct mm_batch_size {
+    size_t sequences;
+    size_t micro; /* sequences that a rank puts through the model at once, at most */
+    size_t T;     /* tokens of a sequence */
+};
+static inline struct mm_batch_size mm_batch_size_of(const struct mm_config *config) {
+    return (struct mm_batch_size){config->data.batch_size, config->data.micro_batch,
+                                  config->data.context_length};
+}
 
 struct mm_share {
     size_t ranks, rank;
@@ -28,8 +40,7 @@ static inline size_t mm_leaves(size_t batch_size, size_t micro_batch) {
     return (batch_size + micro_batch - 1) / micro_batch;
 }
 
-struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, size_t batch_size,
-                            size_t micro_batch, size_t T);
+struct mm_share mm_share_of(const struct mm_comm *comm, bool leaves, struct mm_batch_size size);
 
 /* The sequence of the global batch that micro-batch i begins with, and its sequences. */
 size_t mm_share_first(const struct mm_share *share, size_t i);

@@ -61,15 +61,15 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
                                          struct mm_model *model) {
     struct mm_evaluator *e = mm_calloc(1, sizeof *e);
     *e = (struct mm_evaluator){.config = config, .data = data, .comm = comm, .model = model};
-    e->passes = mm_passes_create(arena, comm, model, NULL, config->data.batch_size,
-                                 config->data.micro_batch, config->data.context_length, false);
+    e->passes =
+        mm_passes_create(arena, comm, model, NULL, mm_batch_size_of(config), MM_PASSES_PLAIN);
     mm_batch_create(&e->batch, arena, &e->passes->share);
     e->loss = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *e->loss);
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
         size_t capacity = count * mm_data_longest(data, config);
         mm_acts_create(&e->acts, arena, model, capacity, NULL);
-        mm_scratch_create(&e->scratch, arena, model, capacity, false);
+        mm_scratch_create(&e->scratch, arena, model, capacity, MM_FORWARD_ONLY);
         e->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *e->tokens);
         e->last = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.width);
         e->logits = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.vocab);
@@ -194,7 +194,7 @@ static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
                          C * mm_dtype_bytes(e->last.dtype));
     struct mm_mat logits = mm_mat_rows(e->logits, 0, count);
     dev->ops->linear(dev, logits, mm_mat_rows(e->last, 0, count),
-                     e->model->params[e->model->head_part].w, NULL, false);
+                     e->model->params[e->model->head_part].w, NULL, MM_SET);
     download_floats(dev, host, logits);
     double sum = 0;
     for (size_t i = 0; i < count; i++)

@@ -129,7 +129,7 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
     if (status == MM_OK) {
         if (!dry && !dev->asynchronous)
             mm_memory_limit(dev, comm);
-        job->arena = mm_arena_create(dev, dry);
+        job->arena = dry ? mm_arena_create_dry(dev) : mm_arena_create(dev);
         create_model(job, kind);
         if (!dry && kind != MM_JOB_PRETRAIN)
             status = mm_model_load(job->model, job->weights, err);
@@ -205,33 +205,45 @@ static void unmark_stopped(const char *dir) {
     mm_free(path);
 }
 
-static enum mm_status create_folder(struct mm_job *job, bool resume, size_t keep_bytes,
-                                    struct mm_error *err) {
-    const char *dir = job->config->output.dir;
-    enum mm_status status = resume ? MM_OK : claim_folder(job, dir, err);
-    if (status != MM_OK)
-        return MM_BAD_INPUT;
-    unmark_stopped(dir);
-    /* Of a new run the config comes first: whatever has metrics can be resumed. A resume that fails
-     * changes nothing. */
-    if (!resume)
-        status = write_config(job, dir, err);
+static enum mm_status open_metrics(struct mm_job *job, size_t keep_bytes, struct mm_error *err) {
+    const struct mm_config *config = job->config;
+    enum mm_status status = mm_metrics_open(&job->metrics, config->output.dir, keep_bytes, err);
     if (status == MM_OK)
-        status = mm_metrics_open(&job->metrics, dir, keep_bytes, err);
-    if (status == MM_OK)
-        mm_metrics_be_patient(job->metrics,
-                              job->config->checkpoint.on_error == MM_ON_ERROR_CONTINUE);
-    if (status == MM_OK && resume)
-        status = write_config(job, dir, err);
-    return status == MM_OK ? MM_OK : MM_BAD_INPUT;
+        mm_metrics_be_patient(job->metrics, config->checkpoint.on_error == MM_ON_ERROR_CONTINUE);
+    return status;
 }
 
-enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
-                                  struct mm_error *err) {
+/* The config comes first: whatever has metrics can be resumed. */
+static enum mm_status create_folder(struct mm_job *job, struct mm_error *err) {
+    const char *dir = job->config->output.dir;
+    enum mm_status status = claim_folder(job, dir, err);
+    if (status != MM_OK)
+        return status;
+    unmark_stopped(dir);
+    status = write_config(job, dir, err);
+    return status == MM_OK ? open_metrics(job, 0, err) : status;
+}
+
+/* The config comes last: a resume that fails changes nothing. */
+static enum mm_status take_folder(struct mm_job *job, size_t keep_bytes, struct mm_error *err) {
+    const char *dir = job->config->output.dir;
+    unmark_stopped(dir);
+    enum mm_status status = open_metrics(job, keep_bytes, err);
+    return status == MM_OK ? write_config(job, dir, err) : status;
+}
+
+enum mm_status mm_job_open_folder(struct mm_job *job, struct mm_error *err) {
     enum mm_status status = MM_OK;
     if (mm_comm_rank(job->comm) == 0)
-        status = create_folder(job, resume || job->again, keep_bytes, err);
-    return mm_comm_agree(job->comm, status, err);
+        status = job->again ? take_folder(job, 0, err) : create_folder(job, err);
+    return mm_comm_agree(job->comm, status == MM_OK ? MM_OK : MM_BAD_INPUT, err);
+}
+
+enum mm_status mm_job_reopen_folder(struct mm_job *job, size_t keep_bytes, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    if (mm_comm_rank(job->comm) == 0)
+        status = take_folder(job, keep_bytes, err);
+    return mm_comm_agree(job->comm, status == MM_OK ? MM_OK : MM_BAD_INPUT, err);
 }
 
 void mm_job_mark_stopped(const struct mm_job *job) {

@@ -76,11 +76,13 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
                            struct mm_error *err);
 void mm_job_close(struct mm_job *job);
 
-/* Creates the run folder with config.yaml and opens metrics.jsonl, cut to keep_bytes on a resume.
- * A new run claims the folder for job->owner: MM_BAD_INPUT when it belongs to another job, or holds
- * metrics or checkpoints. Collective. */
-enum mm_status mm_job_open_folder(struct mm_job *job, bool resume, size_t keep_bytes,
-                                  struct mm_error *err);
+/* Creates the run folder with config.yaml, claims it for job->owner and opens metrics.jsonl.
+ * MM_BAD_INPUT when the folder belongs to another job, or holds metrics or checkpoints. Collective.
+ */
+enum mm_status mm_job_open_folder(struct mm_job *job, struct mm_error *err);
+/* The same on a resume, for which the folder is claimed already: metrics.jsonl is cut to
+ * keep_bytes. Collective. */
+enum mm_status mm_job_reopen_folder(struct mm_job *job, size_t keep_bytes, struct mm_error *err);
 
 /* After the checkpoint for a stop is complete: the file `stopped` in the run folder says so, to
  * scripts that get another exit status than MM_STOPPED since a rank left late. mm_job_open_folder

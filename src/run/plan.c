@@ -40,7 +40,7 @@ static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t 
                mm_bytes_text(text[2], (double)copy));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
-    struct mm_arena *arena = mm_arena_create(job->dev, true);
+    struct mm_arena *arena = mm_arena_create_dry(job->dev);
     mm_weights_keep(arena, job->model);
     mm_bytes_text(text[0], (double)mm_arena_bytes(arena, MM_FOR_WEIGHTS));
     mm_arena_free(arena);
@@ -94,8 +94,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
         status = mm_job_open(&job, comm, dev, config, MM_JOB_PLAN, err);
     if (status != MM_OK)
         return status;
-    struct mm_arena *arenas[3] = {job.arena, mm_arena_create(dev, true),
-                                  mm_arena_create(dev, true)};
+    struct mm_arena *arenas[3] = {job.arena, mm_arena_create_dry(dev), mm_arena_create_dry(dev)};
     bool *wanted = mm_calloc(job.model->params_n, sizeof *wanted);
     status = mm_model_choose(job.model, config->unlearn.target_modules,
                              config->unlearn.target_modules_n, wanted, err);

@@ -110,15 +110,15 @@ enum mm_status mm_pretrain(struct mm_comm *comm, struct mm_device *dev,
     if (status != MM_OK)
         return status;
     struct mm_owner *owner = job.owner = mm_owner_create();
-    status = mm_job_open_folder(&job, false, 0, err);
+    status = mm_job_open_folder(&job, err);
     struct pretraining pt = {.job = &job, .sets = job.data.forget.tokens ? 2 : 1};
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     if (status == MM_OK) {
-        size_t batch = pt.sets * config->data.batch_size;
+        struct mm_batch_size size = mm_batch_size_of(config);
+        size.sequences *= pt.sets;
         mm_model_randomize(job.model, config->seed);
-        pt.training = mm_training_create(arena, comm, job.model, batch, config->data.micro_batch,
-                                         config->data.context_length, MM_F32, true);
-        pt.batch = mm_sequences_create(batch, config->data.context_length);
+        pt.training = mm_training_create(arena, comm, job.model, size, MM_F32, MM_ADAMW);
+        pt.batch = mm_sequences_create(size.sequences, size.T);
         pt.own = mm_share_sequences(&pt.training->passes->share);
         status = all_steps(&pt, err);
     }

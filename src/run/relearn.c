@@ -43,7 +43,7 @@ static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, si
 }
 
 static size_t bytes_of(struct mm_job *job, size_t i) {
-    struct mm_arena *arena = mm_arena_create(job->dev, true);
+    struct mm_arena *arena = mm_arena_create_dry(job->dev);
     size_t bytes = 0;
     mm_training_free(create(job, arena, i));
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
@@ -153,7 +153,7 @@ static enum mm_status steps(struct attack *a, struct mm_error *err) {
 /* Attack i from the working weights, which it changes; a->last.accuracy is the caller's. */
 static enum mm_status run(struct attack *a, size_t i, struct mm_error *err) {
     struct mm_job *job = a->job;
-    struct mm_arena *arena = mm_arena_create(job->dev, false);
+    struct mm_arena *arena = mm_arena_create(job->dev);
     a->how = mm_config_attack(job->config, i);
     a->training = create(job, arena, i);
     a->own = mm_share_sequences(&a->training->passes->share);
@@ -214,7 +214,7 @@ static enum mm_status run_all(struct attack *a, struct mm_kept_weights kept, boo
 
 enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, struct mm_error *err) {
     size_t n = mm_config_attacks_n(job->config);
-    struct mm_arena *arena = mm_arena_create(job->dev, false);
+    struct mm_arena *arena = mm_arena_create(job->dev);
     struct attack a = {.job = job,
                        .start = mm_job_before_attacks(job),
                        .last.accuracy = mm_calloc(job->data.questions_n, sizeof(double))};

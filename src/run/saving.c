@@ -75,18 +75,31 @@ static enum mm_status judge(const struct mm_saving *s, size_t loops, enum mm_sta
     return MM_OK;
 }
 
-enum mm_status mm_saving_go_on(struct mm_saving *s, bool wait, struct mm_error *err) {
+static enum mm_status take_further(struct mm_saving *s,
+                                   enum mm_status (*further)(struct mm_saver *, struct mm_error *),
+                                   struct mm_error *err) {
     struct mm_error fault;
-    if (!s->saver || !mm_saver_busy(s->saver))
-        return MM_OK;
-    if (wait)
-        mm_job_watch_files(s->job, "checkpoint after loop", s->loops);
-    enum mm_status status = mm_saver_poll(s->saver, wait, &fault);
+    enum mm_status status = further(s->saver, &fault);
     if (!mm_saver_busy(s->saver))
         mm_stopwatch_saved(s->stopwatch, mm_now() - s->began);
     if (status != MM_OK)
         *err = fault;
     return judge(s, s->loops, status, &fault);
+}
+
+static bool busy(const struct mm_saving *s) {
+    return s->saver && mm_saver_busy(s->saver);
+}
+
+enum mm_status mm_saving_go_on(struct mm_saving *s, struct mm_error *err) {
+    return busy(s) ? take_further(s, mm_saver_poll, err) : MM_OK;
+}
+
+enum mm_status mm_saving_wait(struct mm_saving *s, struct mm_error *err) {
+    if (!busy(s))
+        return MM_OK;
+    mm_job_watch_files(s->job, "checkpoint after loop", s->loops);
+    return take_further(s, mm_saver_wait, err);
 }
 
 enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_error *err) {
@@ -95,7 +108,7 @@ enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_erro
         .loops = loops, .retain_cursor = loops, .forget_cursor = loops};
     if (!s->saver)
         return MM_OK;
-    enum mm_status status = mm_saving_go_on(s, true, err);
+    enum mm_status status = mm_saving_wait(s, err);
     if (status != MM_OK)
         return status;
     mm_job_watch_files(job, "checkpoint after loop", loops);
@@ -117,7 +130,7 @@ enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_erro
 
 enum mm_status mm_saving_end(struct mm_saving *s, enum mm_status status, struct mm_error *err) {
     struct mm_error fault = {""};
-    enum mm_status saved = mm_saving_go_on(s, true, &fault);
+    enum mm_status saved = mm_saving_wait(s, &fault);
     if (saved != MM_OK && status != MM_OK)
         mm_log0(MM_LOG_WARN, "no checkpoint after loop %zu: %s", s->loops, fault.text);
     else if (saved != MM_OK)

@@ -35,8 +35,9 @@ enum mm_status mm_saving_load(struct mm_saving *saving, const char *folder,
 
 /* Starts a save of the state as it is after `loops` loops, after the one before. Collective. */
 enum mm_status mm_saving_start(struct mm_saving *saving, size_t loops, struct mm_error *err);
-/* Takes the save under way further; with `wait` to its end. Collective. */
-enum mm_status mm_saving_go_on(struct mm_saving *saving, bool wait, struct mm_error *err);
+/* Takes the save under way further, or to its end. Collective. */
+enum mm_status mm_saving_go_on(struct mm_saving *saving, struct mm_error *err);
+enum mm_status mm_saving_wait(struct mm_saving *saving, struct mm_error *err);
 /* The save under way to its end, also where the loops ended badly with `status`: it is the newest
  * then. Returns the status of both. Collective. */
 enum mm_status mm_saving_end(struct mm_saving *saving, enum mm_status status, struct mm_error *err);

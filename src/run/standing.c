@@ -27,10 +27,13 @@ static char *settings(const struct mm_job *job) {
 }
 
 /* The inputs of the losses of an evaluation. */
-static const char *evaluated(const struct mm_job *job, bool forget) {
-    if (job->config->data.forget_evaluation)
-        return forget ? "data.forget_evaluation" : "data.retain_evaluation";
-    return forget ? "data.forget_validation" : "data.retain_validation";
+static const char *evaluated_forget(const struct mm_job *job) {
+    return job->config->data.forget_evaluation ? "data.forget_evaluation"
+                                               : "data.forget_validation";
+}
+static const char *evaluated_retain(const struct mm_job *job) {
+    return job->config->data.forget_evaluation ? "data.retain_evaluation"
+                                               : "data.retain_validation";
 }
 
 static const char *hash_of(const struct mm_job *job, const char *name) {
@@ -41,9 +44,10 @@ static const char *hash_of(const struct mm_job *job, const char *name) {
 /* All that decides what an evaluation of given weights gives. The caller frees. */
 static char *evaluation_text(const struct mm_job *job) {
     const struct mm_config *c = job->config;
-    char *text = mm_format("%zu batches of %zu sequences of %zu, forget %s, retain %s",
-                           c->evaluate.batches, c->data.batch_size, c->data.context_length,
-                           hash_of(job, evaluated(job, true)), hash_of(job, evaluated(job, false)));
+    char *text =
+        mm_format("%zu batches of %zu sequences of %zu, forget %s, retain %s", c->evaluate.batches,
+                  c->data.batch_size, c->data.context_length, hash_of(job, evaluated_forget(job)),
+                  hash_of(job, evaluated_retain(job)));
     for (size_t i = 0; i < job->data.questions_n; i++) {
         const struct mm_multiple_choice *q = &c->evaluate.multiple_choice[i];
         char *name = mm_format("evaluate.multiple_choice.%s", q->name), *before = text;
@@ -114,8 +118,8 @@ void mm_standing_write(const struct mm_job *job, struct mm_metrics *to, double s
     const struct mm_config *c = job->config;
     cJSON *evaluation = cJSON_CreateObject();
     write_object(to, "attack_of_score", attack_of(job, score));
-    cJSON_AddStringToObject(evaluation, "forget", evaluated(job, true));
-    cJSON_AddStringToObject(evaluation, "retain", evaluated(job, false));
+    cJSON_AddStringToObject(evaluation, "forget", evaluated_forget(job));
+    cJSON_AddStringToObject(evaluation, "retain", evaluated_retain(job));
     cJSON_AddNumberToObject(evaluation, "batches", (double)c->evaluate.batches);
     cJSON *questions = cJSON_AddArrayToObject(evaluation, "multiple_choice");
     for (size_t i = 0; i < job->data.questions_n; i++)

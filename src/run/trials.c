@@ -41,7 +41,7 @@ static char *next_line(struct server *s) {
     const char *line = NULL;
     mm_comm_watch_end(s->comm); /* the next trial comes when it comes */
     if (mm_comm_rank(s->comm) == 0 && !mm_stop_asked())
-        line = mm_lines_look(&s->lines, true);
+        line = mm_lines_wait(&s->lines);
     size_t bytes = line ? strlen(line) + 1 : 0;
     mm_comm_broadcast(s->comm, 0, &bytes, sizeof bytes);
     if (!bytes)
@@ -59,7 +59,7 @@ static char *next_line(struct server *s) {
 static bool prune_asked(struct server *s) {
     bool asked = false;
     const char *line;
-    if (s->answers && (line = mm_lines_look(&s->lines, false)))
+    if (s->answers && (line = mm_lines_look(&s->lines)))
         asked = mm_trial_is_prune(line);
     if (asked)
         mm_lines_take(&s->lines);
@@ -231,7 +231,7 @@ static enum mm_status say_ready(struct server *s, struct mm_error *err) {
 }
 
 static void keep_pristine(struct server *s) {
-    s->arena = mm_arena_create(s->job.dev, false);
+    s->arena = mm_arena_create(s->job.dev);
     s->pristine = mm_weights_keep(s->arena, s->job.model);
 }
 

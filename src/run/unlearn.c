@@ -172,7 +172,7 @@ static enum mm_status after_loop(struct phase *ph, char **reason, struct mm_erro
     if (status == MM_OK && (stop || checkpoint_due(ph, ph->done)))
         status = mm_saving_start(&ph->saving, ph->done, err);
     if (status == MM_OK && stop)
-        status = mm_saving_go_on(&ph->saving, true, err);
+        status = mm_saving_wait(&ph->saving, err);
     if (status == MM_OK && stop && ph->done < ph->loops)
         status = mm_fail(err, MM_STOPPED,
                          "stopped %s after loop %zu of %zu: resume with 'mudman-mpi resume %s'",
@@ -229,7 +229,7 @@ static enum mm_status one_loop(struct phase *ph, char **reason, struct mm_error 
         ask_loop(ph);
     enum mm_status status = end_loop(ph, reason, err);
     if (status == MM_OK)
-        status = mm_saving_go_on(&ph->saving, false, err);
+        status = mm_saving_go_on(&ph->saving, err);
     if (!ph->stop)
         ph->stop = mm_stop_now(&ph->stopwatch, ph->job->comm);
     if (status == MM_OK && ph->asked == ph->done && due(ph, ph->done))
@@ -304,14 +304,15 @@ enum mm_status mm_unlearn(struct mm_job *job, const char *resume,
                           const struct mm_checkpoint_info *info, char **reason,
                           struct mm_error *err) {
     struct phase ph;
-    enum mm_status status = create(&ph, job, mm_arena_create(job->dev, false), err);
+    enum mm_status status = create(&ph, job, mm_arena_create(job->dev), err);
     status = mm_comm_agree(job->comm, status, err);
     if (status == MM_OK)
         status = begin(&ph, resume, info, err);
     if (status == MM_OK && !job->trial)
         status = mm_stop_before_start(job->comm, err);
     if (status == MM_OK && !job->trial)
-        status = mm_job_open_folder(job, resume != NULL, resume ? info->metrics_bytes : 0, err);
+        status = resume ? mm_job_reopen_folder(job, info->metrics_bytes, err)
+                        : mm_job_open_folder(job, err);
     if (status == MM_OK)
         status = all_loops(&ph, reason, err);
     if (status == MM_OK) {

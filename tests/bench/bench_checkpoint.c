@@ -67,7 +67,7 @@ static struct mm_config config_of(const struct shape *s) {
 static void set_up(struct bench *b) {
     struct mm_config config = config_of(&b->shape);
     const struct mm_arch *arch = &b->shape.arch;
-    b->arena = mm_arena_create(b->dev, false);
+    b->arena = mm_arena_create(b->dev);
     b->model = mm_model_create(b->arena, arch, MM_F32, b->shape.context);
     mm_model_randomize(b->model, 1);
     bool *wanted = mm_calloc(b->model->params_n, 1);
@@ -159,7 +159,7 @@ static void time_saving(struct bench *b, struct figures *f) {
         one_loop(b);
         loops++;
         double before = mm_now();
-        need(mm_saver_poll(saver, false, &err));
+        need(mm_saver_poll(saver, &err));
         f->blocked += mm_now() - before;
     }
     f->save = mm_now() - start;

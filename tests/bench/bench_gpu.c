@@ -65,10 +65,10 @@ static double flops_of(struct mm_mat w, size_t n) {
 /* Rows of one product y = x·wᵀ: forward, dx, and dw where it is wanted. */
 #define PRODUCT(name, x, w, y, n)                                                                  \
     static void run_##name(const struct bench *b) {                                                \
-        b->ops->linear(b->dev, y, x, w, NULL, false);                                              \
+        b->ops->linear(b->dev, y, x, w, NULL, MM_SET);                                             \
     }                                                                                              \
     static void run_##name##_dx(const struct bench *b) {                                           \
-        b->ops->linear_dx(b->dev, x, y, w, false);                                                 \
+        b->ops->linear_dx(b->dev, x, y, w, MM_SET);                                                \
     }                                                                                              \
     static double elements_##name(const struct bench *b) {                                         \
         return size(x) + size(w) + size(y);                                                        \
@@ -83,7 +83,7 @@ PRODUCT(down, b->h, b->w_down, b->y, b->n)
 PRODUCT(head, mm_mat_rows(b->x, 0, b->head_rows), b->table, b->logits, b->head_rows)
 
 static void run_dw(const struct bench *b) {
-    b->ops->linear_dw(b->dev, b->dw, mm_mat_cols(b->du, 0, b->dw.rows), b->x, false);
+    b->ops->linear_dw(b->dev, b->dw, mm_mat_cols(b->du, 0, b->dw.rows), b->x, MM_SET);
 }
 static double elements_dw(const struct bench *b) {
     return size(b->x) + size(b->h);
@@ -112,7 +112,7 @@ static double elements_norm(const struct bench *b) {
     return 4 * size(b->x);
 }
 static void run_rope(const struct bench *b) {
-    b->ops->rope(b->dev, b->qkv, &b->shape.arch.heads, CONTEXT, b->cosine, b->sine, false);
+    b->ops->rope(b->dev, b->qkv, &b->shape.arch.heads, CONTEXT, b->cosine, b->sine, MM_TURN);
 }
 static double elements_rope(const struct bench *b) {
     const struct mm_heads *h = &b->shape.arch.heads;

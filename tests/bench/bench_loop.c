@@ -4,7 +4,7 @@
  *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
  *              [--graph listing|fresh|reuse] [--reduction fast|exact] [--batch SEQUENCES]
  *              [--micro SEQUENCES] [--context TOKENS] [--threads N] [--repeats K]
- *              [--profile yes|no]
+ *              [--profile yes|no] [--shard none|full]
  *
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
@@ -24,12 +24,12 @@
 
 struct options {
     const char *shape, *what, *device, *dtype, *state, *graph, *reduction, *batch, *micro, *context,
-        *threads, *repeats, *profile;
+        *threads, *repeats, *profile, *shard;
 };
 
 static struct options read_options(int argc, char **argv) {
     struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing", "fast",
-                        "",     "",     "",    "1",       "5",       "no"};
+                        "",     "",     "",    "1",       "5",       "no",      "none"};
     const struct {
         const char *name, **value;
     } all[] = {
@@ -37,7 +37,7 @@ static struct options read_options(int argc, char **argv) {
         {"--dtype", &o.dtype},         {"--state", &o.state},     {"--graph", &o.graph},
         {"--reduction", &o.reduction}, {"--batch", &o.batch},     {"--micro", &o.micro},
         {"--context", &o.context},     {"--threads", &o.threads}, {"--repeats", &o.repeats},
-        {"--profile", &o.profile},
+        {"--profile", &o.profile},     {"--shard", &o.shard},
     };
     for (int i = 1; i < argc; i += 2) {
         size_t k = 0;
@@ -174,8 +174,9 @@ static void time_relearning(const struct subject *b, const struct options *o) {
     const struct shape *s = b->shape;
     const struct mm_attack attack = {.optimizer = MM_SGD, .lr = 1e-3};
     struct mm_training *t =
-        mm_training_create(b->arena, b->comm, b->model, s->batch, micro_batch(s, o), s->context,
-                           dtype_of(o->state), false);
+        mm_training_create(b->arena, b->comm, b->model,
+                           (struct mm_batch_size){s->batch, micro_batch(s, o), s->context},
+                           dtype_of(o->state), MM_SGD);
     struct mm_sequences own = random_tokens(t->passes, 1);
     for (int i = -b->warm_up; i < b->repeats; i++) {
         if (i == 0)
@@ -206,9 +207,10 @@ static void print_result(const struct subject *b, const struct options *o) {
     qsort(b->times, (size_t)b->repeats, sizeof *b->times, ascending);
     double seconds = b->times[b->repeats / 2];
     size_t tokens = b->shape->batch * b->shape->context * (loop ? 2 : 1);
-    printf("shape=%s what=%s device=%s dtype=%s state=%s graph=%s reduction=%s batch=%zu micro=%zu "
+    printf("shape=%s what=%s device=%s dtype=%s state=%s graph=%s reduction=%s shard=%s batch=%zu "
+           "micro=%zu "
            "context=%zu threads=%s ranks=%d ms=%.3f least_ms=%.3f tokens_per_s=%.1f peak_bytes=%zu",
-           o->shape, o->what, o->device, o->dtype, o->state, o->graph, o->reduction,
+           o->shape, o->what, o->device, o->dtype, o->state, o->graph, o->reduction, o->shard,
            b->shape->batch, micro_batch(b->shape, o), b->shape->context, o->threads, ranks,
            1e3 * seconds, 1e3 * b->times[0], (double)tokens / seconds, peak_bytes(b->model->dev));
     if (loop)
@@ -248,8 +250,11 @@ int main(int argc, char **argv) {
     struct subject b = {.shape = &s, .comm = comm, .repeats = atoi(o.repeats)};
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->asynchronous ? 3 : 1;
-    b.arena = mm_arena_create(dev, false);
-    b.model = mm_model_create(b.arena, &s.arch, dtype_of(o.dtype), s.context);
+    b.arena = mm_arena_create(dev);
+    bool full = strcmp(o.shard, "full") == 0;
+    b.model = mm_model_create_in_slots(b.arena, &s.arch, dtype_of(o.dtype), s.context,
+                                       full ? MM_SLOTS : 0);
+    struct mm_spread *spread = full ? mm_spread_create(b.arena, comm, b.model) : NULL;
     b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);
     mm_model_randomize(b.model, 1);
     if (strcmp(o.what, "loop") == 0)
@@ -259,6 +264,7 @@ int main(int argc, char **argv) {
     if (mm_comm_rank(comm) == 0)
         print_result(&b, &o);
     mm_free(b.times);
+    mm_spread_free(spread);
     mm_model_free(b.model);
     mm_arena_free(b.arena);
     mm_comm_free(comm); /* before the device that it works on */

@@ -34,14 +34,14 @@ static struct mm_ops profile_table;
 
 PROFILED(PROFILE_PRODUCTS, linear,
          (DEV, struct mm_mat y, struct mm_mat x, struct mm_mat w, const void *bias,
-          bool accumulate),
-         (dev, y, x, w, bias, accumulate))
+          enum mm_into into),
+         (dev, y, x, w, bias, into))
 PROFILED(PROFILE_PRODUCTS, linear_dx,
-         (DEV, struct mm_mat dx, struct mm_mat dy, struct mm_mat w, bool accumulate),
-         (dev, dx, dy, w, accumulate))
+         (DEV, struct mm_mat dx, struct mm_mat dy, struct mm_mat w, enum mm_into into),
+         (dev, dx, dy, w, into))
 PROFILED(PROFILE_PRODUCTS, linear_dw,
-         (DEV, struct mm_mat dw, struct mm_mat dy, struct mm_mat x, bool accumulate),
-         (dev, dw, dy, x, accumulate))
+         (DEV, struct mm_mat dw, struct mm_mat dy, struct mm_mat x, enum mm_into into),
+         (dev, dw, dy, x, into))
 PROFILED(PROFILE_ELEMENTS, bias_db, (DEV, float *db, struct mm_mat dy), (dev, db, dy))
 PROFILED(PROFILE_ELEMENTS, embed,
          (DEV, struct mm_mat x, struct mm_mat table, const uint32_t *tokens),
@@ -59,8 +59,8 @@ PROFILED(PROFILE_NORMS, norm_grad,
          (dev, how, dx, dy, x, stats, dweight, dbias))
 PROFILED(PROFILE_ELEMENTS, rope,
          (DEV, struct mm_mat qkv, const struct mm_heads *heads, size_t T, const float *cosine,
-          const float *sine, bool inverse),
-         (dev, qkv, heads, T, cosine, sine, inverse))
+          const float *sine, enum mm_turn turn),
+         (dev, qkv, heads, T, cosine, sine, turn))
 PROFILED(PROFILE_ATTENTION, attention,
          (DEV, struct mm_mat out, struct mm_mat qkv, float *lse, const struct mm_heads *heads,
           size_t T),
@@ -115,10 +115,13 @@ static inline void profile_begin(struct mm_device *dev) {
     PROFILE(linear_dw)
     PROFILE(bias_db)
     PROFILE(embed)
-    PROFILE(embed_grad) PROFILE(norm) PROFILE(norm_grad) PROFILE(rope) PROFILE(attention)
-        PROFILE(attention_grad) PROFILE(activate) PROFILE(activate_grad) PROFILE(loss)
-            PROFILE(convert) PROFILE(sum_squares) PROFILE(retain_step) PROFILE(adversary_step)
-                PROFILE(mask_sums) PROFILE(unlearn_step) PROFILE(sgd_step)
+    PROFILE(embed_grad)
+    PROFILE(norm)
+    PROFILE(norm_grad)
+    PROFILE(rope) PROFILE(attention) PROFILE(attention_grad) PROFILE(activate)
+        PROFILE(activate_grad) PROFILE(loss) PROFILE(convert) PROFILE(sum_squares)
+            PROFILE(retain_step) PROFILE(adversary_step) PROFILE(mask_sums) PROFILE(unlearn_step)
+                PROFILE(sgd_step)
 #undef PROFILE
                     dev->ops = &profile_table;
 }

@@ -8,7 +8,7 @@
 /* Every size fits, and the table is of as many rows as the layers need. */
 static void use(const struct mm_arch *arch, struct mm_device *dev) {
     float cosine[64], sine[64];
-    struct mm_arena *arena = mm_arena_create(dev, true);
+    struct mm_arena *arena = mm_arena_create_dry(dev);
     struct mm_model *model = mm_model_create(arena, arch, MM_F32, 4);
     __uint128_t elements = 0;
     for (size_t i = 0; i < model->params_n; i++)

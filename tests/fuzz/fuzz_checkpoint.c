@@ -181,7 +181,8 @@ static void read_rows(const char *folder) {
             if (!t->in[g])
                 continue;
             void *rows = mm_calloc(t->rows * t->cols, mm_dtype_bytes(head.dtype));
-            fuzz_expect(mm_checkpoint_rows_read(&head, file, path, g, t, 0, t->rows, rows, &err),
+            fuzz_expect(mm_checkpoint_rows_read(&head, file, path, g, t,
+                                                (struct mm_rows){0, t->rows}, rows, &err),
                         &err, path);
             mm_free(rows);
         }

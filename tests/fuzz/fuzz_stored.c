@@ -114,7 +114,7 @@ static enum mm_status open_model(const char *folder, struct mm_device *dev, stru
 static void use(struct mm_device *dev, const struct mm_arch *arch,
                 const struct mm_weights *weights) {
     struct mm_error err;
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, arch, MM_F32, 1);
     FUZZ_CHECK(mm_model_load(model, weights, &err) == MM_OK);
     mm_model_free(model);

@@ -98,7 +98,7 @@ static inline void load_model(const struct fixture *f, struct mm_model *model) {
 static inline struct fixture open_traces(const char *name, const char *file) {
     struct mm_error err = {""};
     struct mm_arch arch;
-    struct fixture f = {.name = name, .arena = mm_arena_create(dev, false)};
+    struct fixture f = {.name = name, .arena = mm_arena_create(dev)};
     char *path = mm_format("%s/golden/%s/config.json", TEST_DIR, name);
     if (mm_arch_read(&arch, path, &err) != MM_OK)
         fail_msg("%s", err.text);

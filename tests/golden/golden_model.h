@@ -33,7 +33,7 @@ static inline struct fixture open_case(struct mm_device *dev, const char *name) 
     struct mm_error err = {""};
     struct mm_arch arch;
     struct mm_weights *weights;
-    struct fixture f = {.name = name, .arena = mm_arena_create(dev, false)};
+    struct fixture f = {.name = name, .arena = mm_arena_create(dev)};
     char *folder = mm_format("%s/golden/%s", TEST_DIR, name);
     char *config = mm_format("%s/config.json", folder),
          *file = mm_format("%s/reference.h5", folder);

@@ -37,7 +37,7 @@ struct unlearning {
 
 static inline struct unlearning begin(struct fixture *f, const struct mm_config *config) {
     struct mm_error err = {""};
-    struct unlearning run = {.arena = mm_arena_create(dev, false),
+    struct unlearning run = {.arena = mm_arena_create(dev),
                              .retain = trace_dataset(f->traces, "retain"),
                              .forget = trace_dataset(f->traces, "forget")};
     load_model(f, f->model);

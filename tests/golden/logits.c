@@ -25,17 +25,17 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s\n", err.text);
         return 2;
     }
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, &arch, MM_F32, T);
     MM_CHECK(mm_model_load(model, weights, &err) == MM_OK, "%s", err.text);
     struct mm_acts acts;
     struct mm_scratch scratch;
     mm_acts_create(&acts, arena, model, rows * T, NULL);
-    mm_scratch_create(&scratch, arena, model, rows * T, false);
+    mm_scratch_create(&scratch, arena, model, rows * T, MM_FORWARD_ONLY);
     struct mm_layer_hook none = {0};
     mm_forward(model, &acts, &scratch, set.tokens, rows, T, none);
     struct mm_mat logits = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, rows * T, arch.vocab);
-    dev->ops->linear(dev, logits, acts.hidden, model->params[model->head_part].w, NULL, false);
+    dev->ops->linear(dev, logits, acts.hidden, model->params[model->head_part].w, NULL, MM_SET);
     FILE *out = fopen(argv[5], "wb");
     MM_CHECK(out && fwrite(logits.data, 4, rows * T * arch.vocab, out) == rows * T * arch.vocab &&
                  fclose(out) == 0,

@@ -74,7 +74,7 @@ Spoil = Callable[[Place], object]
 
 # What is spoiled, and what the message must name: the file, and the thing in it.
 MODEL: dict[str, tuple[Spoil, list[str]]] = {
-    "no-folder": (lambda p: shutil.rmtree(p.model), ["/model"]),
+    "no-folder": (lambda p: shutil.rmtree(p.model), ["model.path: ", "no such folder"]),
     "no-config": (lambda p: (p.model / "config.json").unlink(), ["model/config.json"]),
     "config-no-json": (
         lambda p: (p.model / "config.json").write_text('{\n"hidden_size": 16,,\n'),
@@ -397,7 +397,6 @@ def test_folder_with_other_files_is_no_used_folder(place: Place) -> None:
         (["plan", "config.yaml", "--ranks", "0"], ["--ranks '0'"]),
         (["plan", "config.yaml", "--ranks", "two"], ["--ranks 'two'"]),
         (["plan", "config.yaml", "--ranks"], ["--ranks"]),
-        (["plan", "config.yaml", "--ranks", "5"], ["data.batch_size", "5 ranks"]),
         (["inspect", "config.yaml", "seed=1"], ["seed=1"]),
         (["run", "config.yaml"], ["output.dir", "missing"]),
     ],
@@ -406,7 +405,7 @@ def test_arguments(place: Place, arguments: list[str], named: list[str]) -> None
     refused(place, named, *arguments)
 
 
-@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["plan", "config.yaml", "--ranks", "5"]])
+@pytest.mark.parametrize("arguments", [["rnu"], ["run"], ["plan", "config.yaml", "--ranks", "0"]])
 def test_arguments_on_three_ranks(place: Place, arguments: list[str]) -> None:
     refused(place, ["rnu" if arguments == ["rnu"] else ""], *arguments, ranks=3)
 

@@ -103,6 +103,9 @@ def test_no_memory_for_another_thread(tiny: Case, tmp_path: Path) -> None:
         limited = ["prlimit", f"--as={(600 + 50 * step) << 20}"]
         run = f"output.dir={tmp_path / str(step)}"
         outcome = mudman("run", tiny.config, run, wrapper=limited, threads=2, limit=20)
+        if outcome.status == 127:  # CUDA's libraries did not fit, and the loader said so
+            assert "failed to map segment" in outcome.err
+            continue
         assert outcome.status in (0, 1), outcome.err
         assert outcome.status == 0 or "memory" in outcome.messages[0], outcome.err
 
@@ -117,20 +120,20 @@ def test_more_than_the_machine_has(tiny: Case, tmp_path: Path, ranks: int) -> No
 
 
 def test_more_than_the_control_group_may_have(tmp_path: Path) -> None:
-    """Of its 32 MB the weights would take 51."""
+    """Of its 101 MB, some of which CUDA's libraries take, the weights would take 128."""
     memory = Path("/sys/fs/cgroup/memory")
     if not os.access(memory / "memory.limit_in_bytes", os.W_OK):
         pytest.skip("no control groups (version 1) of memory to make here")
-    model = random_llama(tmp_path / "model", width=64, mlp=64, layers=1, vocab=200_000)
+    model = random_llama(tmp_path / "model", width=64, mlp=64, layers=1, vocab=500_000)
     config = random_case(tmp_path, model, batch=2, context=8)
     group = memory / f"mudman-test-{os.getpid()}"
     group.mkdir()
     try:
-        (group / "memory.limit_in_bytes").write_text(str(32 << 20))
+        (group / "memory.limit_in_bytes").write_text(str(96 << 20))
         enter = ["sh", "-c", f"echo $$ >{group}/cgroup.procs && exec \"$@\"", "sh"]
         outcome = mudman("run", config, f"output.dir={tmp_path / 'run'}", wrapper=enter)
         assert outcome.status == 1, outcome.err
-        assert " within the job's limit on memory, 33.55 MB for 1 rank" in outcome.messages[0]
+        assert " within the job's limit on memory, 100.66 MB for 1 rank" in outcome.messages[0]
     finally:
         group.rmdir()
 

@@ -47,16 +47,16 @@ static void multiply(struct mm_device *dev, struct mm_mat c, struct mm_mat a, bo
 }
 
 void cuda_linear(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
-                 const void *bias, bool accumulate) {
-    multiply(dev, y, x, false, w, true, bias, accumulate);
+                 const void *bias, enum mm_into into) {
+    multiply(dev, y, x, false, w, true, bias, into == MM_ADD);
 }
 
 void cuda_linear_dx(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy, struct mm_mat w,
-                    bool accumulate) {
-    multiply(dev, dx, dy, false, w, false, NULL, accumulate);
+                    enum mm_into into) {
+    multiply(dev, dx, dy, false, w, false, NULL, into == MM_ADD);
 }
 
 void cuda_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy, struct mm_mat x,
-                    bool accumulate) {
-    multiply(dev, dw, dy, true, x, false, NULL, accumulate);
+                    enum mm_into into) {
+    multiply(dev, dw, dy, true, x, false, NULL, into == MM_ADD);
 }

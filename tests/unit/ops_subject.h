@@ -332,6 +332,11 @@ static inline void expect_exact(const struct box *b, const char *what, const dou
                      i / b->mat.cols, i % b->mat.cols, got[i], want[i]);
 }
 
+/* A stop flag in device memory. */
+static inline uint32_t *stop_put(const struct subject *s, uint32_t stop) {
+    return device_put(s, &stop, sizeof stop);
+}
+
 /* A double in device memory. */
 static inline void *scalar_put(const struct subject *s, double value) {
     return device_put(s, &value, sizeof value);
@@ -347,6 +352,10 @@ static inline void expect_scalar(const struct subject *s, const char *what, doub
                                  double relative) {
     if (isnan(want) ? !isnan(got) : !(fabs(got - want) <= relative * fabs(want)))
         fail_msg("%s: %s is %.17g, should be %.17g", s->dev->name, what, got, want);
+}
+
+static inline int sign_of(double x) {
+    return x > 0 ? 1 : x < 0 ? -1 : 0;
 }
 
 /* The sums of n tensors that mask_sums has formed. */

@@ -43,8 +43,8 @@ static void counts_and_peak(void **state) {
     (void)state;
     struct small_device small = {.left = 10000};
     struct mm_device dev = device_of(&small);
-    struct mm_arena *weights = mm_arena_create(&dev, false), *phase = mm_arena_create(&dev, false);
-    struct mm_arena *dry = mm_arena_create(&dev, true);
+    struct mm_arena *weights = mm_arena_create(&dev), *phase = mm_arena_create(&dev);
+    struct mm_arena *dry = mm_arena_create_dry(&dev);
     mm_arena_take(weights, MM_FOR_WEIGHTS, 100, 4);
     mm_arena_take(phase, MM_FOR_BASE, 30, 4);
     mm_arena_take(phase, MM_FOR_BASE, 0, 4);
@@ -59,7 +59,7 @@ static void counts_and_peak(void **state) {
 
     /* The first phase's memory is free again when the second one's is taken. */
     mm_arena_free(phase);
-    phase = mm_arena_create(&dev, false);
+    phase = mm_arena_create(&dev);
     mm_arena_take(phase, MM_FOR_OPTIMIZER, 1, 100);
     assert_int_equal(mm_arena_peak_bytes(&dev), 550);
     mm_arena_take(phase, MM_FOR_OPTIMIZER, 1, 51);
@@ -73,8 +73,8 @@ static void counts_and_peak(void **state) {
 }
 
 static void fill(struct mm_device *dev) {
-    struct mm_arena *first = mm_arena_create(dev, false), *gone = mm_arena_create(dev, false);
-    struct mm_arena *last = mm_arena_create(dev, false), *dry = mm_arena_create(dev, true);
+    struct mm_arena *first = mm_arena_create(dev), *gone = mm_arena_create(dev);
+    struct mm_arena *last = mm_arena_create(dev), *dry = mm_arena_create_dry(dev);
     mm_arena_take(first, MM_FOR_WEIGHTS, 1, 2000);
     mm_arena_take(gone, MM_FOR_OPTIMIZER, 1, 9000);
     mm_arena_free(gone);

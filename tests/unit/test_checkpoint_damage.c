@@ -23,6 +23,7 @@
 #include "io/checkpoint_format.h"
 #include "io/files.h"
 #include "tests/unit/checkpoint_state.h"
+#include "tests/unit/faults.h"
 
 static struct mm_comm *comm;
 static char run_dir[] = "/tmp/test_damage.XXXXXX";
@@ -30,41 +31,14 @@ static struct mm_error err;
 
 /* Faults ------------------------------------------------------------------------------------ */
 
-/* The following stand in for the C library's, for the files of this program. HDF5 calls none of
- * them: it writes by pwrite. The one call in `calls` at which `countdown` reaches 0 fails. */
-enum call { NO_CALL, FSYNC, RENAME, WRITE, MKDIR };
-static struct {
-    enum call call;
-    int countdown;
-    bool space_unknown; /* statvfs */
-} fault;
-
-static bool fails(enum call call, int reason) {
-    if (fault.call != call || syscall(SYS_gettid) != getpid() || --fault.countdown != 0)
-        return false;
-    errno = reason;
-    return true;
-}
+static bool space_unknown; /* statvfs fails */
 
 int fsync(int fd) {
     return fails(FSYNC, EIO) ? -1 : (int)syscall(SYS_fsync, fd);
 }
 
-int rename(const char *from, const char *to) {
-    return fails(RENAME, EACCES) ? -1
-                                 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
-}
-
-ssize_t write(int fd, const void *data, size_t bytes) {
-    return fd > 2 && fails(WRITE, ENOSPC) ? -1 : syscall(SYS_write, fd, data, bytes);
-}
-
-int mkdir(const char *path, mode_t mode) {
-    return fails(MKDIR, ENOSPC) ? -1 : (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
-}
-
 int statvfs(const char *path, struct statvfs *disk) {
-    int fd = fault.space_unknown ? -1 : open(path, O_RDONLY);
+    int fd = space_unknown ? -1 : open(path, O_RDONLY);
     int result = fstatvfs(fd, disk);
     if (fd >= 0)
         close(fd);
@@ -228,10 +202,11 @@ static void missing_rows_are_nan(void **state) {
     assert_int_equal(head.tensors[1].rows, 24);
     assert_int_equal(unlink(part), 0);
     assert_ok(mm_h5_open(&file, path, &err));
-    assert_ok(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1], 0, 8, values, &err));
-    assert_int_equal(
-        mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1], 7, 2, values, &err),
-        MM_BAD_INPUT);
+    assert_ok(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1],
+                                      (struct mm_rows){0, 8}, values, &err));
+    assert_int_equal(mm_checkpoint_rows_read(&head, file, path, 0, &head.tensors[1],
+                                             (struct mm_rows){7, 2}, values, &err),
+                     MM_BAD_INPUT);
     assert_non_null(strstr(err.text, "row 8, column 0 is NaN"));
     mm_h5_close(file);
     mm_checkpoint_head_free(&head);
@@ -288,7 +263,7 @@ static void full_disk(void **state) {
         looked = write_one(disk, loops, 99);
     bool said = strstr(err.text, "no room") != NULL;
     size_t newest = loops - 2, found_then = found(disk);
-    fault.space_unknown = true; /* so that the write itself fails */
+    space_unknown = true; /* so that the write itself fails */
     for (int time = 0; time < 3; time++) {
         struct mm_state big = state_make(40, MM_F32, true, 1, 0);
         struct mm_checkpoint_info info = info_make(40);
@@ -299,7 +274,7 @@ static void full_disk(void **state) {
         mm_checkpoint_info_free(&info);
         state_free(&big);
     }
-    fault.space_unknown = false;
+    space_unknown = false;
     bool full = strstr(err.text, "No space left") != NULL;
     size_t found_last = found(disk);
     int rest = left_over(disk);

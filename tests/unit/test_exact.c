@@ -60,7 +60,7 @@ static void unlearn(const char *run, struct mm_model *model, const struct mm_con
                     const struct mm_dataset *retain, const struct mm_dataset *forget) {
     struct mm_error err = {""};
     char hash[33];
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     bool *wanted = mm_calloc(model->params_n, 1);
     if (mm_model_choose(model, config->unlearn.target_modules, config->unlearn.target_modules_n,
                         wanted, &err) != MM_OK)
@@ -90,7 +90,7 @@ static void unlearn(const char *run, struct mm_model *model, const struct mm_con
 static void relearn(const char *run, struct mm_model *model, const struct mm_config *config,
                     const struct mm_dataset *forget) {
     const struct mm_attack attack = mm_config_attack(config, 0);
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     struct mm_training *t = mm_training_create_attack(arena, comm, model, config, &attack, NULL);
     struct mm_sequences own = mm_share_sequences(&t->passes->share);
     for (size_t i = 0; i < LOOPS; i++) {
@@ -105,9 +105,11 @@ static void relearn(const char *run, struct mm_model *model, const struct mm_con
 
 static void pretrain(const char *run, struct mm_model *model, const struct mm_config *config,
                      const struct mm_dataset *retain) {
-    struct mm_arena *arena = mm_arena_create(dev, false);
-    struct mm_training *t = mm_training_create(arena, comm, model, BATCH, config->data.micro_batch,
-                                               config->data.context_length, MM_F32, true);
+    struct mm_arena *arena = mm_arena_create(dev);
+    struct mm_training *t = mm_training_create(
+        arena, comm, model,
+        (struct mm_batch_size){BATCH, config->data.micro_batch, config->data.context_length},
+        MM_F32, MM_ADAMW);
     struct mm_sequences own = mm_share_sequences(&t->passes->share);
     for (size_t i = 0; i < LOOPS; i++) {
         mm_share_read(&t->passes->share, retain, i, &own);
@@ -180,7 +182,7 @@ static void run_wide(void) {
     const struct mm_arch arch = shape_llama(2, 48, 601, 307, 4, 2);
     struct mm_config config = config_of(-1, 1);
     struct mm_dataset sets[2] = {{0}};
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, &arch, MM_F32, 20);
     mm_model_randomize(model, 3);
     for (uint32_t k = 0; k < 2; k++) {

@@ -24,13 +24,13 @@ static void send(const char *text) {
 }
 
 static void expect_line(const char *text) {
-    assert_string_equal(mm_lines_look(&lines, true), text);
-    assert_string_equal(mm_lines_look(&lines, false), text); /* stays */
+    assert_string_equal(mm_lines_wait(&lines), text);
+    assert_string_equal(mm_lines_look(&lines), text); /* stays */
     mm_lines_take(&lines);
 }
 
 static void end(void) {
-    assert_null(mm_lines_look(&lines, true));
+    assert_null(mm_lines_wait(&lines));
     mm_lines_free(&lines);
     close(ends[0]);
     assert_int_equal(mm_live_blocks(), 0);
@@ -39,15 +39,15 @@ static void end(void) {
 static void whole_and_in_pieces(void **state) {
     (void)state;
     begin();
-    assert_null(mm_lines_look(&lines, false));
+    assert_null(mm_lines_look(&lines));
     send("one\n\ntwo\nthr");
     expect_line("one");
     expect_line("");
     expect_line("two");
-    assert_null(mm_lines_look(&lines, false));
+    assert_null(mm_lines_look(&lines));
     send("ee\nlast");
     expect_line("three");
-    assert_null(mm_lines_look(&lines, false));
+    assert_null(mm_lines_look(&lines));
     close(ends[1]);
     expect_line("last");
     end();
@@ -75,7 +75,7 @@ static void too_long(void **state) {
     pthread_t sender;
     begin();
     assert_int_equal(pthread_create(&sender, NULL, send_long, NULL), 0);
-    assert_int_equal(strlen(mm_lines_look(&lines, true)), MM_LINE_MAX - 1);
+    assert_int_equal(strlen(mm_lines_wait(&lines)), MM_LINE_MAX - 1);
     mm_lines_take(&lines);
     expect_line("");
     assert_true(lines.bytes < 2 * (size_t)MM_LINE_MAX);

@@ -130,7 +130,7 @@ static void check_linear(enum mm_dtype dtype, struct product p, bool with_bias, 
         struct box bb = box_row(s, dtype, p.out, bias);
         struct box by = box_make(s, dtype, p.n, p.out, pad, accumulate ? y : NULL);
         s->dev->ops->linear(s->dev, by.mat, bx.mat, bw.mat, with_bias ? bb.mat.data : NULL,
-                            accumulate);
+                            accumulate ? MM_ADD : MM_SET);
         expect_close(&by, "linear y", want, size, 8);
         expect_exact(&bx, "linear x", x);
         expect_exact(&bw, "linear w", w);
@@ -160,7 +160,7 @@ static void check_linear_dx(enum mm_dtype dtype, struct product p, bool accumula
         struct box bdy = box_make(s, dtype, p.n, p.out, pad, dy);
         struct box bw = box_make(s, dtype, p.out, p.in, pad, w);
         struct box bdx = box_make(s, dtype, p.n, p.in, pad, accumulate ? dx : NULL);
-        s->dev->ops->linear_dx(s->dev, bdx.mat, bdy.mat, bw.mat, accumulate);
+        s->dev->ops->linear_dx(s->dev, bdx.mat, bdy.mat, bw.mat, accumulate ? MM_ADD : MM_SET);
         expect_close(&bdx, "linear_dx", want, size, 8);
         expect_exact(&bdy, "linear_dx dy", dy);
         expect_exact(&bw, "linear_dx w", w);
@@ -188,7 +188,7 @@ static void check_linear_dw(enum mm_dtype dtype, struct product p, bool accumula
         struct box bx = box_make(s, dtype, p.n, p.in, pad, x);
         struct box bdw = box_make(s, MM_F32, p.out, p.in, pad, accumulate ? dw : NULL);
         struct box bdb = box_row(s, MM_F32, p.out, db);
-        s->dev->ops->linear_dw(s->dev, bdw.mat, bdy.mat, bx.mat, accumulate);
+        s->dev->ops->linear_dw(s->dev, bdw.mat, bdy.mat, bx.mat, accumulate ? MM_ADD : MM_SET);
         s->dev->ops->bias_db(s->dev, bdb.mat.data, bdy.mat);
         expect_close(&bdw, "linear_dw", want_w, size_w, 8);
         expect_close(&bdb, "bias_db", want_b, size_b, 8);
@@ -245,9 +245,9 @@ static void products_pass_nan_on(void **state) {
             struct box by = box_make(s, dtype, n, out, 0, NULL);
             struct box bdy = box_make(s, dtype, n, out, 0, dy);
             struct box bdw = box_make(s, MM_F32, out, in, 0, w);
-            s->dev->ops->linear(s->dev, by.mat, bx.mat, bw.mat, NULL, false);
+            s->dev->ops->linear(s->dev, by.mat, bx.mat, bw.mat, NULL, MM_SET);
             expect_exact(&by, "linear of a NaN", y);
-            s->dev->ops->linear_dw(s->dev, bdw.mat, bdy.mat, bx.mat, true);
+            s->dev->ops->linear_dw(s->dev, bdw.mat, bdy.mat, bx.mat, MM_ADD);
             expect_exact(&bdw, "linear_dw of a NaN", dw);
         }
     }

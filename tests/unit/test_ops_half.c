@@ -6,10 +6,6 @@
 static const size_t lengths[] = {1, 7, 33, 100, 16385, 40000};
 #define LENGTHS (sizeof lengths / sizeof *lengths)
 
-static void *stop_put(const struct subject *s, uint32_t stop) {
-    return device_put(s, &stop, sizeof stop);
-}
-
 /* State of all sizes: ordinary, tiny to below the normal range, large, and zeros of both signs. */
 static double *half_numbers(struct rng *r, size_t n) {
     double *x = numbers(n);
@@ -120,9 +116,6 @@ static void small_steps_vanish(void **state) {
 }
 
 /* -- mask, norms and the unlearning step ------------------------------------------------------- */
-
-static const size_t offsets[] = {0, 1, 8, 8, 41, 16425, 16426, 40000};
-#define TENSORS (sizeof offsets / sizeof *offsets - 1)
 
 static void check_mask(bool masking) {
     struct rng r = {masking};

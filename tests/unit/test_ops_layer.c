@@ -268,13 +268,15 @@ static void check_rope(enum mm_dtype dtype, const struct mm_heads *h, size_t B, 
             struct box bx = box_make(s, dtype, n, cols, pad, x);
             struct box bc = box_row(s, MM_F32, T * half, cosine);
             struct box bs = box_row(s, MM_F32, T * half, sine);
-            s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data, inverse);
+            s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data,
+                              inverse ? MM_TURN_BACK : MM_TURN);
             expect_close(&bx, "rope", want, NULL, 2);
             const double *got = box_read(&bx, "rope");
             for (size_t i = 0; i < n * cols; i++) /* what isn't turned is left alone */
                 if (fabs(want[i] - x[i]) == 0 && got[i] != x[i])
                     fail_msg("%s: rope changed [%zu, %zu]", s->dev->name, i / cols, i % cols);
-            s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data, !inverse);
+            s->dev->ops->rope(s->dev, bx.mat, h, T, bc.mat.data, bs.mat.data,
+                              inverse ? MM_TURN : MM_TURN_BACK);
             expect_close(&bx, "rope there and back", x, size, 4);
         }
     }

@@ -73,9 +73,9 @@ static void list_ask(struct list *l) {
     dev->queue->upload(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
     ops->activate(dev, MM_SWIGLU, l->h.mat, l->x.mat);
     dev->queue->copy(dev, l->copy.mat.data, l->h.mat.data, bytes_of(&l->h));
-    ops->linear(dev, l->y.mat, l->copy.mat, l->w.mat, NULL, false);
-    ops->linear_dx(dev, l->dh.mat, l->dy.mat, l->w.mat, false);
-    ops->linear_dw(dev, l->dw.mat, l->dy.mat, l->h.mat, false);
+    ops->linear(dev, l->y.mat, l->copy.mat, l->w.mat, NULL, MM_SET);
+    ops->linear_dx(dev, l->dh.mat, l->dy.mat, l->w.mat, MM_SET);
+    ops->linear_dw(dev, l->dw.mat, l->dy.mat, l->h.mat, MM_SET);
     ops->bias_db(dev, l->db.mat.data, l->dy.mat);
     ops->activate_grad(dev, MM_SWIGLU, l->du.mat, l->dh.mat, l->x.mat);
     dev->queue->zero(dev, &l->scalars->sum_squares, sizeof(double));

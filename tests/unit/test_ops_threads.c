@@ -74,7 +74,7 @@ static void run_layers(const struct subject *s, size_t n, size_t C, struct resul
     ops->activate_grad(s->dev, MM_SWIGLU, du.mat, h.mat, u.mat);
     ops->bias_db(s->dev, db.mat.data, du.mat);
     ops->embed_grad(s->dev, dtable.mat, h.mat, device_put(s, tokens, n * sizeof *tokens));
-    ops->rope(s->dev, qkv.mat, &heads, n, angles.mat.data, angles.mat.data, false);
+    ops->rope(s->dev, qkv.mat, &heads, n, angles.mat.data, angles.mat.data, MM_TURN);
     keep(out, "SwiGLU", &h);
     keep(out, "SwiGLU gradient", &du);
     keep(out, "bias_db", &db);
@@ -194,9 +194,9 @@ static void run_products(const struct subject *s, size_t n, size_t C, struct res
     struct box x = random_box(s, &r, s->dtype, n, C), w = random_box(s, &r, s->dtype, 64, C);
     struct box y = random_box(s, &r, s->dtype, n, 64), dw = random_box(s, &r, MM_F32, 64, C);
     struct box bias = random_box(s, &r, s->dtype, 1, 64);
-    ops->linear(s->dev, y.mat, x.mat, w.mat, bias.mat.data, false);
-    ops->linear_dw(s->dev, dw.mat, y.mat, x.mat, true);
-    ops->linear_dx(s->dev, x.mat, y.mat, w.mat, true);
+    ops->linear(s->dev, y.mat, x.mat, w.mat, bias.mat.data, MM_SET);
+    ops->linear_dw(s->dev, dw.mat, y.mat, x.mat, MM_ADD);
+    ops->linear_dx(s->dev, x.mat, y.mat, w.mat, MM_ADD);
     keep(out, "linear", &y);
     keep(out, "linear_dw", &dw);
     keep(out, "linear_dx", &x);

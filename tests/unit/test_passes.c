@@ -23,15 +23,17 @@ struct setup {
 /* Which tensors: all, the matrices of layers, those of layers above the first. */
 enum set { EVERYTHING, MATRICES, UPPER_MATRICES };
 
-static struct setup setup_create(const struct fixture *f, enum set set, size_t micro, bool hold) {
-    struct setup s = {.arena = mm_arena_create(dev, false)};
+static struct setup setup_create(const struct fixture *f, enum set set, size_t micro,
+                                 enum mm_passes_kind kind) {
+    struct setup s = {.arena = mm_arena_create(dev)};
     const struct mm_model *m = f->model;
     bool *wanted = mm_calloc(m->params_n, 1);
     for (size_t i = 0; i < m->params_n; i++)
         wanted[i] = set == EVERYTHING ||
                     (!m->params[i].vector && m->params[i].layer >= (set == UPPER_MATRICES ? 1 : 0));
     s.shard = mm_shard_create(s.arena, comm, f->model, wanted);
-    s.passes = mm_passes_create(s.arena, comm, f->model, s.shard, f->B, micro, f->T, hold);
+    s.passes = mm_passes_create(s.arena, comm, f->model, s.shard,
+                                (struct mm_batch_size){f->B, micro, f->T}, kind);
     s.g = mm_shard_vector(s.shard, s.arena, MM_FOR_GRADIENTS, MM_F32);
     s.loss = mm_arena_take(s.arena, MM_FOR_SCRATCH, 2, sizeof *s.loss);
     mm_batch_create(&s.batch, s.arena, &s.passes->share);
@@ -62,10 +64,10 @@ static void check_micro_batches(const char *name) {
     struct fixture f = open_case(dev, name);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective objective = {.fn = (enum mm_loss_fn)fn};
-        struct setup whole = setup_create(&f, EVERYTHING, f.B, false);
+        struct setup whole = setup_create(&f, EVERYTHING, f.B, MM_PASSES_PLAIN);
         mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
         for (size_t micro = 1; micro < f.B; micro++) {
-            struct setup s = setup_create(&f, EVERYTHING, micro, false);
+            struct setup s = setup_create(&f, EVERYTHING, micro, MM_PASSES_PLAIN);
             assert_int_equal(s.passes->share.micros_n, (f.B + micro - 1) / micro);
             memset(s.g.data, 0x5a, s.g.n * sizeof(float)); /* = , not += */
             s.loss[0] = 99;
@@ -175,7 +177,7 @@ static void check_slope(const struct fixture *f, struct setup *s, struct mm_obje
 static void check_states(const char *name, enum set set, size_t k) {
     struct fixture f = open_case(dev, name);
     const char *what = state_losses[k].name;
-    struct setup whole = setup_create(&f, set, f.B, false);
+    struct setup whole = setup_create(&f, set, f.B, MM_PASSES_PLAIN);
     struct mm_objective objective = state_objective(&whole, k);
     mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
     if (state_losses[k].retaining) {
@@ -184,7 +186,7 @@ static void check_states(const char *name, enum set set, size_t k) {
             assert_true(((float *)whole.g.data)[i] == 0);
     }
     for (size_t micro = 1; micro < f.B; micro += 2) {
-        struct setup s = setup_create(&f, set, micro, false);
+        struct setup s = setup_create(&f, set, micro, MM_PASSES_PLAIN);
         struct mm_objective cut = state_objective(&s, k);
         stir(&f, whole.shard, 1);
         mm_passes_gradient(whole.passes, &whole.batch, objective, whole.g, whole.loss, NULL);
@@ -230,8 +232,8 @@ static void check_held(const char *name, size_t micro) {
     struct fixture f = open_case(dev, name);
     for (int fn = 0; fn < 4; fn++) {
         struct mm_objective second = {.fn = (enum mm_loss_fn)fn, .clip_at = -0.5};
-        struct setup own = setup_create(&f, MATRICES, micro, false);
-        struct setup held = setup_create(&f, MATRICES, micro, true);
+        struct setup own = setup_create(&f, MATRICES, micro, MM_PASSES_PLAIN);
+        struct setup held = setup_create(&f, MATRICES, micro, MM_PASSES_HELD);
         mm_passes_gradient_held(held.passes, &held.batch, second, held.g, &held.loss[0],
                                 &held.loss[1]);
         float *first = copy_of(held.g);
@@ -269,8 +271,8 @@ static void held_graph(void **state) {
 static void check_held_states(const char *name, size_t micro, size_t k) {
     struct fixture f = open_case(dev, name);
     const char *what = state_losses[k].name;
-    struct setup own = setup_create(&f, MATRICES, micro, false);
-    struct setup held = setup_create(&f, MATRICES, micro, true);
+    struct setup own = setup_create(&f, MATRICES, micro, MM_PASSES_PLAIN);
+    struct setup held = setup_create(&f, MATRICES, micro, MM_PASSES_HELD);
     struct mm_objective a = state_objective(&own, k), b = state_objective(&held, k);
     stir(&f, own.shard, 1);
     mm_passes_gradient_held(held.passes, &held.batch, b, held.g, &held.loss[0], &held.loss[1]);
@@ -368,7 +370,7 @@ static void check_moved(struct fixture *f, struct setup *s, const float *still, 
 
 /* The gradient of a forward at the moved weights is another one: the trap is a real one. */
 static void check_trap(struct fixture *f, struct setup *s, size_t moved) {
-    struct setup own = setup_create(f, MATRICES, 4, false);
+    struct setup own = setup_create(f, MATRICES, 4, MM_PASSES_PLAIN);
     struct mm_objective second = {.fn = MM_LOSS_NEG_CROSS_ENTROPY};
     double most = 0, change = 0;
     move_weights(&f->model->params[moved], 1);
@@ -390,7 +392,7 @@ static void check_changed_weights(const char *name) {
     coarsen(&f);
     for (size_t k = 0; k < 2; k++) {
         struct mm_objective second = {.fn = fns[k]};
-        struct setup s = setup_create(&f, MATRICES, k ? 3 : 4, true);
+        struct setup s = setup_create(&f, MATRICES, k ? 3 : 4, MM_PASSES_HELD);
         mm_passes_gradient_held(s.passes, &s.batch, second, s.g, &s.loss[0], &s.loss[1]);
         mm_passes_second_gradient(s.passes, s.g);
         float *still = copy_of(s.g);

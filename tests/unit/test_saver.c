@@ -22,6 +22,7 @@
 #include "io/files.h"
 #include "io/saver.h"
 #include "tests/unit/checkpoint_state.h"
+#include "tests/unit/faults.h"
 
 static struct mm_comm *comm;
 static char run_dir[] = "/tmp/test_saver.XXXXXX";
@@ -30,48 +31,16 @@ static int rank, size;
 
 /* Faults ------------------------------------------------------------------------------------ */
 
-/* The following stand in for the C library's. Of the calls of the kind `call` that another thread
- * than the first makes, the one at which `countdown` reaches 0 fails. */
-enum call { NO_CALL, FSYNC, RENAME, WRITE, MKDIR, CALLS };
-static struct {
-    enum call call;
-    atomic_int countdown;
-    atomic_bool hold;  /* fsync in a thread waits while this is set */
-    atomic_int synced; /* how often a thread came to fsync */
-} fault;
-
-static bool in_writer(void) {
-    return syscall(SYS_gettid) != getpid();
-}
-
-static bool fails(enum call call, int reason) {
-    if (fault.call != call || !in_writer() || atomic_fetch_sub(&fault.countdown, 1) != 1)
-        return false;
-    errno = reason;
-    return true;
-}
+static atomic_bool hold;  /* fsync in a thread waits while this is set */
+static atomic_int synced; /* how often a thread came to fsync */
 
 int fsync(int fd) {
-    if (in_writer())
-        atomic_fetch_add(&fault.synced, 1);
-    while (in_writer() && atomic_load(&fault.hold))
+    bool writer = in_threads(OTHER_THREADS);
+    if (writer)
+        atomic_fetch_add(&synced, 1);
+    while (writer && atomic_load(&hold))
         usleep(1000);
     return fails(FSYNC, EDQUOT) ? -1 : (int)syscall(SYS_fsync, fd);
-}
-
-int rename(const char *from, const char *to) {
-    return fails(RENAME, EROFS) ? -1 : (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
-}
-
-/* MPI's own threads write too, but not to regular files. */
-ssize_t write(int fd, const void *data, size_t bytes) {
-    struct stat info;
-    bool file = in_writer() && fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
-    return file && fails(WRITE, ENOSPC) ? -1 : syscall(SYS_write, fd, data, bytes);
-}
-
-int mkdir(const char *path, mode_t mode) {
-    return fails(MKDIR, EROFS) ? -1 : (int)syscall(SYS_mkdirat, AT_FDCWD, path, mode);
 }
 
 /* Saves ------------------------------------------------------------------------------------- */
@@ -89,7 +58,7 @@ static enum mm_status save(const char *dir, size_t loops, size_t keep, struct mm
     assert_null(info.config);
     for (int i = 0; status == MM_OK && mm_saver_busy(saver); i++) {
         usleep(500);
-        status = mm_saver_poll(saver, i > 2000, &err);
+        status = i > 2000 ? mm_saver_wait(saver, &err) : mm_saver_poll(saver, &err);
     }
     assert_false(mm_saver_busy(saver));
     mm_saver_free(saver);
@@ -173,21 +142,21 @@ static void nobody_waits_for_the_disk(void **state) {
     struct mm_saver *saver = mm_saver_create(comm, run_dir, 2);
     struct mm_state some = state_make(7, MM_F32, true, size, rank);
     struct mm_checkpoint_info info = info_make(7);
-    int before = atomic_load(&fault.synced);
-    atomic_store(&fault.hold, true);
+    int before = atomic_load(&synced);
+    atomic_store(&hold, true);
     assert_ok(mm_saver_start(saver, &some, &info, NULL, &err));
-    while (atomic_load(&fault.synced) == before)
+    while (atomic_load(&synced) == before)
         usleep(1000);
     for (int i = 0; i < 20; i++) {
-        assert_ok(mm_saver_poll(saver, false, &err));
+        assert_ok(mm_saver_poll(saver, &err));
         assert_true(mm_saver_busy(saver));
         assert_false(exists("checkpoints/7"));
     }
     mm_comm_barrier(comm);
-    atomic_store(&fault.hold, false);
-    assert_ok(mm_saver_poll(saver, true, &err));
+    atomic_store(&hold, false);
+    assert_ok(mm_saver_wait(saver, &err));
     assert_false(mm_saver_busy(saver));
-    assert_ok(mm_saver_poll(saver, true, &err)); /* of nothing */
+    assert_ok(mm_saver_wait(saver, &err)); /* of nothing */
     mm_saver_free(saver);
     state_free(&some);
     assert_int_equal(found(run_dir), 7);
@@ -250,7 +219,7 @@ static void vanished_parts(void **state) {
     mm_comm_barrier(comm);
     if (rank == 0)
         assert_ok(mm_folder_remove(path, &err));
-    assert_int_equal(mm_saver_poll(saver, true, &err), MM_FAILED);
+    assert_int_equal(mm_saver_wait(saver, &err), MM_FAILED);
     assert_non_null(strstr(err.text, part));
     mm_saver_free(saver);
     state_free(&some);
@@ -307,6 +276,7 @@ int main(int argc, char **argv) {
         TEST(every_call_fails_once),      TEST(vanished_parts),   TEST(metrics_come_first),
         TEST(hdf5_belongs_to_the_thread),
     };
+    fault.threads = OTHER_THREADS;
     comm = mm_comm_create(&argc, &argv);
     rank = mm_comm_rank(comm);
     size = mm_comm_size(comm);

@@ -29,7 +29,7 @@ static int open_model(void **state) {
     char *config = mm_format("%s/config.json", fixture.folder), *text = NULL;
     char *reference = mm_format("%s/reference.json", fixture.folder);
     fixture.dev = mm_device_create_cpu();
-    fixture.arena = mm_arena_create(fixture.dev, false);
+    fixture.arena = mm_arena_create(fixture.dev);
     if (mm_arch_read(&arch, config, &err) || mm_weights_open(&weights, fixture.folder, &err) ||
         mm_file_read(reference, &text, NULL, &err))
         fail_msg("%s", err.text);
@@ -38,7 +38,7 @@ static int open_model(void **state) {
     if (mm_model_load(fixture.model, weights, &err))
         fail_msg("%s", err.text);
     mm_acts_create(&fixture.acts, fixture.arena, fixture.model, CONTEXT, NULL);
-    mm_scratch_create(&fixture.scratch, fixture.arena, fixture.model, CONTEXT, false);
+    mm_scratch_create(&fixture.scratch, fixture.arena, fixture.model, CONTEXT, MM_FORWARD_ONLY);
     fixture.logits = mm_arena_mat(fixture.arena, MM_FOR_SCRATCH, MM_F32, CONTEXT, arch.vocab);
     mm_weights_free(weights);
     mm_free(config);
@@ -72,7 +72,7 @@ static const float *logits_of(const uint32_t *tokens, size_t n) {
     mm_forward(fixture.model, &fixture.acts, &fixture.scratch, tokens, 1, n, none);
     fixture.dev->ops->linear(fixture.dev, mm_mat_rows(fixture.logits, 0, n),
                              mm_mat_rows(fixture.acts.hidden, 0, n),
-                             fixture.model->params[fixture.model->head_part].w, NULL, false);
+                             fixture.model->params[fixture.model->head_part].w, NULL, MM_SET);
     return fixture.logits.data;
 }
 
@@ -91,10 +91,10 @@ static void prompt_logits_and_loss(void **state) {
     double loss = 0;
     struct mm_loss_term term = {
         .fn = MM_LOSS_CROSS_ENTROPY, .positions = (double)n - 1, .sum = &loss};
-    mm_head_create(&head, fixture.arena, fixture.model, CONTEXT, false);
+    mm_head_create(&head, fixture.arena, fixture.model, CONTEXT, MM_ONE_LOSS);
     for (size_t i = 0; i < n; i++)
         tokens[i] = i + 1 < n ? tokens[i + 1] : UINT32_MAX; /* the targets */
-    mm_head_losses(fixture.model, &head, &fixture.acts, tokens, &term, 1, NULL, false);
+    mm_head_losses(fixture.model, &head, &fixture.acts, tokens, &term, 1, NULL, MM_ADD);
     trace_near("stories260K", "loss", 0, loss,
                cJSON_GetObjectItem(fixture.reference, "mean_nll_prompt")->valuedouble, 1e-6);
 }

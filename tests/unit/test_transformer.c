@@ -18,7 +18,7 @@ static float **gradients_of(const struct fixture *f, const bool *wanted, const b
                             size_t capacity, bool first) {
     const struct mm_model *m = f->model;
     size_t n = f->B * f->T;
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     struct mm_acts acts;
     struct mm_scratch scratch;
     struct mm_head head;
@@ -29,15 +29,16 @@ static float **gradients_of(const struct fixture *f, const bool *wanted, const b
         if (grads[i] && (i == m->head_part || (m->params[i].layer >= 0 && !m->params[i].vector)))
             memset(grads[i], 0x5a, elements(f, i) * sizeof **grads);
     mm_acts_create(&acts, arena, m, capacity, wanted);
-    mm_scratch_create(&scratch, arena, m, capacity, true);
-    mm_head_create(&head, arena, m, capacity, false);
+    mm_scratch_create(&scratch, arena, m, capacity, MM_WITH_BACKWARD);
+    mm_head_create(&head, arena, m, capacity, MM_ONE_LOSS);
     struct mm_mat dhidden = mm_arena_mat(arena, MM_FOR_SCRATCH, MM_F32, n, m->arch.width);
     double sum = 0;
     struct mm_loss_term term = {
         .fn = MM_LOSS_CROSS_ENTROPY, .positions = targets_of(f), .sum = &sum, .dhidden = dhidden};
     mm_forward(m, &acts, &scratch, f->tokens, f->B, f->T, no_hook);
-    mm_head_losses(m, &head, &acts, f->targets, &term, 1, grads[m->head_part], first);
-    mm_backward(m, &acts, &scratch, dhidden, grads, first, no_hook);
+    mm_head_losses(m, &head, &acts, f->targets, &term, 1, grads[m->head_part],
+                   first ? MM_SET : MM_ADD);
+    mm_backward(m, &acts, &scratch, dhidden, grads, first ? MM_SET : MM_ADD, no_hook);
     mm_acts_free(&acts);
     mm_arena_free(arena);
     return grads;
@@ -118,7 +119,7 @@ static void check_forward(const char *name) {
         cut[i] = f.tokens[i / short_T * f.T + i % short_T];
     for (size_t i = 0; i < 3; i++) {
         mm_acts_create(&acts[i], f.arena, f.model, n + 40 * i, i == 1 ? wanted : NULL);
-        mm_scratch_create(&scratch[i], f.arena, f.model, n + 40 * i, false);
+        mm_scratch_create(&scratch[i], f.arena, f.model, n + 40 * i, MM_FORWARD_ONLY);
         mm_forward(f.model, &acts[i], &scratch[i], i == 2 ? cut : f.tokens, f.B,
                    i == 2 ? short_T : f.T, no_hook);
     }
@@ -148,12 +149,12 @@ static void forwards(void **state) {
 static void check_chunks(struct fixture *f, enum mm_loss_fn first, enum mm_loss_fn second,
                          size_t rows) {
     const struct mm_model *m = f->model;
-    struct mm_arena *arena = mm_arena_create(dev, false);
+    struct mm_arena *arena = mm_arena_create(dev);
     size_t n = f->B * f->T, C = m->arch.width, V = m->arch.vocab;
     struct mm_acts acts;
     struct mm_scratch scratch;
     mm_acts_create(&acts, arena, m, n, NULL);
-    mm_scratch_create(&scratch, arena, m, n, false);
+    mm_scratch_create(&scratch, arena, m, n, MM_FORWARD_ONLY);
     mm_forward(m, &acts, &scratch, f->tokens, f->B, f->T, no_hook);
     float *dhead[2];
     double sums[4] = {0.5, 0.5, 0.5, 0.5};
@@ -173,15 +174,15 @@ static void check_chunks(struct fixture *f, enum mm_loss_fn first, enum mm_loss_
                                         .sum = &sums[2 * i + 1],
                                         .dhidden = d[2 * i + 1]}};
         dhead[i] = mm_arena_take(arena, MM_FOR_SCRATCH, V * C, sizeof(float));
-        mm_head_create(&head, arena, m, n, true);
+        mm_head_create(&head, arena, m, n, MM_TWO_LOSSES);
         assert_int_equal(head.rows, n);
         if (i == 0) { /* one after the other, in one chunk */
-            mm_head_losses(m, &head, &acts, f->targets, &terms[0], 1, dhead[0], false);
-            mm_head_losses(m, &head, &acts, f->targets, &terms[1], 1, NULL, false);
+            mm_head_losses(m, &head, &acts, f->targets, &terms[0], 1, dhead[0], MM_ADD);
+            mm_head_losses(m, &head, &acts, f->targets, &terms[1], 1, NULL, MM_ADD);
         } else {
             head.rows = rows;
             memset(dhead[1], 0x5a, V * C * sizeof(float));
-            mm_head_losses(m, &head, &acts, f->targets, terms, 2, dhead[1], true);
+            mm_head_losses(m, &head, &acts, f->targets, terms, 2, dhead[1], MM_SET);
         }
     }
     for (size_t i = 0; i < 2; i++) {
@@ -221,12 +222,12 @@ static void chunk_rows(void **state) {
                 {50304, 1600, 320},
                 {100, 1600, 1600}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
-        struct mm_arena *arena = mm_arena_create(dev, true);
+        struct mm_arena *arena = mm_arena_create_dry(dev);
         struct mm_model model = *f.model;
         struct mm_head one, two;
         model.arch.vocab = want[i].vocab;
-        mm_head_create(&one, arena, &model, want[i].capacity, false);
-        mm_head_create(&two, arena, &model, want[i].capacity, true);
+        mm_head_create(&one, arena, &model, want[i].capacity, MM_ONE_LOSS);
+        mm_head_create(&two, arena, &model, want[i].capacity, MM_TWO_LOSSES);
         assert_int_equal(one.rows, want[i].rows);
         assert_int_equal(two.rows, want[i].rows);
         mm_arena_free(arena);
