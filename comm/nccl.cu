@@ -21,8 +21,6 @@ extern "C" {
 #include "comm/transport.h"
 }
 
-#define CONNECTION_SECONDS 120
-
 #define CHECK_NCCL(call)                                                                           \
     do {                                                                                           \
         ncclResult_t nccl_result = (call);                                                         \
@@ -325,18 +323,16 @@ static bool own_gpu_each(struct mm_comm *comm, struct mm_error *err) {
     return each;
 }
 
-/* A rank that doesn't come is the watchdog's matter. */
+/* A rank that doesn't come is the watchdog's matter; `timeout` says when. */
 static void connect(struct over_nccl *t) {
     ncclUniqueId id = {};
     struct mm_watch *watch = mm_comm_watch(t->comm);
     if (t->rank == 0)
         CHECK_NCCL(ncclGetUniqueId(&id));
     mm_comm_broadcast(t->comm, 0, &id, sizeof id);
-    mm_watch_begin(watch, CONNECTION_SECONDS, "start of rank", static_cast<size_t>(t->rank));
     mm_watch_enter(watch, MM_WATCHED_CONNECTION, MM_OVER_NCCL, 0);
     CHECK_NCCL(ncclCommInitRank(&t->nccl, t->size, id, t->rank));
     mm_watch_leave(watch);
-    mm_watch_end(watch);
 }
 
 /* Messages go before the device's other work, which would else keep them from overlapping. */
