@@ -65,7 +65,7 @@ static inline void ref_rotate(double *head, size_t half, const double *angles, b
     }
 }
 
-/* One sequence: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the largest
+/* One sequence, T <= 512: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the largest
  * |score|. */
 static inline double ref_attention(const struct mm_heads *h, const double *qkv, size_t cols,
                                    size_t T, double *out, double *lse) {
@@ -78,7 +78,7 @@ static inline double ref_attention(const struct mm_heads *h, const double *qkv, 
             const double *k = qkv + h->k_first + kv * h->k_step;
             const double *v = qkv + h->v_first + kv * h->v_step;
             double *o = out + t * width + head * d, top = -INFINITY, sum = 0;
-            double scores[256];
+            double scores[512];
             for (size_t i = 0; i <= t; i++) {
                 scores[i] = 0;
                 for (size_t j = 0; j < d; j++)
