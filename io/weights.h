@@ -71,9 +71,28 @@ enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char
                                     struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
                                     struct mm_error *err);
 
-/* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits. It
- * reads every byte. Local. */
-void mm_weights_hash(const struct mm_weights *weights, char hex[33]);
+/* Part of a hash of tensors: a sum over rows. Sums of different rows are added member by member, in
+ * any order, and text is made of the sum of all: the same 32 hex digits however many took part. */
+struct mm_weights_sum {
+    uint64_t low, high;
+};
+/* Adds rows first ... first + count - 1 of a tensor that is listed, whose rows are
+ * mm_stored_rows_n. Reads no other. Local. */
+void mm_weights_sum_rows(const struct mm_weights *weights, const char *name, size_t first,
+                         size_t count, struct mm_weights_sum *sum);
+void mm_weights_sum_text(struct mm_weights_sum sum, char hex[33]);
+/* The rows that are hashed: those of a matrix; a vector is one. */
+static inline size_t mm_stored_rows_n(const struct mm_stored_tensor *tensor) {
+    return tensor->dims_n < 2 ? 1 : tensor->dims[0];
+}
+
+/* Ranks that get the same number have opened the same files: not copies of them, unless these have
+ * the same inodes, sizes and times. Local. */
+uint64_t mm_weights_copy(const struct mm_weights *weights);
+
+/* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits: what
+ * checkpoints of before 2026-11-27 hold. It reads every byte. Local. */
+void mm_weights_hash_files(const struct mm_weights *weights, char hex[33]);
 /* The weight file, or the folder where there are several. Owned by the mm_weights. Local. */
 const char *mm_weights_path(const struct mm_weights *weights);
 

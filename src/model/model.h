@@ -9,7 +9,6 @@
 #ifndef MM_MODEL_H
 #define MM_MODEL_H
 
-#include "io/weights.h"
 #include "kernels/arena.h"
 #include "src/model/arch.h"
 
@@ -74,10 +73,6 @@ struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *a
 struct mm_model *mm_model_create_in_slots(struct mm_arena *arena, const struct mm_arch *arch,
                                           enum mm_dtype dtype, size_t context, size_t slots_n);
 void mm_model_free(struct mm_model *model);
-
-/* Fills the working weights, but for those of layers in slots. Errors as mm_weights_load. */
-enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *weights,
-                             struct mm_error *err);
 
 /* Tells the device which products' weights stay as they are, and where, from now on: those with no
  * tensor among `changing` [params_n]. Whatever was said before is void. */

@@ -10,6 +10,7 @@
 #include "src/model/model.h"
 #include "src/model/stored.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/whole_model.h"
 
 enum {
     MOST_TENSORS = 64,
@@ -116,7 +117,7 @@ static void use(struct mm_device *dev, const struct mm_arch *arch,
     struct mm_error err;
     struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, arch, MM_F32, 1);
-    FUZZ_CHECK(mm_model_load(model, weights, &err) == MM_OK);
+    FUZZ_CHECK(load_whole(model, weights, &err) == MM_OK);
     mm_model_free(model);
     mm_arena_free(arena);
 }
