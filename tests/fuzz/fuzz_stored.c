@@ -11,6 +11,7 @@
 #include "src/model/stored.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/unit/whole_model.h"
+#include "tests/unit/whole_export.h"
 
 enum {
     MOST_TENSORS = 64,
@@ -128,7 +129,7 @@ static void export(const char *folder, struct mm_device *dev, const struct mm_ar
     struct mm_arch again;
     struct mm_weights *exported;
     char *out = mm_format("%s-out", folder);
-    FUZZ_CHECK(mm_weights_export(weights, out, NULL, 0, NULL, NULL, &err) == MM_OK);
+    FUZZ_CHECK(export_whole(weights, out, NULL, 0, NULL, NULL, &err) == MM_OK);
     FUZZ_CHECK(open_model(out, dev, &again, &exported, &err) == MM_OK);
     FUZZ_CHECK(again.tied == arch->tied && again.family == arch->family);
     mm_weights_free(exported);

@@ -8,6 +8,7 @@
 #include "io/files.h"
 #include "io/weights.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/whole_export.h"
 
 /* One row of two float32 each. */
 static void put_tensors(const char *name, const char *tensor) {
@@ -43,7 +44,7 @@ static void use(const struct mm_weights *weights, const char *folder) {
         FUZZ_CHECK(mm_weights_load(weights, tensor->name, 2, 0, values, MM_F32, &err) == MM_OK);
     }
     const enum mm_dtype dtype = MM_F16;
-    fuzz_expect(mm_weights_export(weights, out, NULL, 0, &dtype, NULL, &err), &err, folder);
+    fuzz_expect(export_whole(weights, out, NULL, 0, &dtype, NULL, &err), &err, folder);
     FUZZ_CHECK(mm_folder_remove(out, &err) == MM_OK);
     mm_free(out);
 }
