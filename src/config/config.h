@@ -37,6 +37,7 @@ struct mm_attack {
     double lr;
     unsigned with_retain; /* 0 or 1 */
     size_t lora_rank;     /* of the adapters on every matrix of the layers; 0: all parameters */
+    enum mm_dtype_choice state_dtype; /* of masters and moments; never auto (mm_config_attack) */
 };
 
 /* The commands, by which keys are needed: missing ones are errors. All but the last read a config;
@@ -105,6 +106,7 @@ struct mm_config {
         bool with_retain;
         enum mm_optimizer optimizer;
         size_t lora_rank;
+        enum mm_dtype_choice state_dtype;
         struct mm_attack *attacks; /* [attacks_n]; none: one attack of the keys above */
         size_t attacks_n;
     } relearn;

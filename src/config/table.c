@@ -194,6 +194,10 @@ const struct mm_config_row mm_config_rows[] = {
     INTEGER(relearn.lora_rank, "0", "[0, 65536]", RESUMABLE,
             "If not 0, the attack trains adapters of this rank on the matrices of the layers; else "
             "all parameters."),
+    ENUM(relearn.state_dtype, "auto", dtype_names, RESUMABLE,
+         "The type of the masters that the attack trains and of AdamW's moments; adapters are "
+         "always "
+         "float32. auto: model.state_dtype for sgd, float32 for adamw."),
     {"relearn.attacks", MM_KEY_ATTACKS, AT(struct mm_attack *, relearn.attacks),
      AT(size_t, relearn.attacks_n), "[]", NULL, NULL, RESUMABLE,
      "Several attacks, each on the unlearned model. The score is the worst of them. What one "
@@ -267,6 +271,8 @@ static const struct mm_config_row attack_rows[] = {
     {"with_retain", MM_KEY_ENUM, ATTACK_AT(unsigned, with_retain), 0, NULL, NULL, bool_names, 0,
      ""},
     {"lora_rank", MM_KEY_INTEGER, ATTACK_AT(size_t, lora_rank), 0, NULL, "[0, 65536]", NULL, 0, ""},
+    {"state_dtype", MM_KEY_ENUM, ATTACK_AT(enum mm_dtype_choice, state_dtype), 0, NULL, NULL,
+     dtype_names, 0, ""},
 };
 
 const struct mm_config_list *mm_config_list(enum mm_config_type type) {

@@ -31,7 +31,7 @@ unlearn.discard_growing_weights unlearn.adv_update unlearn.adv_lora_rank unlearn
 unlearn.train_adversary unlearn.use_masking
 unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.rep_eng_retain_lr unlearn.square_norm
 unlearn.retain_cross_entropy unlearn.rmu_layer unlearn.rmu_coefficient unlearn.retain_loss_budget relearn.passes
-relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.attacks
+relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.state_dtype relearn.attacks
 evaluate.every_passes evaluate.batches evaluate.multiple_choice
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
 output.save_dtype output.hash_every_loops pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay

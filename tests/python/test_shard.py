@@ -13,7 +13,8 @@ from model_helpers import random_case, random_llama, write_questions
 VOCAB = 131
 ATTACKS = (
     "[{name: sgd}, {name: adamw, optimizer: adamw, lr: 0.01}, "
-    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01}]"
+    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01},"
+    " {name: half, optimizer: adamw, lr: 0.01, state_dtype: bfloat16}]"
 )
 FULL = "model.shard=full"
 VARIANTS = {
