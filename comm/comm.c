@@ -67,6 +67,9 @@ static void join(struct mm_comm *comm, int *argc, char ***argv) {
     CHECK_MPI(MPI_Comm_size(comm->node, &comm->local_size));
     comm->machine = comm->rank;
     CHECK_MPI(MPI_Bcast(&comm->machine, 1, MPI_INT, 0, comm->node));
+    int first = comm->local_rank == 0;
+    CHECK_MPI(MPI_Allreduce(&first, &comm->machines, 1, MPI_INT, MPI_SUM, comm->world));
+    mm_comm_compare_begin(comm);
 }
 
 struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_error *err) {
@@ -103,6 +106,7 @@ void mm_comm_free(struct mm_comm *comm) {
     mm_watch_detach(comm->watch);
     mm_watch_begin(comm->watch, comm->patience, "exit", MM_UNNUMBERED);
     mm_watch_enter(comm->watch, MM_WATCHED_DEPARTURE, MM_OVER_MPI, 0);
+    mm_comm_compare_end(comm);
     if (comm->transport)
         comm->transport->free(comm->transport);
     mm_watch_free_device(comm->watch);
@@ -141,12 +145,17 @@ int mm_comm_machine(const struct mm_comm *comm) {
     return comm->machine;
 }
 
+int mm_comm_machines(const struct mm_comm *comm) {
+    return comm->machines;
+}
+
 struct mm_watch *mm_comm_watch(struct mm_comm *comm) {
     return comm->watch;
 }
 
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
     comm->patience = seconds;
+    mm_comm_tell_traffic(comm, what, number);
     mm_watch_begin(comm->watch, seconds, what, number);
 }
 
@@ -162,7 +171,7 @@ void mm_comm_pass(struct mm_comm *comm) {
  */
 
 static void enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    mm_watch_enter(comm->watch, kind, MM_OVER_MPI, bytes);
+    mm_comm_enter(comm, (struct mm_call){.kind = kind, .bytes = bytes});
 }
 
 static void leave(struct mm_comm *comm) {
@@ -214,7 +223,8 @@ void mm_comm_barrier(struct mm_comm *comm) {
 
 void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes) {
     const size_t most = 1u << 30; /* MPI counts are int */
-    enter(comm, MM_WATCHED_BROADCAST, bytes);
+    mm_comm_enter(comm,
+                  (struct mm_call){.kind = MM_WATCHED_BROADCAST, .bytes = bytes, .root = root});
     for (size_t done = 0; comm->size > 1 && done < bytes; done += most) {
         size_t now = bytes - done < most ? bytes - done : most;
         CHECK_MPI(MPI_Bcast((char *)data + done, (int)now, MPI_BYTE, root, comm->world));

@@ -8,6 +8,7 @@
 #ifndef MM_COMM_H
 #define MM_COMM_H
 
+#include "comm/traffic.h"
 #include "comm/watch.h"
 #include "kernels/device.h"
 #include "kernels/tensor.h"
@@ -41,6 +42,10 @@ int mm_comm_local_size(const struct mm_comm *comm);
 int mm_comm_local_rank(const struct mm_comm *comm);
 /* The first rank of this machine, which stands for the machine. Local. */
 int mm_comm_machine(const struct mm_comm *comm);
+/* The number of machines. Local. */
+int mm_comm_machines(const struct mm_comm *comm);
+/* What this rank has taken part in so far; the comm's own. Local. */
+const struct mm_traffic *mm_comm_traffic(const struct mm_comm *comm);
 
 /* Makes all ranks decide alike: returns the first status other than MM_OK, in rank order, and
  * copies the text of that rank to every err. Collective. */

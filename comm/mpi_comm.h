@@ -4,6 +4,7 @@
 
 #include <mpi.h>
 
+#include "comm/traffic.h"
 #include "comm/transport.h"
 
 struct mm_comm {
@@ -16,6 +17,15 @@ struct mm_comm {
     double patience;                /* seconds of the newest section */
     struct mm_transport *transport; /* NULL before mm_comm_attach */
     uint64_t started;               /* bit t: the bucket of ticket t was not waited for */
+    int machines;                   /* that the ranks are on */
+    struct mm_traffic traffic;      /* so far */
+    MPI_Comm comparing;             /* for the debug mode alone; MPI_COMM_NULL: it is off */
+    uint64_t compared;              /* calls so far */
+    struct {
+        char what[32];
+        size_t number;
+        struct mm_traffic before;
+    } section; /* of the watchdog's: the debug mode tells of each */
 };
 
 #define CHECK_MPI(call)                                                                            \
@@ -23,6 +33,15 @@ struct mm_comm {
         int mpi_result = (call);                                                                   \
         MM_CHECK_AS(MM_LOST, mpi_result == MPI_SUCCESS, "MPI error %d in %s", mpi_result, #call);  \
     } while (0)
+
+/* What comes before each collective: returns the watchdog's word of it, and mm_watch_leave follows
+ * it. Collective where the debug mode is on. */
+uint64_t mm_comm_enter(struct mm_comm *comm, struct mm_call call);
+/* The debug mode: Collective. */
+void mm_comm_compare_begin(struct mm_comm *comm);
+void mm_comm_compare_end(struct mm_comm *comm);
+/* A section of the watchdog's begins. Local. */
+void mm_comm_tell_traffic(struct mm_comm *comm, const char *what, size_t number);
 
 /* mm_comm_sum without the watchdog: part of a watched function. Collective. */
 void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n);

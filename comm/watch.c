@@ -76,8 +76,7 @@ static uint64_t word_of(enum mm_watched kind, enum mm_over over, unsigned call, 
            (uint64_t)(call & 0x7fff) << 44 | (bytes < most ? bytes : most);
 }
 
-/* "reduction #5 (34.2 MB, NCCL)" */
-static void word_text(uint64_t word, char *text, size_t bytes) {
+const char *mm_watched_name(enum mm_watched kind) {
     static const char *const kinds[16] = {
         "work of the device",
         [MM_WATCHED_REDUCTION] = "reduction",
@@ -90,14 +89,19 @@ static void word_text(uint64_t word, char *text, size_t bytes) {
         [MM_WATCHED_CONNECTION] = "connection",
         [MM_WATCHED_DEPARTURE] = "departure",
     };
+    return kinds[kind];
+}
+
+/* "reduction #5 (34.2 MB, NCCL)" */
+static void word_text(uint64_t word, char *text, size_t bytes) {
     char size[32];
     uint64_t data = word & (((uint64_t)1 << 44) - 1);
     if (!word)
-        snprintf(text, bytes, "%s", kinds[0]);
+        snprintf(text, bytes, "%s", mm_watched_name((enum mm_watched)0));
     else
-        snprintf(text, bytes, "%s #%u (%s%s%s)", kinds[word >> 60], (unsigned)(word >> 44 & 0x7fff),
-                 data ? mm_bytes_text(size, (double)data) : "", data ? ", " : "",
-                 word >> 59 & 1 ? "NCCL" : "MPI");
+        snprintf(text, bytes, "%s #%u (%s%s%s)", mm_watched_name((enum mm_watched)(word >> 60)),
+                 (unsigned)(word >> 44 & 0x7fff), data ? mm_bytes_text(size, (double)data) : "",
+                 data ? ", " : "", word >> 59 & 1 ? "NCCL" : "MPI");
 }
 
 /* -- the end ----------------------------------------------------------------------------------- */
