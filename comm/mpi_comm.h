@@ -18,9 +18,16 @@ struct mm_comm {
     struct mm_transport *transport; /* NULL before mm_comm_attach */
     uint64_t started;               /* bit t: the bucket of ticket t was not waited for */
     int machines;                   /* that the ranks are on */
-    struct mm_traffic traffic;      /* so far */
-    MPI_Comm comparing;             /* for the debug mode alone; MPI_COMM_NULL: it is off */
-    uint64_t compared;              /* calls so far */
+    bool pretends;                  /* see mm_comm_pretend; and what was true before: */
+    struct {
+        int rank, size, machines;
+        struct mm_transport *transport;
+        struct mm_traffic traffic;
+    } real;
+    struct mm_links links;
+    struct mm_traffic traffic; /* so far */
+    MPI_Comm comparing;        /* for the debug mode alone; MPI_COMM_NULL: it is off */
+    uint64_t compared;         /* calls so far */
     struct {
         char what[32];
         size_t number;
@@ -46,6 +53,8 @@ void mm_comm_tell_traffic(struct mm_comm *comm, const char *what, size_t number)
 /* mm_comm_sum without the watchdog: part of a watched function. Collective. */
 void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n);
 
+/* Buckets of a dry device. Local. */
+struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev);
 /* Buckets on the CPU's memory, or on a GPU's through host memory. Collective. */
 struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev);
 

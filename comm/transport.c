@@ -78,6 +78,8 @@ static struct mm_transport *choose(struct mm_comm *comm, struct mm_device *dev,
                 dev->name);
         return NULL;
     }
+    if (dev->dry)
+        return mm_transport_dry(comm, dev);
     if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)
         return transport_alone(dev);
     if (gpu && transport != MM_TRANSPORT_STAGED) {

@@ -130,7 +130,7 @@ static const struct mm_queue queue = {
     .record = records_nothing,
 };
 
-static const struct mm_ops ops = {.chunk = (size_t)16 << 20, /* stays near the processor */
+static const struct mm_ops ops = {.chunk = MM_CPU_CHUNK,
                                   .convert = cpu_convert,
                                   .hold = cpu_hold,
                                   .let_go = cpu_let_go,

@@ -265,7 +265,7 @@ static void fill_queue(struct mm_queue *table) {
 }
 
 static void fill_ops(struct mm_ops *table) {
-    table->chunk = (size_t)256 << 20; /* rows enough that the head's weights are read seldom */
+    table->chunk = MM_CUDA_CHUNK;
     table->convert = cuda_convert;
     table->hold = cuda_hold;
     table->let_go = cuda_let_go;

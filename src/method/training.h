@@ -60,6 +60,9 @@ void mm_training_free(struct mm_training *training);
 double mm_training_attack(struct mm_training *training, const struct mm_sequences *own,
                           const struct mm_attack *attack);
 
+/* Asks a dry device for all that it is asked in a step. */
+void mm_training_rehearse(struct mm_training *training, const struct mm_attack *attack);
+
 /* One step of pretraining by AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient
  * clipped to the norm `clip`, matrices decayed. Returns the loss before the step; `wrecked` as
  * above. Collective. */

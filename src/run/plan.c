@@ -10,6 +10,8 @@
 
 #include <stdio.h>
 
+#define RANKS_OF_A_MACHINE 8 /* where nobody says otherwise */
+
 static void print_row(const char *name, const size_t bytes[3]) {
     char text[3][32];
     printf("%-24s %12s %12s %12s\n", name, mm_bytes_text(text[0], (double)bytes[0]),
@@ -85,6 +87,22 @@ static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
     putchar('\n');
 }
 
+/* "a step of attack adamw"; the caller frees. */
+static char *step_text(const struct mm_config *config, size_t i) {
+    const char *name = mm_config_attack(config, i).name;
+    return mm_format("a step of relearning%s%s", name ? " by " : "", name ? name : "");
+}
+
+static void print_rehearsals(const struct mm_config *config, const struct mm_rehearsal *loop,
+                             const struct mm_rehearsal *steps) {
+    mm_rehearsal_print_traffic(loop, "a loop");
+    for (size_t i = 0; mm_config_relearn_passes(config) && i < mm_config_attacks_n(config); i++) {
+        char *what = step_text(config, i);
+        mm_rehearsal_print_traffic(&steps[i], what);
+        mm_free(what);
+    }
+}
+
 static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
                               const struct mm_config *config, bool cuda, struct mm_error *err) {
     struct mm_job job;
@@ -95,6 +113,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
     if (status != MM_OK)
         return status;
     struct mm_arena *arenas[3] = {job.arena, mm_arena_create_dry(dev), mm_arena_create_dry(dev)};
+    struct mm_rehearsal loop, *steps = mm_calloc(mm_config_attacks_n(config), sizeof *steps);
     bool *wanted = mm_calloc(job.model->params_n, sizeof *wanted);
     status = mm_model_choose(job.model, config->unlearn.target_modules,
                              config->unlearn.target_modules_n, wanted, err);
@@ -102,29 +121,35 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
     if (status == MM_OK)
         status = mm_hidden_loss_check(config, job.model->arch.layers, err);
     if (status == MM_OK) {
-        size_t copy = mm_unlearn_plan(&job, arenas[1], err);
+        size_t copy = mm_unlearn_plan(&job, arenas[1], &loop, err);
         if (mm_config_relearn_passes(config))
-            mm_relearn_plan(&job, arenas[2]);
+            mm_relearn_plan(&job, arenas[2], steps);
         print_head(&job, loops, cuda);
         print_plan(&job, arenas, copy, cuda);
+        print_rehearsals(config, &loop, steps);
         mm_rows_print(&job.data, config, loops);
     }
+    mm_free(steps);
     mm_arena_free(arenas[1]);
     mm_arena_free(arenas[2]);
     mm_job_close(&job);
     return status;
 }
 
-/* The CPU's device stands for the GPU: dry arenas ask nothing of it. */
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
                        struct mm_error *err) {
     bool cuda;
     enum mm_status status = mm_place_plan(config, &cuda, err);
     if (status != MM_OK)
         return status;
-    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm));
-    struct mm_device *dev = mm_device_create_cpu();
-    status = plan_on(comm, dev, config, cuda, err);
+    struct mm_rates rates = {0};
+    struct mm_links links = {.per_machine = RANKS_OF_A_MACHINE};
+    struct mm_device *dev = mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, rates);
+    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm), links);
+    status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
+    if (status == MM_OK)
+        status = plan_on(comm, dev, config, cuda, err);
+    mm_comm_pretend_end(comm);
     mm_device_free(dev);
     return status;
 }
