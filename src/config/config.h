@@ -18,6 +18,7 @@ enum mm_rate_scale { MM_RATE_LISTING, MM_RATE_STUDY };
 enum mm_graph { MM_GRAPH_LISTING, MM_GRAPH_FRESH, MM_GRAPH_REUSE };
 /* Where the weights of the layers are: whole on every rank | spread over the ranks by rows. */
 enum mm_sharding { MM_SHARD_NONE, MM_SHARD_FULL };
+enum mm_recompute { MM_RECOMPUTE_NONE, MM_RECOMPUTE_LAYER };
 enum mm_reduction_order { MM_REDUCTION_FAST, MM_REDUCTION_EXACT };
 enum mm_on_error { MM_ON_ERROR_STOP, MM_ON_ERROR_CONTINUE };
 enum mm_save_dtype { MM_SAVE_STORED, MM_SAVE_F32, MM_SAVE_BF16, MM_SAVE_F16 };
@@ -64,6 +65,7 @@ struct mm_config {
         enum mm_dtype_choice dtype; /* auto until mm_place_open or mm_place_plan */
         enum mm_dtype state_dtype;  /* MM_F32 | MM_BF16 */
         enum mm_sharding shard;
+        enum mm_recompute recompute;
     } model;
     enum mm_device_choice device;
     uint64_t seed;

@@ -38,6 +38,7 @@ NAMES(transport_names, {"auto", MM_TRANSPORT_AUTO}, {"nccl", MM_TRANSPORT_NCCL},
       {"staged", MM_TRANSPORT_STAGED});
 NAMES(optimizer_names, {"sgd", MM_SGD}, {"adamw", MM_ADAMW});
 NAMES(bool_names, {"false", false}, {"true", true}); /* where it may be absent */
+NAMES(recompute_names, {"none", MM_RECOMPUTE_NONE}, {"layer", MM_RECOMPUTE_LAYER});
 NAMES(shard_names, {"none", MM_SHARD_NONE}, {"full", MM_SHARD_FULL});
 NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
 
@@ -92,6 +93,9 @@ const struct mm_config_row mm_config_rows[] = {
     ENUM(model.shard, "none", shard_names, RESUMABLE | ASIDE,
          "none: every rank holds the whole model. full: every rank holds its rows of every layer, "
          "and a layer is gathered just before it is read. The results are the same bits."),
+    ENUM(model.recompute, "none", recompute_names, RESUMABLE | ASIDE,
+         "layer: a backward computes the activations of each layer anew from the layer's input, "
+         "which takes about a third more time and far less memory. The results are the same."),
     ENUM(device, "auto", device_names, RESUMABLE | ASIDE,
          "Where the arithmetic runs. auto: cuda if every rank has a GPU, else cpu."),
     {"seed", MM_KEY_INTEGER, AT(uint64_t, seed), 0, "42", "[0, 18446744073709551615]", NULL, 0,

@@ -22,7 +22,7 @@ from model_helpers import (
 )
 
 KEYS = """
-model.path model.dtype model.state_dtype model.shard device seed data.retain data.forget data.retain_validation
+model.path model.dtype model.state_dtype model.shard model.recompute device seed data.retain data.forget data.retain_validation
 data.forget_validation data.retain_evaluation data.forget_evaluation data.batch_size data.micro_batch
 data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.lora_rank unlearn.unlearning_loss_fn
 unlearn.clip_at unlearn.npo_beta unlearn.simnpo_gamma unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum

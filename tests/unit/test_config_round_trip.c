@@ -12,6 +12,7 @@ static const char *const changed[][2] = {
     {"model.dtype", "bfloat16"},
     {"model.state_dtype", "bfloat16"},
     {"model.shard", "full"},
+    {"model.recompute", "layer"},
     {"device", "cpu"},
     {"seed", "18446744073709551615"},
     {"data.retain", "/1"},
