@@ -188,6 +188,12 @@ def test_summary_says_what_was_dropped_and_shows_an_example(
     printed = capsys.readouterr().out
     assert "dropped: none" in printed
     assert "files of the folders left out because of their suffix: 1" in printed
+    assert "copies" not in printed
+    twice = write_json_lines(tmp_path / "twice.jsonl", [*records, *records[:8], records[0]])
+    assert run(twice, *PACKED, "--output", out) == 0
+    assert "kept, but copies of other records: 9\n" in capsys.readouterr().out
+    assert run(twice, "--context", 9, "--tokenizer", "bytes", "--output", out) == 0
+    assert "records: 9: train, validation and test may share" in capsys.readouterr().out
     write_json_lines(tmp_path / "q.jsonl", QUESTIONS)
     assert run(tmp_path / "q.jsonl", "--multiple-choice", "--where", "of=c", "--tokenizer", "bytes",
                "--output", out) == 0  # fmt: skip
