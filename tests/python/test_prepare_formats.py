@@ -84,6 +84,9 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{path}: row 1: field 'image' is not text" in image
     path.write_bytes(path.read_bytes()[:-9])
     assert "not a parquet file that can be read" in fails(capsys, path, *PACKED, *out)
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text"] * 2)
+    pyarrow.parquet.write_table(twice, path)
+    assert f"{path}: has two columns named 'text'" in fails(capsys, path, *PACKED, *out)
 
 
 def test_questions_in_parquet(tmp_path: Path) -> None:
