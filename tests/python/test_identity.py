@@ -114,6 +114,37 @@ def test_ranks_that_read_other_files(tiny: Case, tmp_path: Path, what: str) -> N
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "warned"),
+    [
+        ("a/tokenizer.json sha256:11", "b/tokenizer.json sha256:22", True),
+        ("a/tokenizer.json sha256:11", "bytes", True),
+        ("a/tokenizer.json sha256:11", "b/tokenizer.json sha256:11", False),
+        ("bytes", "bytes", False),
+        ("bytes", None, False),
+        ("bytes", 7, False),
+    ],
+)
+def test_files_of_different_tokenizers(
+    tiny: Case, tmp_path: Path, first: str, second: object, warned: bool
+) -> None:
+    """Token ids within the vocabulary, but of another text: nothing else would show it."""
+    files = {name: tmp_path / f"{name}.h5" for name in TOKEN_SETS}
+    for name, path in files.items():
+        shutil.copy(tiny.data / path.name, path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["tokenizer"] = first
+    with h5py.File(files["forget_validation"], "r+") as file:
+        del file.attrs["tokenizer"]
+        if second is not None:
+            file.attrs["tokenizer"] = second
+    overrides = [f"data.{name}={path}" for name, path in files.items()]
+    told = succeed("eval", tiny.config, *overrides, ranks=2).err
+    words = f"warning: {files['retain']} and {files['forget_validation']} were made by different "
+    words += f"tokenizers ({first}; {second})"
+    assert told.count(words) == warned and told.count("tokenizers") == warned
+
+
 def test_ranks_with_their_own_copies(tiny: Case, finished: Path, tmp_path: Path) -> None:
     """The same content at another path, in other bytes where a token file can be stored so."""
     model, data = tmp_path / "model", tmp_path / "forget.h5"
