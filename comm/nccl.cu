@@ -138,16 +138,26 @@ static void nccl_wait(struct mm_transport *base, mm_ticket ticket) {
 
 /* -- sums -------------------------------------------------------------------------------------- */
 
-static void nccl_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                     uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
+    size_t size = static_cast<size_t>(t->size), n = mm_numbers_n(numbers, parts);
     if (n == 0)
         return;
-    double *all = static_cast<double *>(
-        reserve(t, &t->doubles, n * static_cast<size_t>(t->size) * sizeof *all));
+    double *all = static_cast<double *>(reserve(t, &t->doubles, n * size * sizeof *all));
     leave_device(t, watched);
-    CHECK_NCCL(ncclAllGather(values, all, n, ncclFloat64, t->nccl, t->stream));
-    MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(n, BLOCK), BLOCK, 0, values,
-                 static_cast<const double *>(all), t->size, n);
+    double *at = all;
+    CHECK_NCCL(ncclGroupStart());
+    for (size_t i = 0; i < parts; at += numbers[i++].n * size)
+        if (numbers[i].n)
+            CHECK_NCCL(ncclAllGather(numbers[i].values, at, numbers[i].n, ncclFloat64, t->nccl,
+                                     t->stream));
+    CHECK_NCCL(ncclGroupEnd());
+    at = all;
+    for (size_t i = 0; i < parts; at += numbers[i++].n * size)
+        if (numbers[i].n)
+            MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(numbers[i].n, BLOCK), BLOCK, 0,
+                         numbers[i].values, static_cast<const double *>(at), t->size, numbers[i].n);
     finish(t, t->summed, watched);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
