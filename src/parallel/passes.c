@@ -162,7 +162,6 @@ static bool departs(const struct mm_passes *p, struct group g) {
     return p->model->source || (!exact(p) && last);
 }
 
-/* awaits: the weights are arriving, from the top down. */
 static void backward(struct mm_passes *p, struct group g, const struct mm_hidden_loss *states,
                      bool awaits) {
     struct visit visit = {
