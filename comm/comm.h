@@ -134,6 +134,11 @@ bool mm_comm_records(const struct mm_comm *comm);
 /* values[i] = sum over ranks of values[i], the same bits on every rank; values on the device.
  * Follows and precedes the device's other work. Collective. */
 void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n);
+/* The same, but they wait for the next mm_comm_sum_device, or mm_comm_sum_waiting, and cross the
+ * network with its numbers. Until then nobody may touch them. Collective. */
+void mm_comm_sum_later(struct mm_comm *comm, double *values, size_t n);
+/* Nothing happens where none waits. Collective. */
+void mm_comm_sum_waiting(struct mm_comm *comm);
 
 /* The gradient of one tensor, to be summed over the ranks. `full` is a contiguous float32 matrix of
  * size·c rows; the rows from `rows` on are padding. `own` has room for this rank's rows, float32,

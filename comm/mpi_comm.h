@@ -14,11 +14,13 @@ struct mm_comm {
     double *sums;  /* every rank's numbers in a sum, grown to the most there were */
     size_t sums_n; /* doubles of it */
     struct mm_watch *watch;
-    double patience;                /* seconds of the newest section */
-    struct mm_transport *transport; /* NULL before mm_comm_attach */
-    uint64_t started;               /* bit t: the bucket of ticket t was not waited for */
-    int machines;                   /* that the ranks are on */
-    bool pretends;                  /* see mm_comm_pretend; and what was true before: */
+    double patience;                       /* seconds of the newest section */
+    struct mm_transport *transport;        /* NULL before mm_comm_attach */
+    uint64_t started;                      /* bit t: the bucket of ticket t was not waited for */
+    struct mm_numbers waiting[MM_NUMBERS]; /* for a sum */
+    size_t waiting_n;
+    int machines;  /* that the ranks are on */
+    bool pretends; /* see mm_comm_pretend; and what was true before: */
     struct {
         int rank, size, machines;
         struct mm_transport *transport;

@@ -12,10 +12,11 @@ struct alone {
     struct mm_device *dev;
 };
 
-static void alone_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void alone_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                      uint64_t watched) {
     (void)base;
-    (void)values;
-    (void)n;
+    (void)numbers;
+    (void)parts;
     (void)watched;
 }
 
@@ -142,11 +143,28 @@ static mm_ticket take_ticket(struct mm_comm *comm) {
     return ticket;
 }
 
-void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
+void mm_comm_sum_later(struct mm_comm *comm, double *values, size_t n) {
+    if (comm->size == 1)
+        return;
+    MM_CHECK(comm->waiting_n < MM_NUMBERS, "more numbers than a sum has room for");
+    comm->waiting[comm->waiting_n++] = (struct mm_numbers){values, n};
+}
+
+void mm_comm_sum_waiting(struct mm_comm *comm) {
     struct mm_transport *transport = attached(comm);
-    uint64_t watched = enter(comm, MM_WATCHED_SUM, n * sizeof *values, 0);
-    transport->sum(transport, values, n, watched);
+    size_t parts = comm->waiting_n;
+    if (!parts)
+        return;
+    uint64_t watched =
+        enter(comm, MM_WATCHED_SUM, mm_numbers_n(comm->waiting, parts) * sizeof(double), 0);
+    transport->sum(transport, comm->waiting, parts, watched);
+    comm->waiting_n = 0;
     mm_watch_leave(comm->watch);
+}
+
+void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
+    mm_comm_sum_later(comm, values, n);
+    mm_comm_sum_waiting(comm);
 }
 
 mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n) {

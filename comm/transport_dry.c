@@ -6,10 +6,10 @@
  *   seconds = start + (R - N)·hop + (N - 1)·hop_across + S·(R - 1)/R / rate
  *   rate    = inside, on one machine; else across - loss·log2(N), or inside where that is less
  *
- * as the model is by which NCCL chooses (NVIDIA/nccl, its file graph/tuning). A bucket counts as one
- * message. Sums are the same ring with the links' figures for small messages. Where the transport
- * works beside the device, a bucket begins when the device has come to it and the one before is
- * done, and the device waits at mm_comm_wait; else at once. */
+ * as the model is by which NCCL chooses (NVIDIA/nccl, its file graph/tuning). A bucket counts as
+ * one message. Sums are the same ring with the links' figures for small messages. Where the
+ * transport works beside the device, a bucket begins when the device has come to it and the one
+ * before is done, and the device waits at mm_comm_wait; else at once. */
 #include <math.h>
 #include <stdio.h>
 
@@ -63,11 +63,11 @@ static void start(struct dry_transport *t, mm_ticket ticket, double bytes, enum 
         wait_until(t, t->done[ticket], on);
 }
 
-static void dry_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void dry_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                    uint64_t watched) {
     struct dry_transport *t = (struct dry_transport *)base;
-    (void)values;
     (void)watched;
-    double all = (double)n * sizeof *values * t->comm->size;
+    double all = (double)mm_numbers_n(numbers, parts) * sizeof(double) * t->comm->size;
     wait_until(t, begin(t, t->comm->links.sums, all), MM_ON_SUMS);
 }
 

@@ -370,3 +370,13 @@ struct mm_clock *mm_dry_clock(struct mm_device *dev) {
     MM_CHECK(dev->dry, "%s is at work", dev->name);
     return &((struct dry *)dev->context)->clock;
 }
+
+struct mm_clock mm_clock_since(const struct mm_clock *now, const struct mm_clock *before) {
+    struct mm_clock passed = *now;
+    passed.now -= before->now;
+    for (int i = 0; i < MM_SPENT_ON; i++)
+        passed.seconds[i] -= before->seconds[i];
+    passed.between_ranks -= before->between_ranks;
+    passed.flops -= before->flops;
+    return passed;
+}

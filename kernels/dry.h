@@ -39,6 +39,8 @@ struct mm_clock {
 struct mm_device *mm_device_create_dry(size_t chunk, struct mm_rates rates);
 /* Of a dry device; its own. Who makes it wait moves it on. */
 struct mm_clock *mm_dry_clock(struct mm_device *dev);
+/* What passed since. */
+struct mm_clock mm_clock_since(const struct mm_clock *now, const struct mm_clock *before);
 /* The clock moves on. */
 static inline void mm_clock_spend(struct mm_clock *clock, enum mm_spent on, double seconds) {
     clock->now += seconds;

@@ -218,7 +218,7 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
             break;
         default:
             if (mm_comm_rank(comm) == 0)
-                status = mm_plan(comm, &config, line->ranks, err);
+                status = mm_plan(comm, &config, line->ranks, line->machine, err);
         }
     mm_config_free(&config);
     return status;

@@ -38,7 +38,7 @@ void mm_grown_end(struct mm_grown *g) {
         else if (g->all[k].totals)
             memcpy(g->all[k].values, g->all[k].totals, g->all[k].n * sizeof(double));
         else
-            mm_comm_sum_device(g->comm, g->all[k].values, g->all[k].n);
+            mm_comm_sum_later(g->comm, g->all[k].values, g->all[k].n);
         mm_free(g->all[k].totals);
     }
     g->n = 0;

@@ -2,6 +2,7 @@
 #include "src/run/plan.h"
 
 #include "src/run/job.h"
+#include "src/run/machine.h"
 #include "src/method/method.h"
 #include "src/run/place.h"
 #include "src/run/relearn.h"
@@ -93,18 +94,26 @@ static char *step_text(const struct mm_config *config, size_t i) {
     return mm_format("a step of relearning%s%s", name ? " by " : "", name ? name : "");
 }
 
+/* tokens: of a batch. timed: there is a machine to predict times of. */
 static void print_rehearsals(const struct mm_config *config, const struct mm_rehearsal *loop,
-                             const struct mm_rehearsal *steps) {
+                             const struct mm_rehearsal *steps, bool timed) {
+    size_t tokens = config->data.batch_size * config->data.context_length;
     mm_rehearsal_print_traffic(loop, "a loop");
+    if (timed)
+        mm_rehearsal_print_time(loop, "a loop", 2 * tokens);
     for (size_t i = 0; mm_config_relearn_passes(config) && i < mm_config_attacks_n(config); i++) {
         char *what = step_text(config, i);
         mm_rehearsal_print_traffic(&steps[i], what);
+        if (timed)
+            mm_rehearsal_print_time(&steps[i], what,
+                                    mm_config_attack(config, i).with_retain ? 2 * tokens : tokens);
         mm_free(what);
     }
 }
 
 static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
-                              const struct mm_config *config, bool cuda, struct mm_error *err) {
+                              const struct mm_config *config, bool cuda, bool timed,
+                              struct mm_error *err) {
     struct mm_job job;
     size_t loops;
     enum mm_status status = mm_job_loops(config, &loops, err);
@@ -126,7 +135,7 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
             mm_relearn_plan(&job, arenas[2], steps);
         print_head(&job, loops, cuda);
         print_plan(&job, arenas, copy, cuda);
-        print_rehearsals(config, &loop, steps);
+        print_rehearsals(config, &loop, steps, timed);
         mm_rows_print(&job.data, config, loops);
     }
     mm_free(steps);
@@ -136,19 +145,26 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
     return status;
 }
 
-enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
+enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks, const char *name,
                        struct mm_error *err) {
     bool cuda;
-    enum mm_status status = mm_place_plan(config, &cuda, err);
+    struct mm_machine machine = {.links.per_machine = RANKS_OF_A_MACHINE};
+    enum mm_status status = name ? mm_machine_read(&machine, name, err) : MM_OK;
+    if (name && config->device == MM_DEVICE_AUTO)
+        config->device = machine.cuda ? MM_DEVICE_CUDA : MM_DEVICE_CPU;
+    if (status == MM_OK)
+        status = mm_place_plan(config, &cuda, err);
+    if (status == MM_OK && name && cuda != machine.cuda)
+        status = mm_fail(err, MM_BAD_INPUT, "--machine %s has %s, but device is %s", name,
+                         machine.cuda ? "GPUs" : "no GPUs", cuda ? "cuda" : "cpu");
     if (status != MM_OK)
         return status;
-    struct mm_rates rates = {0};
-    struct mm_links links = {.per_machine = RANKS_OF_A_MACHINE};
-    struct mm_device *dev = mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, rates);
-    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm), links);
+    struct mm_device *dev =
+        mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, machine.rates);
+    mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm), machine.links);
     status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
     if (status == MM_OK)
-        status = plan_on(comm, dev, config, cuda, err);
+        status = plan_on(comm, dev, config, cuda, name != NULL, err);
     mm_comm_pretend_end(comm);
     mm_device_free(dev);
     return status;

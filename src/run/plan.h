@@ -1,4 +1,5 @@
-/* plan.h - `mudman-mpi plan`: checks everything and prints the memory of a rank by purpose. */
+/* plan.h - `mudman-mpi plan`: checks everything; prints the memory of a rank by purpose, and what
+ * ranks send each other in a loop and in a step of relearning; predicts how long those take. */
 #ifndef MM_PLAN_H
 #define MM_PLAN_H
 
@@ -7,8 +8,8 @@
 
 /* For a job of `ranks` ranks (0: as many as there are now), on rank 0, which has the largest share.
  * Counts what mm_place_plan says, settling config->model.dtype; takes no memory of a GPU and trains
- * nothing. Local: one rank calls. */
+ * nothing. machine: see mm_machine_read; NULL: no times. Local: one rank calls. */
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
-                       struct mm_error *err);
+                       const char *machine, struct mm_error *err);
 
 #endif

@@ -18,5 +18,7 @@ void mm_rehearsal_end(struct mm_rehearsal *rehearsal, const struct mm_job *job);
 
 /* Prints the collectives of `what`. */
 void mm_rehearsal_print_traffic(const struct mm_rehearsal *rehearsal, const char *what);
+/* Prints how long it is predicted to take, and on what; tokens: of all ranks. */
+void mm_rehearsal_print_time(const struct mm_rehearsal *rehearsal, const char *what, size_t tokens);
 
 #endif

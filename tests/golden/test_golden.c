@@ -89,6 +89,7 @@ static void check_gradients(struct fixture *f, uint32_t *tokens, size_t B, size_
         snprintf(group, sizeof group, "loss/%s", names[fn]);
         double *want = trace_read(f->reference, group, NULL, NULL);
         mm_passes_gradient(p, &batch, objective, g, loss, NULL);
+        mm_comm_sum_waiting(comm);
         expect_near(f->name, names[fn], 0, fetch_scalar(loss), *want, 2e-6, 1e-2);
         mm_free(want);
         float *got = fetch(g.data, MM_F32, g.n);
