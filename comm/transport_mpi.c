@@ -110,7 +110,7 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
         reduce_in_host(t, stage, r, stage);
         size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
         if (own_rows)
-            t->dev->queue->upload(t->dev, r->own, stage, own_rows * row_bytes);
+            t->dev->queue->upload_later(t->dev, r->own, stage, own_rows * row_bytes);
     }
 }
 
@@ -144,7 +144,7 @@ static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
         t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
         gather_in_host(t, stage, m);
-        t->dev->queue->upload(t->dev, m->data, stage, m->rows * row_bytes);
+        t->dev->queue->upload_later(t->dev, m->data, stage, m->rows * row_bytes);
     }
 }
 
@@ -158,7 +158,7 @@ static void mpi_sum(struct mm_transport *base, double *values, size_t n, uint64_
     double *stage = reserve_stage(t, values, n * sizeof *values);
     t->dev->queue->download(t->dev, stage, values, n * sizeof *values);
     mm_comm_sum_unwatched(t->comm, stage, n);
-    t->dev->queue->upload(t->dev, values, stage, n * sizeof *values);
+    t->dev->queue->upload_later(t->dev, values, stage, n * sizeof *values);
 }
 
 /* All was done when the bucket was started. */
