@@ -1,11 +1,11 @@
-/* transformer.c - see transformer.h.
+/* transformer.c - see transformer.h. What happens within a layer is in layer.c.
  *
- * Both passes are lists of calls of kernels/ops.h. Layers below the lowest one whose weights are
- * wanted share one set of buffers, since no backward reads it. The output of a norm is kept only
- * if the gradient of a weight reads it. */
+ * Layers below the lowest one whose weights are wanted share one set of buffers, since no backward
+ * reads it. The output of a norm is kept only if the gradient of a weight reads it. */
 #include "src/model/transformer.h"
 
 #include "kernels/queue.h"
+#include "src/model/layer.h"
 
 static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
     bool any = false;
@@ -14,35 +14,50 @@ static bool wants_linear(const struct mm_linear *linear, const bool *wanted) {
     return any;
 }
 
-static bool wants_norm(const struct mm_norm_weights *norm, const bool *wanted) {
-    return wanted[norm->weight_part] || (norm->has_bias && wanted[norm->bias_part]);
+static bool wants_layer(const struct mm_model *m, size_t l, const bool *wanted) {
+    bool any = false;
+    for (size_t i = 0; i < m->params_n; i++)
+        any |= wanted[i] && m->params[i].layer == (int)l;
+    return any;
 }
 
-static bool wants_layer(const struct mm_layer *layer, const bool *wanted) {
-    return wants_linear(&layer->qkv, wanted) || wants_linear(&layer->o, wanted) ||
-           wants_linear(&layer->up, wanted) || wants_linear(&layer->down, wanted) ||
-           wants_norm(&layer->norm1, wanted) || wants_norm(&layer->norm2, wanted);
-}
-
+/* What layer l keeps for a backward that forms `wanted`; NULL: there is none. */
 static void kept_create(struct mm_kept_layer *kept, struct mm_arena *arena,
-                        const struct mm_model *m, size_t n, bool y1, bool y2) {
+                        const struct mm_model *m, size_t l, size_t n, const bool *wanted) {
     const struct mm_arch *a = &m->arch;
+    const struct mm_layer *layer = &m->layers[l];
     const struct mm_heads *h = &a->heads;
     enum mm_purpose p = MM_FOR_ACTIVATIONS;
+    size_t q = h->heads * h->head_dim, kv = h->kv_heads * h->head_dim;
+    bool y1 = wanted && (wants_linear(&layer->qkv, wanted) || wants_linear(&layer->v, wanted)),
+         y2 = wanted && wants_linear(&layer->up, wanted);
+    struct {
+        struct mm_mat *mat;
+        size_t cols;
+        bool kept;
+    } mats[] = {
+        {&kept->x_in, a->width, true},
+        {&kept->x_mid, a->width, !a->parallel},
+        {&kept->y1, a->width, y1 && !a->norm_after},
+        {&kept->y2, a->width, y2 && !a->norm_after},
+        {&kept->out1, a->width, a->norm_after},
+        {&kept->out2, a->width, a->norm_after},
+        {&kept->qk, q + kv, a->qk_norm != MM_QK_PLAIN},
+        {&kept->qkv, q + 2 * kv, true},
+        {&kept->att, q, true},
+        {&kept->u, a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp, true},
+    };
     *kept = (struct mm_kept_layer){0};
-    kept->x_in = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    if (!a->parallel)
-        kept->x_mid = mm_arena_mat(arena, p, m->dtype, n, a->width);
+    for (size_t i = 0; i < sizeof mats / sizeof *mats; i++)
+        if (mats[i].kept)
+            *mats[i].mat = mm_arena_mat(arena, p, m->dtype, n, mats[i].cols);
     kept->stats1 = mm_arena_take(arena, p, 2 * n, sizeof(float));
     kept->stats2 = mm_arena_take(arena, p, 2 * n, sizeof(float));
-    if (y1)
-        kept->y1 = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    if (y2)
-        kept->y2 = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    kept->qkv = mm_arena_mat(arena, p, m->dtype, n, (h->heads + 2 * h->kv_heads) * h->head_dim);
     kept->lse = mm_arena_take(arena, p, n * h->heads, sizeof(float));
-    kept->att = mm_arena_mat(arena, p, m->dtype, n, h->heads * h->head_dim);
-    kept->u = mm_arena_mat(arena, p, m->dtype, n, a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp);
+    if (a->qk_norm) {
+        kept->q_stats = mm_arena_take(arena, p, 2 * n * layer->q_norm.parts, sizeof(float));
+        kept->k_stats = mm_arena_take(arena, p, 2 * n * layer->k_norm.parts, sizeof(float));
+    }
 }
 
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *m,
@@ -50,7 +65,7 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
     size_t L = m->arch.layers;
     *acts = (struct mm_acts){.capacity = capacity, .lowest = L};
     for (size_t l = L; wanted && l-- > 0;)
-        if (wants_layer(&m->layers[l], wanted))
+        if (wants_layer(m, l, wanted))
             acts->lowest = l;
     acts->embedding = wanted && wanted[m->embed_part];
     if (acts->embedding)
@@ -59,10 +74,8 @@ void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct m
     acts->kept = mm_calloc(acts->kept_n, sizeof *acts->kept);
     for (size_t i = 0; i < acts->kept_n; i++) {
         bool shared = acts->lowest > 0 && i == 0;
-        const struct mm_layer *layer = &m->layers[acts->lowest + i - (acts->lowest > 0 && !shared)];
-        kept_create(&acts->kept[i], arena, m, capacity,
-                    !shared && wants_linear(&layer->qkv, wanted),
-                    !shared && wants_linear(&layer->up, wanted));
+        size_t l = shared ? 0 : acts->lowest + i - (acts->lowest > 0);
+        kept_create(&acts->kept[i], arena, m, l, capacity, shared ? NULL : wanted);
     }
     acts->x_final = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
     acts->stats_final = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * capacity, sizeof(float));
@@ -99,77 +112,16 @@ void mm_scratch_create(struct mm_scratch *s, struct mm_arena *arena, const struc
         {&s->du, up, true},
         {&s->datt, h->heads * h->head_dim, true},
         {&s->dqkv, (h->heads + 2 * h->kv_heads) * h->head_dim, true},
+        {&s->dqk, a->qk_norm ? (h->heads + h->kv_heads) * h->head_dim : 0, true},
     };
     *s = (struct mm_scratch){.capacity = capacity};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (kind == MM_WITH_BACKWARD || !parts[i].backward)
+        if (parts[i].cols && (kind == MM_WITH_BACKWARD || !parts[i].backward))
             *parts[i].mat = mm_arena_mat(arena, MM_FOR_SCRATCH, m->dtype, capacity, parts[i].cols);
 }
 
-/* What layer l keeps, or the one place that the layers below the lowest share. */
-static const struct mm_kept_layer *kept_of(const struct mm_acts *acts, size_t l) {
-    if (l < acts->lowest)
-        return &acts->kept[0];
-    return &acts->kept[l - acts->lowest + (acts->lowest > 0)];
-}
-
-static void linear(const struct mm_model *m, struct mm_mat y, struct mm_mat x,
-                   const struct mm_linear *l, enum mm_into into) {
-    m->dev->ops->linear(m->dev, y, x, l->w, l->bias, into);
-}
-
-static struct mm_norm norm_of(const struct mm_model *m, const struct mm_norm_weights *w) {
-    return (struct mm_norm){m->arch.norm, m->arch.epsilon, w->weight, w->bias};
-}
-
-static void norm(const struct mm_model *m, struct mm_mat sum, struct mm_mat x, struct mm_mat delta,
-                 const struct mm_norm_weights *w, struct mm_mat y, float *stats) {
-    struct mm_norm how = norm_of(m, w);
-    m->dev->ops->norm(m->dev, &how, sum, x, delta, y, stats);
-}
-
-/* `m` cut to the n tokens in use. */
-static struct mm_mat head_rows(struct mm_mat mat, size_t n) {
-    return mat.data ? mm_mat_rows(mat, 0, n) : mat;
-}
-
-static size_t tokens_n(const struct mm_acts *acts) {
-    return acts->B * acts->T;
-}
-
-static struct mm_mat delta_of(const struct mm_acts *acts, const struct mm_scratch *s) {
-    return head_rows(acts->delta.data ? acts->delta : s->delta, tokens_n(acts));
-}
-
 struct mm_mat mm_acts_gradient(const struct mm_acts *acts, const struct mm_scratch *s) {
-    return head_rows(acts->dx.data ? acts->dx : s->dx, tokens_n(acts));
-}
-
-/* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
-static void forward_layer(const struct mm_model *m, const struct mm_layer *layer,
-                          const struct mm_acts *acts, struct mm_scratch *s, struct mm_mat x,
-                          struct mm_mat delta) {
-    const struct mm_ops *ops = m->dev->ops;
-    const struct mm_kept_layer *kept = kept_of(acts, (size_t)(layer - m->layers));
-    size_t T = acts->T, n = tokens_n(acts);
-    struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
-    struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
-    struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
-    struct mm_mat qkv = head_rows(kept->qkv, n), att = head_rows(kept->att, n);
-    struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = delta_of(acts, s);
-
-    norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
-    linear(m, qkv, y1, &layer->qkv, MM_SET);
-    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, MM_TURN);
-    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
-    linear(m, out, att, &layer->o, MM_SET);
-    if (m->arch.parallel)
-        norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
-    else
-        norm(m, x_mid, x_in, out, &layer->norm2, y2, kept->stats2);
-    linear(m, u, y2, &layer->up, MM_SET);
-    ops->activate(m->dev, m->arch.activation, h, u);
-    linear(m, out, h, &layer->down, m->arch.parallel ? MM_ADD : MM_SET);
+    return mm_used_rows(acts->dx.data ? acts->dx : s->dx, mm_acts_tokens(acts));
 }
 
 static void call(struct mm_layer_hook hook, int layer) {
@@ -178,7 +130,7 @@ static void call(struct mm_layer_hook hook, int layer) {
 }
 
 struct mm_mat mm_acts_state(const struct mm_acts *acts, size_t i) {
-    return head_rows(kept_of(acts, i)->x_in, acts->B * acts->T);
+    return mm_used_rows(mm_kept_of(acts, i)->x_in, acts->B * acts->T);
 }
 
 static void need(const struct mm_model *m, int layer, int next) {
@@ -188,13 +140,14 @@ static void need(const struct mm_model *m, int layer, int next) {
 
 /* What the layers below `layers` leave of a micro-batch is x + delta. */
 static struct mm_mat x_of(const struct mm_model *m, const struct mm_acts *acts, size_t layers) {
-    const struct mm_kept_layer *kept = kept_of(acts, layers ? layers - 1 : 0);
-    return head_rows(layers == 0 || m->arch.parallel ? kept->x_in : kept->x_mid, tokens_n(acts));
+    const struct mm_kept_layer *kept = mm_kept_of(acts, layers ? layers - 1 : 0);
+    return mm_used_rows(layers == 0 || m->arch.parallel ? kept->x_in : kept->x_mid,
+                        mm_acts_tokens(acts));
 }
 
 static struct mm_mat delta_after(const struct mm_acts *acts, const struct mm_scratch *s,
                                  size_t layers) {
-    return layers ? delta_of(acts, s) : (struct mm_mat){0};
+    return layers ? mm_acts_delta(acts, s) : (struct mm_mat){0};
 }
 
 void mm_acts_begin(struct mm_acts *acts, const uint32_t *tokens, size_t B, size_t T) {
@@ -212,8 +165,8 @@ static void forward_layers(const struct mm_model *m, struct mm_acts *acts, size_
     call(before_layer, MM_NO_LAYER);
     need(m, MM_NO_LAYER, layers ? 0 : after);
     for (size_t i = 0; i < n; i++) {
-        MM_CHECK(tokens_n(&acts[i]) <= s->capacity && acts[i].T <= m->context, "%zu x %zu tokens",
-                 acts[i].B, acts[i].T);
+        MM_CHECK(mm_acts_tokens(&acts[i]) <= s->capacity && acts[i].T <= m->context,
+                 "%zu x %zu tokens", acts[i].B, acts[i].T);
         m->dev->ops->embed(m->dev, x_of(m, &acts[i], 0), m->params[m->embed_part].w,
                            acts[i].tokens);
     }
@@ -221,23 +174,19 @@ static void forward_layers(const struct mm_model *m, struct mm_acts *acts, size_
         call(before_layer, (int)l);
         need(m, (int)l, l + 1 < layers ? (int)l + 1 : after);
         for (size_t i = 0; i < n; i++)
-            forward_layer(m, &m->layers[l], &acts[i], s, x_of(m, &acts[i], l),
-                          delta_after(&acts[i], s, l));
+            mm_layer_forward(m, &acts[i], s, l, x_of(m, &acts[i], l), delta_after(&acts[i], s, l));
     }
 }
 
 void mm_forward_to(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
                    const uint32_t *tokens, size_t B, size_t T, size_t last,
                    struct mm_layer_hook before_layer) {
-    struct mm_mat y = head_rows(s->y, B * T);
-    const struct mm_kept_layer *kept = kept_of(acts, last);
     MM_CHECK(last < m->arch.layers, "state %zu of %zu layers", last, m->arch.layers);
     mm_acts_begin(acts, tokens, B, T);
     forward_layers(m, acts, 1, s, last, (int)last, before_layer);
     call(before_layer, (int)last);
     need(m, (int)last, MM_NO_LAYER);
-    norm(m, mm_acts_state(acts, last), x_of(m, acts, last), delta_after(acts, s, last),
-         &m->layers[last].norm1, y, kept->stats1);
+    mm_layer_input(m, acts, s, last, x_of(m, acts, last), delta_after(acts, s, last));
 }
 
 void mm_forward_none(const struct mm_model *m, size_t last) {
@@ -251,9 +200,10 @@ void mm_forward_group(const struct mm_model *m, struct mm_acts *acts, size_t n,
     size_t L = m->arch.layers;
     forward_layers(m, acts, n, s, L, MM_NO_LAYER, before_layer);
     for (size_t i = 0; i < n; i++)
-        norm(m, head_rows(acts[i].x_final, tokens_n(&acts[i])), x_of(m, &acts[i], L),
-             delta_after(&acts[i], s, L), &m->final_norm,
-             head_rows(acts[i].hidden, tokens_n(&acts[i])), acts[i].stats_final);
+        mm_norm_forward(m, mm_used_rows(acts[i].x_final, mm_acts_tokens(&acts[i])),
+                        x_of(m, &acts[i], L), delta_after(&acts[i], s, L), &m->final_norm,
+                        mm_used_rows(acts[i].hidden, mm_acts_tokens(&acts[i])),
+                        acts[i].stats_final);
 }
 
 void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratch *s,
@@ -264,117 +214,20 @@ void mm_forward(const struct mm_model *m, struct mm_acts *acts, struct mm_scratc
 
 /* -- backward ---------------------------------------------------------------------------------- */
 
-struct backward {
-    const struct mm_model *m;
-    const struct mm_acts *acts;
-    struct mm_scratch *s;
-    float *const *grads;
-    enum mm_into into; /* of the matrices of layers */
-    size_t n;
-};
-
-static bool wants_linear_grad(const struct backward *b, const struct mm_linear *linear) {
-    bool any = false;
-    for (size_t i = 0; i < linear->parts_n; i++)
-        any |= b->grads[linear->part[i]] || (linear->bias && b->grads[linear->bias_part[i]]);
-    return any;
-}
-
-static bool wants_norm_grad(const struct backward *b, const struct mm_norm_weights *norm) {
-    return b->grads[norm->weight_part] || (norm->has_bias && b->grads[norm->bias_part]);
-}
-
-/* Gradients of the parts of a product y = x·wᵀ + bias that are wanted. */
-static void linear_grads(const struct backward *b, const struct mm_linear *linear, struct mm_mat dy,
-                         struct mm_mat x) {
-    const struct mm_ops *ops = b->m->dev->ops;
-    size_t first = 0;
-    for (size_t i = 0; i < linear->parts_n; i++) {
-        size_t rows = b->m->params[linear->part[i]].rows;
-        struct mm_mat part = mm_mat_cols(dy, first, rows);
-        float *dw = b->grads[linear->part[i]];
-        if (dw)
-            ops->linear_dw(b->m->dev, mm_mat(dw, MM_F32, rows, linear->w.cols), part, x, b->into);
-        if (linear->bias && b->grads[linear->bias_part[i]])
-            ops->bias_db(b->m->dev, b->grads[linear->bias_part[i]], part);
-        first += rows;
-    }
-}
-
-/* dx += gradient through a norm, and the norm's own gradients. */
-static void norm_grads(const struct backward *b, const struct mm_norm_weights *w, struct mm_mat dx,
-                       struct mm_mat dy, struct mm_mat x, const float *stats) {
-    struct mm_norm how = norm_of(b->m, w);
-    b->m->dev->ops->norm_grad(b->m->dev, &how, dx, dy, head_rows(x, b->n), stats,
-                              b->grads[w->weight_part],
-                              w->has_bias ? b->grads[w->bias_part] : NULL);
-}
-
-/* dx: in, the gradient of the layer's output; out, of its input, unless `bottom`: then nothing
- * below wants it, and the products that only serve it are left out. */
-static void backward_layer(const struct backward *b, size_t l, struct mm_mat dx, bool bottom) {
-    const struct mm_model *m = b->m;
-    const struct mm_ops *ops = m->dev->ops;
-    const struct mm_layer *layer = &m->layers[l];
-    const struct mm_kept_layer *kept = kept_of(b->acts, l);
-    struct mm_scratch *s = b->s;
-    size_t n = b->n;
-    struct mm_mat dh = head_rows(s->dh, n), du = head_rows(s->du, n), dy = head_rows(s->dy, n);
-    struct mm_mat datt = head_rows(s->datt, n), dqkv = head_rows(s->dqkv, n);
-    struct mm_mat u = head_rows(kept->u, n), att = head_rows(kept->att, n);
-    struct mm_mat qkv = head_rows(kept->qkv, n);
-    bool into_qkv =
-        !bottom || wants_linear_grad(b, &layer->qkv) || wants_norm_grad(b, &layer->norm1);
-    bool into_attention = into_qkv || wants_linear_grad(b, &layer->o);
-    bool through_mlp =
-        !bottom || wants_norm_grad(b, &layer->norm2) || (into_attention && !m->arch.parallel);
-
-    if (wants_linear_grad(b, &layer->down)) {
-        struct mm_mat h = head_rows(s->h, n);
-        ops->activate(m->dev, m->arch.activation, h, u);
-        linear_grads(b, &layer->down, dx, h);
-    }
-    if (through_mlp || wants_linear_grad(b, &layer->up)) {
-        ops->linear_dx(m->dev, dh, dx, layer->down.w, MM_SET);
-        ops->activate_grad(m->dev, m->arch.activation, du, dh, u);
-        if (kept->y2.data)
-            linear_grads(b, &layer->up, du, head_rows(kept->y2, n));
-    }
-    if (through_mlp)
-        ops->linear_dx(m->dev, dy, du, layer->up.w, MM_SET);
-    if (through_mlp && !m->arch.parallel)
-        norm_grads(b, &layer->norm2, dx, dy, kept->x_mid, kept->stats2);
-    if (into_attention)
-        linear_grads(b, &layer->o, dx, att);
-    if (into_qkv)
-        ops->linear_dx(m->dev, datt, dx, layer->o.w, MM_SET);
-    if (through_mlp && m->arch.parallel)
-        norm_grads(b, &layer->norm2, dx, dy, kept->x_in, kept->stats2);
-    if (!into_qkv)
-        return;
-    ops->attention_grad(m->dev, dqkv, datt, att, qkv, kept->lse, &m->arch.heads, b->acts->T);
-    ops->rope(m->dev, dqkv, &m->arch.heads, b->acts->T, m->cosine, m->sine, MM_TURN_BACK);
-    if (kept->y1.data)
-        linear_grads(b, &layer->qkv, dqkv, head_rows(kept->y1, n));
-    if (bottom && !wants_norm_grad(b, &layer->norm1))
-        return;
-    ops->linear_dx(m->dev, dy, dqkv, layer->qkv.w, MM_SET);
-    norm_grads(b, &layer->norm1, dx, dy, kept->x_in, kept->stats1);
-}
-
-static struct backward backward_of(const struct mm_model *m, const struct mm_acts *acts,
-                                   struct mm_scratch *s, float *const *grads, enum mm_into into) {
-    return (struct backward){
-        .m = m, .acts = acts, .s = s, .grads = grads, .into = into, .n = tokens_n(acts)};
+static struct mm_backward_pass pass_of(const struct mm_model *m, const struct mm_acts *acts,
+                                       struct mm_scratch *s, float *const *grads,
+                                       enum mm_into into) {
+    return (struct mm_backward_pass){
+        .m = m, .acts = acts, .s = s, .grads = grads, .into = into, .n = mm_acts_tokens(acts)};
 }
 
 void mm_backward_begin(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,
                        struct mm_mat dhidden, float *const *grads) {
-    struct backward b = backward_of(m, acts, s, grads, MM_ADD);
+    struct mm_backward_pass b = pass_of(m, acts, s, grads, MM_ADD);
     struct mm_mat dx = mm_acts_gradient(acts, s);
     m->dev->queue->zero(m->dev, dx.data, b.n * dx.cols * mm_dtype_bytes(dx.dtype));
     if (dhidden.data)
-        norm_grads(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
+        mm_norm_backward(&b, &m->final_norm, dx, dhidden, acts->x_final, acts->stats_final);
 }
 
 void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, size_t n,
@@ -386,8 +239,8 @@ void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, si
         bool bottom = l == lowest && !acts->embedding;
         need(m, (int)l, l > lowest ? (int)l - 1 : MM_NO_LAYER);
         for (size_t i = 0; i < n; i++) {
-            struct backward b = backward_of(m, &acts[i], s, grads, i == 0 ? into : MM_ADD);
-            backward_layer(&b, l, mm_acts_gradient(&acts[i], s), bottom);
+            struct mm_backward_pass b = pass_of(m, &acts[i], s, grads, i == 0 ? into : MM_ADD);
+            mm_layer_backward(&b, l, mm_acts_gradient(&acts[i], s), bottom);
         }
         call(after_layer, (int)l);
     }
