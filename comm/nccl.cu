@@ -63,6 +63,7 @@ static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
         struct grown *bigger = static_cast<struct grown *>(mm_calloc(1, sizeof *bigger));
         *bigger = {*newest, t->dev->queue->alloc(t->dev, bytes), bytes};
         *newest = bigger;
+        t->dev->own_bytes += bytes;
     }
     return (*newest)->data;
 }

@@ -111,7 +111,7 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
         reduce_in_host(t, stage, r, stage);
         size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
         if (own_rows)
-            t->dev->queue->upload(t->dev, r->own, stage, own_rows * row_bytes);
+            t->dev->queue->upload_later(t->dev, r->own, stage, own_rows * row_bytes);
     }
 }
 
@@ -145,7 +145,7 @@ static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
         t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
         gather_in_host(t, stage, m);
-        t->dev->queue->upload(t->dev, m->data, stage, m->rows * row_bytes);
+        t->dev->queue->upload_later(t->dev, m->data, stage, m->rows * row_bytes);
     }
 }
 
@@ -162,7 +162,7 @@ static void mpi_sum(struct mm_transport *base, const struct mm_numbers *numbers,
     mm_comm_sum_unwatched(t->comm, host, n);
     at = 0;
     for (size_t i = 0; i < parts; at += numbers[i++].n)
-        queue->upload(t->dev, numbers[i].values, host + at, numbers[i].n * sizeof *host);
+        queue->upload_later(t->dev, numbers[i].values, host + at, numbers[i].n * sizeof *host);
 }
 
 /* All was done when the bucket was started. */

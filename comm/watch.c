@@ -241,21 +241,28 @@ static void *keep_watch(void *argument) {
 
 /* -- sections ---------------------------------------------------------------------------------- */
 
-/* The device reports when it gets here. */
-static void close_section(struct mm_watch *w) {
-    if (w->open && w->attached) {
+/* True: the device is to report when it gets here, see report. */
+static bool close_section(struct mm_watch *w) {
+    bool reports = w->open && w->attached;
+    if (reports) {
         if (device_is_done(w))
             w->seen_at = w->clock; /* its time begins now */
         w->closed++;
-        w->dev->queue->download_later(w->dev, (void *)&w->progress->done,
-                                      &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
     }
     w->open = false;
+    return reports;
+}
+
+/* Without the lock: behind a device that hangs this may wait for ever, and the thread must see it.
+ */
+static void report(struct mm_watch *w) {
+    w->dev->queue->download_later(w->dev, (void *)&w->progress->done,
+                                  &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
 }
 
 void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t number) {
     pthread_mutex_lock(&w->lock);
-    close_section(w);
+    bool reports = close_section(w);
     w->seconds = seconds;
     w->open = seconds > 0;
     w->calls = 0;
@@ -270,12 +277,16 @@ void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t
     if (w->idle) /* else it looks by itself, soon: a small loop need not wake a thread */
         pthread_cond_signal(&w->changed);
     pthread_mutex_unlock(&w->lock);
+    if (reports)
+        report(w);
 }
 
 void mm_watch_end(struct mm_watch *w) {
     pthread_mutex_lock(&w->lock);
-    close_section(w);
+    bool reports = close_section(w);
     pthread_mutex_unlock(&w->lock);
+    if (reports)
+        report(w);
 }
 
 uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, enum mm_over over, size_t bytes) {

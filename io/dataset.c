@@ -12,7 +12,7 @@
 #include "io/files.h"
 #include "io/h5.h"
 
-enum { READ_ELEMENTS = 1 << 16 };
+enum { READ_ELEMENTS = 1 << 16, NAMED = 4 /* of the datasets that are not read */ };
 
 /* A file and one dataset of whole numbers in it, of one or two dimensions. */
 struct integers {
@@ -123,6 +123,48 @@ static enum mm_status token_limit(const struct integers *in, uint32_t vocab_size
     return status;
 }
 
+/* The attribute tokenizer, which is for people: NULL where it is missing or no text. */
+static char *tokenizer_of(hid_t file, const char *path) {
+    struct mm_error unused;
+    char *text = NULL;
+    if (mm_h5_has_attribute(file, "tokenizer"))
+        mm_h5_get_text(file, path, "tokenizer", &text, &unused);
+    return text;
+}
+
+/* The names of a token file's datasets that are not read. */
+struct strangers {
+    char *names;
+    size_t n;
+};
+
+static herr_t add_stranger(hid_t file, const char *name, const H5L_info_t *info, void *data) {
+    static const char *const known[] = {"tokens", "lengths", "answer_from"};
+    struct strangers *strangers = data;
+    (void)file, (void)info;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, known[i]) == 0)
+            return 0;
+    if (strangers->n++ < NAMED) {
+        char *names = mm_format("%s%s'%s'", strangers->names ? strangers->names : "",
+                                strangers->names ? ", " : "", name);
+        mm_free(strangers->names);
+        strangers->names = names;
+    }
+    return 0;
+}
+
+static void warn_of_strangers(const struct integers *in) {
+    struct strangers strangers = {0};
+    H5Literate(in->file, H5_INDEX_NAME, H5_ITER_INC, NULL, add_stranger, &strangers);
+    if (strangers.n)
+        mm_log0(MM_LOG_WARN,
+                "%s: %s%s: not read; how long a row is stands in 'lengths', where its answer "
+                "begins in 'answer_from'",
+                in->path, strangers.names, strangers.n > NAMED ? " and others" : "");
+    mm_free(strangers.names);
+}
+
 /* Reads all of dataset `name`, [rows] or [rows, cols] (cols > 0), into a new *out; *rows is checked
  * where it is not 0, else set. */
 static enum mm_status read_whole(struct integers *in, const char *name, size_t *rows, size_t cols,
@@ -215,6 +257,10 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
     close_integers(&in);
     if (status == MM_OK)
         status = read_lengths(&in, set, err);
+    if (status == MM_OK) {
+        set->tokenizer = tokenizer_of(in.file, path);
+        warn_of_strangers(&in);
+    }
     mm_h5_close(in.file);
     if (status != MM_OK)
         mm_dataset_free(set);
@@ -224,6 +270,7 @@ enum mm_status mm_dataset_read(struct mm_dataset *set, const char *path, size_t 
 void mm_dataset_free(struct mm_dataset *set) {
     if (!set->rows) { /* else borrowed */
         mm_free(set->path);
+        mm_free(set->tokenizer);
         mm_free(set->tokens);
         mm_free(set->lengths);
         mm_free(set->answers);
@@ -399,6 +446,8 @@ enum mm_status mm_questions_read(struct mm_questions *questions, const char *pat
     }
     if (status == MM_OK)
         status = check_offsets(questions, prompts_n, err);
+    if (status == MM_OK)
+        questions->tokenizer = tokenizer_of(in.file, path);
     mm_h5_close(in.file);
     if (status != MM_OK)
         mm_questions_free(questions);
@@ -407,6 +456,7 @@ enum mm_status mm_questions_read(struct mm_questions *questions, const char *pat
 
 void mm_questions_free(struct mm_questions *questions) {
     mm_free(questions->path);
+    mm_free(questions->tokenizer);
     mm_free(questions->prompts);
     mm_free(questions->offsets);
     mm_free(questions->choices);

@@ -6,7 +6,8 @@
  * Two more datasets [examples] may be there. /lengths: how many of a row's tokens are its own; what
  * stands behind is padding and changes nothing. /answer_from: the token from which on a row is to
  * be learnt; what comes before is read and not learnt. So position p of a row has a target, its
- * token p+1, where answer_from <= p+1 < length. All functions are local. */
+ * token p+1, where answer_from <= p+1 < length. Of a dataset of another name, which is not read,
+ * rank 0 warns: its writer may have meant lengths or a mask. All functions are local. */
 #ifndef MM_DATASET_H
 #define MM_DATASET_H
 
@@ -17,6 +18,7 @@ struct mm_dataset {
     size_t examples, context; /* of the file */
     size_t context_length;    /* what is used: the first columns */
     uint32_t vocab_size;      /* attribute; 0 where the file has none */
+    char *tokenizer;          /* attribute, owned as path is; NULL where the file has none */
     uint32_t *tokens;         /* [examples, context_length], owned; of a view borrowed */
     /* [examples] each, as tokens; both NULL: all rows are whole. At most context_length. */
     uint32_t *lengths, *answers;
@@ -76,7 +78,7 @@ struct mm_counts mm_dataset_counts(const struct mm_dataset *set, size_t index, s
 
 /* Multiple-choice file: /prompts (flat u32), /offsets [n+1], /choices [n, 4], /answers [n]. */
 struct mm_questions {
-    char *path;
+    char *path, *tokenizer; /* as of token files */
     size_t n;
     uint32_t *prompts; /* prompt q is prompts[offsets[q] ... offsets[q+1]-1] */
     uint64_t *offsets;

@@ -92,6 +92,18 @@ enum mm_status mm_output_open(struct mm_output *out, const char *path, struct mm
     return status;
 }
 
+enum mm_status mm_output_reopen(struct mm_output *out, const char *path, struct mm_error *err) {
+    *out = (struct mm_output){.fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW)};
+    if (out->fd < 0)
+        return fail_errno(err, "write", path);
+    out->path = mm_strdup(path);
+    return MM_OK;
+}
+
+enum mm_status mm_output_seek(struct mm_output *out, size_t place, struct mm_error *err) {
+    return lseek(out->fd, (off_t)place, SEEK_SET) < 0 ? fail_errno(err, "write", out->path) : MM_OK;
+}
+
 enum mm_status mm_output_write(struct mm_output *out, const void *data, size_t bytes,
                                struct mm_error *err) {
     const char *next = data;
@@ -112,9 +124,9 @@ enum mm_status mm_output_close(struct mm_output *out, enum mm_status status, str
         status = fail_errno(err, "sync", out->path);
     if (close(out->fd) && !status)
         status = fail_errno(err, "close", out->path);
-    if (!status && rename(out->temporary, out->path))
+    if (!status && out->temporary && rename(out->temporary, out->path))
         status = fail_errno(err, "rename to", out->path);
-    if (status)
+    if (status && out->temporary)
         unlink(out->temporary);
     mm_free(out->path);
     mm_free(out->temporary);

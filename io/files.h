@@ -27,10 +27,14 @@ enum mm_status mm_file_copy(const char *from, const char *to, struct mm_error *e
  * close removes the file and returns the same status. An open that fails leaves nothing to close.
  */
 struct mm_output {
-    char *path, *temporary;
+    char *path, *temporary; /* temporary NULL: written in place */
     int fd;
 };
 enum mm_status mm_output_open(struct mm_output *out, const char *path, struct mm_error *err);
+/* The same of a file that is there, in place: what is not written stays, also after a failure. */
+enum mm_status mm_output_reopen(struct mm_output *out, const char *path, struct mm_error *err);
+/* The next write goes to this place, counted from the start. */
+enum mm_status mm_output_seek(struct mm_output *out, size_t place, struct mm_error *err);
 enum mm_status mm_output_write(struct mm_output *out, const void *data, size_t bytes,
                                struct mm_error *err);
 enum mm_status mm_output_close(struct mm_output *out, enum mm_status status, struct mm_error *err);

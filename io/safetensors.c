@@ -343,6 +343,9 @@ static enum mm_status map_file(struct mm_safetensors *file, struct mm_error *err
         else {
             file->map = map;
             file->bytes = (size_t)info.st_size;
+            file->inode = (uint64_t)info.st_ino;
+            file->modified =
+                (uint64_t)info.st_mtim.tv_sec * 1000000000u + (uint64_t)info.st_mtim.tv_nsec;
         }
     }
     close(fd);

@@ -22,6 +22,7 @@ struct mm_safetensors {
     char *path, *name;        /* folder/name, name; owned */
     const unsigned char *map; /* the whole file */
     size_t bytes, data_begin;
+    uint64_t inode, modified;             /* of the file; its time in nanoseconds */
     char *metadata;                       /* "__metadata__" as JSON text; NULL if there is none */
     struct mm_safetensors_entry *entries; /* in the order of the data */
     size_t entries_n;

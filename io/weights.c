@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "io/files.h"
 #include "io/json_text.h"
@@ -364,16 +364,9 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
     return mm_weights_load_rows(weights, name, all, dst, dst_dtype, err);
 }
 
-void mm_weights_hash(const struct mm_weights *weights, char hex[33]) {
-    XXH3_state_t *state = XXH3_createState();
-    MM_CHECK(state, "out of memory");
-    XXH3_128bits_reset(state);
+void mm_weights_forget(const struct mm_weights *weights) {
     for (size_t f = 0; f < weights->files_n; f++)
-        XXH3_128bits_update(state, weights->files[f].map, weights->files[f].bytes);
-    XXH128_hash_t hash = XXH3_128bits_digest(state);
-    XXH3_freeState(state);
-    snprintf(hex, 33, "%016llx%016llx", (unsigned long long)hash.high64,
-             (unsigned long long)hash.low64);
+        madvise((void *)(uintptr_t)weights->files[f].map, weights->files[f].bytes, MADV_DONTNEED);
 }
 
 const char *mm_weights_path(const struct mm_weights *weights) {

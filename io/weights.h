@@ -71,20 +71,43 @@ enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char
                                     struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
                                     struct mm_error *err);
 
-/* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits. It
- * reads every byte. Local. */
-void mm_weights_hash(const struct mm_weights *weights, char hex[33]);
+/* Gives back the memory of what was read of the files; whoever asks again reads it again. Local. */
+void mm_weights_forget(const struct mm_weights *weights);
+
+/* Part of a hash of tensors: a sum over rows. Sums of different rows are added member by member, in
+ * any order, and text is made of the sum of all: the same 32 hex digits however many took part. */
+struct mm_weights_sum {
+    uint64_t low, high;
+};
+/* Adds rows first ... first + count - 1 of a tensor that is listed, whose rows are
+ * mm_stored_rows_n. Reads no other. Local. */
+void mm_weights_sum_rows(const struct mm_weights *weights, const char *name, size_t first,
+                         size_t count, struct mm_weights_sum *sum);
+void mm_weights_sum_text(struct mm_weights_sum sum, char hex[33]);
+/* The rows that are hashed: those of a matrix; a vector is one. */
+static inline size_t mm_stored_rows_n(const struct mm_stored_tensor *tensor) {
+    return tensor->dims_n < 2 ? 1 : tensor->dims[0];
+}
+
+/* Ranks that get the same number have opened the same files: not copies of them, unless these have
+ * the same inodes, sizes and times. Local. */
+uint64_t mm_weights_copy(const struct mm_weights *weights);
+
+/* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits: what
+ * checkpoints of before 2026-11-27 hold. It reads every byte. Local. */
+void mm_weights_hash_files(const struct mm_weights *weights, char hex[33]);
 /* The weight file, or the folder where there are several. Owned by the mm_weights. Local. */
 const char *mm_weights_path(const struct mm_weights *weights);
 
-/* What an export replaces: `data` float32, `elements` of them, of tensor `name`. */
+/* What an export replaces: tensor `name`, of `elements` in all ranks. `data` has, in float32, the
+ * rows of the rank that gives it: mm_rows_of (comm/comm.h) of the tensor's first dimension. */
 struct mm_replacement {
     const char *name;
     const float *data;
     size_t elements;
 };
 
-/* What rounding to the written dtype did. Values are compared bit by bit. */
+/* What rounding to the written dtype did to a rank's rows. Values are compared bit by bit. */
 struct mm_export_report {
     size_t replaced; /* elements of the replaced tensors */
     size_t changed;  /* those whose float32 value differs from the original's */
@@ -101,14 +124,28 @@ struct mm_export_report {
  * F32, F16 and BF16 tensor is written in *save_dtype, and config.json's "torch_dtype" or "dtype"
  * and the index's total_size say so.
  *
- * Written into OUT.writing, synced, renamed; the remains of an earlier attempt are removed first,
- * and after a failure nothing stays. Parent folders are made. Local: one rank calls. MM_BAD_INPUT:
- * `out` exists already, a replacement that no tensor matches, a config.json that is not JSON, a
- * path not permitted; MM_FAILED: disk full and the like. `report` may be NULL. */
-enum mm_status mm_weights_export(const struct mm_weights *weights, const char *out,
-                                 const struct mm_replacement *replacements, size_t replacements_n,
-                                 const enum mm_dtype *save_dtype, struct mm_export_report *report,
-                                 struct mm_error *err);
+ * One rank begins. When it is done every rank writes its rows of every tensor, and syncs them. When
+ * all are done, the one that began ends. All is written into OUT.writing, which the end renames;
+ * the remains of an earlier attempt are removed at the beginning, and after a failure, of which the
+ * end is told, nothing stays. Each function is local. */
+struct mm_weights_export {
+    const struct mm_weights *weights;
+    const char *out;
+    const enum mm_dtype *save_dtype;
+};
+/* Makes the folder and its parents, and writes all but the data of the tensors. MM_BAD_INPUT: `out`
+ * exists already, a config.json that is not JSON, a path not permitted; MM_FAILED: disk full and
+ * the like. Fails only with nothing left behind; then there is nothing to end. */
+enum mm_status mm_weights_export_begin(const struct mm_weights_export *e, struct mm_error *err);
+/* Writes the rows of rank `rank` of `ranks`. MM_BAD_INPUT: a replacement that no tensor matches, or
+ * two of the same; MM_FAILED as above. */
+enum mm_status mm_weights_export_rows(const struct mm_weights_export *e,
+                                      const struct mm_replacement *replacements,
+                                      size_t replacements_n, int ranks, int rank,
+                                      struct mm_export_report *report, struct mm_error *err);
+/* status: how the ranks fared; unless that is MM_OK, the folder is removed and it is returned. */
+enum mm_status mm_weights_export_end(const struct mm_weights_export *e, enum mm_status status,
+                                     struct mm_error *err);
 
 /* Writes one model.safetensors of float32 tensors into `folder` (for pretraining), which is made
  * where it is missing; atomic: an earlier file stays until the new one is whole. MM_BAD_INPUT: a

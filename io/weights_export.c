@@ -1,7 +1,9 @@
 /* weights_export.c - writes a model folder anew with some tensors replaced; see weights.h.
  *
- * Data streams from the mapped files through one chunk of conversion buffers: no tensor is ever
- * held whole. Unless dtypes change, headers are copied byte for byte. */
+ * Reason: no rank could hold a large model, nor would one disk's stream do. Every rank writes its
+ * own rows into the files at their places. Data streams from the mapped files through one chunk of
+ * conversion buffers: no tensor is ever held whole. Unless dtypes change, headers are copied byte
+ * for byte. */
 #include "io/weights.h"
 
 #include <errno.h>
@@ -10,16 +12,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "comm/comm.h"
 #include "io/export_files.h"
 #include "io/files.h"
 #include "io/weights_folder.h"
 
 enum { CHUNK = 1 << 16 }; /* elements */
 
-struct export {
-    const struct mm_weights *weights;
-    const char *folder; /* being written */
-    const enum mm_dtype *save_dtype;
+/* The rows of one rank, while they are written. */
+struct writer {
+    const struct mm_weights_export *export;
+    int ranks, rank;
     struct replaced {
         const struct mm_safetensors_entry *entry;
         const struct mm_replacement *by;
@@ -33,51 +36,111 @@ struct export {
     } * chunk;
 };
 
-/* --- tensors --- */
-
-static enum mm_dtype target_dtype(const struct export *job,
-                                  const struct mm_safetensors_entry *entry) {
-    return job->save_dtype ? *job->save_dtype : entry->tensor.dtype;
+/* `out` without slashes at its end, and the folder that is written meanwhile; the caller frees. */
+static char *target_of(const struct mm_weights_export *e) {
+    size_t length = strlen(e->out);
+    while (length > 1 && e->out[length - 1] == '/')
+        length--;
+    return mm_format("%.*s", (int)length, e->out);
 }
 
-static size_t target_bytes(const struct export *job, const struct mm_safetensors_entry *entry) {
-    return entry->floating ? entry->tensor.elements * mm_dtype_bytes(target_dtype(job, entry))
+static char *folder_of(const struct mm_weights_export *e) {
+    char *target = target_of(e), *folder = mm_format("%s.writing", target);
+    mm_free(target);
+    return folder;
+}
+
+/* --- headers --- */
+
+static enum mm_dtype target_dtype(const struct mm_weights_export *e,
+                                  const struct mm_safetensors_entry *entry) {
+    return e->save_dtype ? *e->save_dtype : entry->tensor.dtype;
+}
+
+static size_t target_bytes(const struct mm_weights_export *e,
+                           const struct mm_safetensors_entry *entry) {
+    return entry->floating ? entry->tensor.elements * mm_dtype_bytes(target_dtype(e, entry))
                            : entry->bytes;
 }
+
+/* The header of a file with other dtypes. The caller frees its text. */
+static struct mm_safetensors_header make_header(const struct mm_weights_export *e,
+                                                const struct mm_safetensors *file) {
+    struct mm_safetensors_header header;
+    mm_safetensors_header_begin(&header, file->metadata);
+    for (size_t i = 0; i < file->entries_n; i++) {
+        const struct mm_safetensors_entry *entry = &file->entries[i];
+        mm_safetensors_header_add(&header, entry->name,
+                                  entry->floating ? mm_safetensors_dtype(*e->save_dtype)
+                                                  : entry->dtype,
+                                  entry->shape, target_bytes(e, entry));
+    }
+    mm_safetensors_header_end(&header);
+    return header;
+}
+
+/* Where the data of a written file begins. */
+static size_t data_begin(const struct mm_weights_export *e, const struct mm_safetensors *file) {
+    if (!e->save_dtype)
+        return file->data_begin;
+    struct mm_safetensors_header header = make_header(e, file);
+    mm_free(header.text);
+    return header.bytes;
+}
+
+static enum mm_status write_header(const struct mm_weights_export *e,
+                                   const struct mm_safetensors *file, const char *folder,
+                                   struct mm_error *err) {
+    struct mm_output out;
+    struct mm_safetensors_header header = {0};
+    char *path = mm_format("%s/%s", folder, file->name);
+    enum mm_status status = mm_output_open(&out, path, err);
+    mm_free(path);
+    if (status != MM_OK)
+        return status;
+    if (e->save_dtype)
+        header = make_header(e, file);
+    status = header.text ? mm_output_write(&out, header.text, header.bytes, err)
+                         : mm_output_write(&out, file->map, file->data_begin, err);
+    mm_free(header.text);
+    return mm_output_close(&out, status, err);
+}
+
+/* --- rows --- */
 
 static int by_entry(const void *a, const void *b) {
     const struct replaced *x = a, *y = b;
     return (x->entry > y->entry) - (x->entry < y->entry);
 }
 
-static const struct mm_replacement *replacement_of(const struct export *job,
+static const struct mm_replacement *replacement_of(const struct writer *w,
                                                    const struct mm_safetensors_entry *entry) {
     const struct replaced key = {.entry = entry}, *found = NULL;
-    if (job->replaced_n)
-        found = bsearch(&key, job->replaced, job->replaced_n, sizeof key, by_entry);
+    if (w->replaced_n)
+        found = bsearch(&key, w->replaced, w->replaced_n, sizeof key, by_entry);
     return found ? found->by : NULL;
 }
 
 /* Sorts the replacements; each must name a tensor of its size, once. */
-static enum mm_status take_replacements(struct export *job,
-                                        const struct mm_replacement *replacements, size_t n,
-                                        struct mm_error *err) {
-    job->replaced = mm_calloc(n, sizeof *job->replaced);
+static enum mm_status take_replacements(struct writer *w, const struct mm_replacement *replacements,
+                                        size_t n, struct mm_error *err) {
+    const struct mm_weights *weights = w->export->weights;
+    w->replaced = mm_calloc(n, sizeof *w->replaced);
     for (size_t i = 0; i < n; i++) {
-        const struct mm_stored_tensor *tensor = mm_weights_find(job->weights, replacements[i].name);
+        const struct mm_stored_tensor *tensor = mm_weights_find(weights, replacements[i].name);
         if (!tensor || tensor->elements != replacements[i].elements)
             return mm_fail(err, MM_BAD_INPUT,
                            "%s: cannot replace tensor '%s' by %zu elements: it holds %zu",
-                           job->weights->folder, replacements[i].name, replacements[i].elements,
+                           weights->folder, replacements[i].name, replacements[i].elements,
                            tensor ? tensor->elements : 0);
-        job->replaced[job->replaced_n++] = (struct replaced){
-            mm_weights_entry(job->weights, replacements[i].name), &replacements[i]};
+        w->replaced[w->replaced_n++] =
+            (struct replaced){mm_weights_entry(weights, replacements[i].name), &replacements[i]};
     }
-    qsort(job->replaced, n, sizeof *job->replaced, by_entry);
+    qsort(w->replaced, n, sizeof *w->replaced, by_entry);
     for (size_t i = 1; i < n; i++)
-        if (job->replaced[i - 1].entry == job->replaced[i].entry)
-            return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' is replaced twice",
-                           job->weights->folder, job->replaced[i].by->name);
+        if (w->replaced[i - 1].entry == w->replaced[i].entry)
+            return mm_fail(err, MM_BAD_INPUT, "%s: tensor '%s' is replaced twice", weights->folder,
+                           w->replaced[i].by->name);
     return MM_OK;
 }
 
@@ -87,146 +150,160 @@ static uint32_t bits_at(const void *values, size_t width, size_t i) {
     return bits;
 }
 
-/* Converts elements [first, first + n) into chunk->written and counts what that did. */
-static void convert_chunk(struct export *job, const struct mm_safetensors_entry *entry,
-                          const struct mm_replacement *replacement, size_t first, size_t n) {
+/* Converts n elements from `first` on into chunk->written and counts what that did. `by` has the
+ * values that replace them; NULL: none. */
+static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *entry,
+                          const float *by, size_t first, size_t n) {
     static const uint32_t exponents[] = {
         [MM_F32] = 0x7f800000u, [MM_BF16] = 0x7f80u, [MM_F16] = 0x7c00u};
-    struct chunk *chunk = job->chunk;
-    enum mm_dtype stored = entry->tensor.dtype, target = target_dtype(job, entry);
+    struct chunk *chunk = w->chunk;
+    enum mm_dtype stored = entry->tensor.dtype, target = target_dtype(w->export, entry);
     size_t width = mm_dtype_bytes(target);
     const char *source = (const char *)entry->tensor.data + first * mm_dtype_bytes(stored);
     mm_convert(chunk->original, MM_F32, source, stored, n);
-    const float *values = replacement ? replacement->data + first : chunk->original;
+    const float *values = by ? by : chunk->original;
     mm_convert(chunk->written, target, values, MM_F32, n);
     for (size_t i = 0; i < n; i++)
-        job->report.overflowed +=
+        w->report.overflowed +=
             (bits_at(chunk->written, width, i) & exponents[target]) == exponents[target] &&
             isfinite(values[i]);
-    if (!replacement)
+    if (!by)
         return;
     mm_convert(chunk->unchanged, target, source, stored, n);
-    job->report.replaced += n;
+    w->report.replaced += n;
     for (size_t i = 0; i < n; i++) {
         bool changed = bits_at(values, 4, i) != bits_at(chunk->original, 4, i);
-        job->report.changed += changed;
-        job->report.lost +=
+        w->report.changed += changed;
+        w->report.lost +=
             changed && bits_at(chunk->written, width, i) == bits_at(chunk->unchanged, width, i);
     }
 }
 
-static enum mm_status write_tensor(struct export *job, const struct mm_safetensors_entry *entry,
-                                   struct mm_output *out, struct mm_error *err) {
-    const struct mm_replacement *replacement = replacement_of(job, entry);
-    if (!replacement && (!entry->floating || target_dtype(job, entry) == entry->tensor.dtype))
-        return mm_output_write(out, entry->tensor.data, entry->bytes, err);
-    size_t width = mm_dtype_bytes(target_dtype(job, entry));
+static enum mm_status write_converted(struct writer *w, const struct mm_safetensors_entry *entry,
+                                      struct mm_rows own, size_t cols, struct mm_output *out,
+                                      struct mm_error *err) {
+    const struct mm_replacement *replacement = replacement_of(w, entry);
+    size_t width = mm_dtype_bytes(target_dtype(w->export, entry)), all = own.count * cols;
     enum mm_status status = MM_OK;
-    for (size_t first = 0, n; first < entry->tensor.elements && !status; first += n) {
-        n = entry->tensor.elements - first < CHUNK ? entry->tensor.elements - first : CHUNK;
-        convert_chunk(job, entry, replacement, first, n);
-        status = mm_output_write(out, job->chunk->written, n * width, err);
+    for (size_t done = 0, n; done < all && status == MM_OK; done += n) {
+        n = all - done < CHUNK ? all - done : CHUNK;
+        convert_chunk(w, entry, replacement ? replacement->data + done : NULL,
+                      own.first * cols + done, n);
+        status = mm_output_write(out, w->chunk->written, n * width, err);
     }
     return status;
 }
 
-static enum mm_status write_header(const struct export *job, const struct mm_safetensors *file,
-                                   struct mm_output *out, struct mm_error *err) {
-    if (!job->save_dtype)
-        return mm_output_write(out, file->map, file->data_begin, err);
-    struct mm_safetensors_header header;
-    mm_safetensors_header_begin(&header, file->metadata);
-    for (size_t i = 0; i < file->entries_n; i++) {
-        const struct mm_safetensors_entry *entry = &file->entries[i];
-        mm_safetensors_header_add(&header, entry->name,
-                                  entry->floating ? mm_safetensors_dtype(*job->save_dtype)
-                                                  : entry->dtype,
-                                  entry->shape, target_bytes(job, entry));
-    }
-    mm_safetensors_header_end(&header);
-    enum mm_status status = mm_output_write(out, header.text, header.bytes, err);
-    mm_free(header.text);
-    return status;
+/* place: where the tensor's data begins in the written file. What is no matrix or vector of numbers
+ * that we know is one row. */
+static enum mm_status write_tensor(struct writer *w, const struct mm_safetensors_entry *entry,
+                                   struct mm_output *out, size_t place, struct mm_error *err) {
+    const struct mm_stored_tensor *tensor = &entry->tensor;
+    size_t bytes = target_bytes(w->export, entry);
+    size_t rows = entry->listed && tensor->dims_n ? tensor->dims[0] : 1;
+    struct mm_rows own = mm_rows_of(rows, w->ranks, w->rank);
+    if (own.count == 0 || bytes == 0)
+        return MM_OK;
+    size_t each = bytes / rows;
+    enum mm_status status = mm_output_seek(out, place + own.first * each, err);
+    if (status != MM_OK)
+        return status;
+    bool same = !entry->floating || target_dtype(w->export, entry) == tensor->dtype;
+    if (same && !replacement_of(w, entry))
+        return mm_output_write(out, (const char *)tensor->data + own.first * each, own.count * each,
+                               err);
+    return write_converted(w, entry, own, tensor->elements / rows, out, err);
 }
 
-static enum mm_status write_weights(struct export *job, struct mm_error *err) {
-    enum mm_status status = MM_OK;
-    for (size_t f = 0; f < job->weights->files_n && !status; f++) {
-        const struct mm_safetensors *file = &job->weights->files[f];
-        char *path = mm_format("%s/%s", job->folder, file->name);
-        struct mm_output out;
-        status = mm_output_open(&out, path, err);
-        mm_free(path);
-        if (status)
-            break;
-        status = write_header(job, file, &out, err);
-        for (size_t i = 0; i < file->entries_n && !status; i++)
-            status = write_tensor(job, &file->entries[i], &out, err);
-        status = mm_output_close(&out, status, err);
+static enum mm_status write_rows(struct writer *w, const struct mm_safetensors *file,
+                                 const char *folder, struct mm_error *err) {
+    struct mm_output out;
+    size_t place = data_begin(w->export, file);
+    char *path = mm_format("%s/%s", folder, file->name);
+    enum mm_status status = mm_output_reopen(&out, path, err);
+    mm_free(path);
+    if (status != MM_OK)
+        return status;
+    for (size_t i = 0; i < file->entries_n && status == MM_OK; i++) {
+        status = write_tensor(w, &file->entries[i], &out, place, err);
+        place += target_bytes(w->export, &file->entries[i]);
     }
-    return status;
+    return mm_output_close(&out, status, err);
 }
 
-static size_t all_bytes(const struct export *job) {
-    size_t total = 0;
-    for (size_t i = 0; i < job->weights->entries_n; i++)
-        total += target_bytes(job, job->weights->entries[i]);
-    return total;
+enum mm_status mm_weights_export_rows(const struct mm_weights_export *e,
+                                      const struct mm_replacement *replacements,
+                                      size_t replacements_n, int ranks, int rank,
+                                      struct mm_export_report *report, struct mm_error *err) {
+    struct writer w = {.export = e, .ranks = ranks, .rank = rank};
+    w.chunk = mm_calloc(1, sizeof *w.chunk);
+    char *folder = folder_of(e);
+    enum mm_status status = take_replacements(&w, replacements, replacements_n, err);
+    for (size_t f = 0; f < e->weights->files_n && status == MM_OK; f++)
+        status = write_rows(&w, &e->weights->files[f], folder, err);
+    *report = w.report;
+    mm_free(folder);
+    mm_free(w.replaced);
+    mm_free(w.chunk);
+    return status;
 }
 
 /* --- the folder --- */
 
-/* Everything into job->folder, then that folder renamed to `out`. */
-static enum mm_status write_folder(struct export *job, const char *out, struct mm_error *err) {
-    enum mm_status status = mm_folder_remove(job->folder, err);
-    if (status)
-        return status;
-    status = mm_folder_make(job->folder, err);
-    if (!status)
-        status = mm_export_files(job->weights, job->folder, job->save_dtype, all_bytes(job), err);
-    if (!status)
-        status = write_weights(job, err);
-    if (!status)
-        status = mm_folder_sync(job->folder, err);
-    if (!status && rename(job->folder, out))
-        status = mm_fail(err, MM_FAILED, "%s: cannot rename to %s: %s", job->folder, out,
-                         strerror(errno));
-    if (status) {
-        struct mm_error second; /* the first one counts */
-        mm_folder_remove(job->folder, &second);
-        return status;
-    }
-    char *parent = mm_path_parent(out);
-    status = mm_folder_sync(parent, err);
-    mm_free(parent);
+static size_t all_bytes(const struct mm_weights_export *e) {
+    size_t total = 0;
+    for (size_t i = 0; i < e->weights->entries_n; i++)
+        total += target_bytes(e, e->weights->entries[i]);
+    return total;
+}
+
+static enum mm_status fill_folder(const struct mm_weights_export *e, const char *folder,
+                                  struct mm_error *err) {
+    enum mm_status status = mm_folder_make(folder, err);
+    if (status == MM_OK)
+        status = mm_export_files(e->weights, folder, e->save_dtype, all_bytes(e), err);
+    for (size_t f = 0; f < e->weights->files_n && status == MM_OK; f++)
+        status = write_header(e, &e->weights->files[f], folder, err);
     return status;
 }
 
-enum mm_status mm_weights_export(const struct mm_weights *weights, const char *out,
-                                 const struct mm_replacement *replacements, size_t replacements_n,
-                                 const enum mm_dtype *save_dtype, struct mm_export_report *report,
-                                 struct mm_error *err) {
-    if (!*out)
+static void remove_quietly(const char *folder) {
+    struct mm_error second; /* the first one counts */
+    mm_folder_remove(folder, &second);
+}
+
+enum mm_status mm_weights_export_begin(const struct mm_weights_export *e, struct mm_error *err) {
+    if (!*e->out)
         return mm_fail(err, MM_BAD_INPUT, "the folder to write a model into has no name");
-    if (mm_path_exists(out))
+    if (mm_path_exists(e->out))
         return mm_fail(err, MM_BAD_INPUT, "%s: exists already: remove it or choose another name",
-                       out);
-    size_t length = strlen(out);
-    while (length > 1 && out[length - 1] == '/')
-        length--;
-    char *target = mm_format("%.*s", (int)length, out);
-    char *folder = mm_format("%s.writing", target);
-    struct export job = {.weights = weights, .folder = folder, .save_dtype = save_dtype};
-    job.chunk = mm_calloc(1, sizeof *job.chunk);
-    enum mm_status status = take_replacements(&job, replacements, replacements_n, err);
-    if (!status)
-        status = write_folder(&job, target, err);
-    if (!status && report)
-        *report = job.report;
-    mm_free(job.replaced);
-    mm_free(job.chunk);
+                       e->out);
+    char *folder = folder_of(e);
+    enum mm_status status = mm_folder_remove(folder, err);
+    if (status == MM_OK) {
+        status = fill_folder(e, folder, err);
+        if (status != MM_OK)
+            remove_quietly(folder);
+    }
+    mm_free(folder);
+    return status;
+}
+
+enum mm_status mm_weights_export_end(const struct mm_weights_export *e, enum mm_status status,
+                                     struct mm_error *err) {
+    char *folder = folder_of(e), *target = target_of(e), *parent = mm_path_parent(target);
+    if (status == MM_OK)
+        status = mm_folder_sync(folder, err);
+    if (status == MM_OK && rename(folder, target))
+        status =
+            mm_fail(err, MM_FAILED, "%s: cannot rename to %s: %s", folder, target, strerror(errno));
+    if (status == MM_OK)
+        status = mm_folder_sync(parent, err);
+    else
+        remove_quietly(folder);
     mm_free(folder);
     mm_free(target);
+    mm_free(parent);
     return status;
 }
 

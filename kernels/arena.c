@@ -21,15 +21,17 @@ const char *const mm_purpose_names[MM_PURPOSES] = {
 
 /* For each purpose, what makes its memory smaller. */
 static const char *const remedies[MM_PURPOSES] = {
-    [MM_FOR_WEIGHTS] = "model.dtype: bfloat16",
+    [MM_FOR_WEIGHTS] = "model.shard: full and more ranks, or model.dtype: bfloat16",
     [MM_FOR_BASE] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_ADVERSARY] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_RETAIN_ACC] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_FORGET_ACC] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_FROZEN] = "more ranks or model.dtype: bfloat16",
-    [MM_FOR_GRADIENTS] = "fewer unlearn.target_modules (relearning: relearn.passes 0)",
+    [MM_FOR_GRADIENTS] =
+        "model.shard: full, or fewer unlearn.target_modules (relearning: relearn.passes 0)",
     [MM_FOR_OPTIMIZER] = "more ranks or model.state_dtype: bfloat16",
-    [MM_FOR_ACTIVATIONS] = "a lower data.micro_batch, with unlearn.graph fresh or reuse",
+    [MM_FOR_ACTIVATIONS] =
+        "model.recompute: layer, or a lower data.micro_batch with unlearn.graph fresh or reuse",
     [MM_FOR_SCRATCH] = "a lower data.micro_batch",
 };
 

@@ -43,7 +43,7 @@ from token_files import (
     write_multiple_choice_file,
     write_token_file,
 )
-from tool_ends import fault_status, fault_words, run_tool
+from tool_ends import FAILED, fault_status, fault_words, run_tool
 
 EXIT_BAD_INPUT = 2
 SPLIT_SEED = 42
@@ -60,7 +60,8 @@ class Corpus:
     read: int
     by_where: int  # left out, and so by --match and --exclude
     by_match: int
-    copies: int  # of functions: packages bring copies of others, which must not lie in two splits
+    left_out: int  # functions that are copies: packages bring copies of others
+    copies: int  # records that are kept and say what another one says
     unparsable: int  # files, and those of folders that are of no format that is read
     of_other_kinds: int
     source: str
@@ -102,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(fault_words(error), fault_status(error))
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}", FAILED)
     return 0
 
 
@@ -145,7 +148,7 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
     suffixes = (".py",) if options.python_functions else ALL_SUFFIXES
     suffixes = RECORD_SUFFIXES if pairs else suffixes
     files, others = find_files(options.inputs, suffixes)
-    samples, read, by_where, unparsable, copies = [], 0, 0, 0, 0
+    samples, read, by_where, unparsable, left_out, copies = [], 0, 0, 0, 0, 0
     seen: set[str] = set()
     for path in tqdm(files, desc="reading", unit="file", disable=None):
         records = read_samples(path, options, conditions, pairs)
@@ -160,13 +163,15 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
             if sample is None or not wanted.holds(sample.text):
                 continue
             if options.python_functions and sample.text in seen:
-                copies += 1
+                left_out += 1
                 continue
+            copies += sample.text in seen
             seen.add(sample.text)
             samples.append(sample)
-    by_match = read - by_where - copies - len(samples)
+    by_match = read - by_where - left_out - len(samples)
     source = source_words(options, conditions, wanted, pairs)
-    return Corpus(samples, read, by_where, by_match, copies, unparsable, len(others), source)
+    counts = (read, by_where, by_match, left_out, copies, unparsable, len(others))
+    return Corpus(samples, *counts, source)
 
 
 def source_words(
@@ -325,6 +330,9 @@ def print_summary(
         )
         print(f"{'':<55}{file_sha256(paths[split.name])}")
     print(f"dropped: {dropped_words(corpus, splits, options)}")
+    if corpus.copies:
+        shared = "" if options.no_split else ": train, validation and test may share their texts"
+        print(f"kept, but copies of other records: {corpus.copies}{shared}")
     print(f"example, the first row of {paths[splits[0].name]}:")
     first = (
         splits[0].rows[0]
@@ -346,7 +354,7 @@ def dropped_words(corpus: Corpus, splits: Sequence[Split], options: argparse.Nam
     dropped = {
         "by --where": corpus.by_where,
         "by --match or --exclude": corpus.by_match,
-        "copies of others": corpus.copies,
+        "copies of others": corpus.left_out,
         why: sum(s.too_short for s in splits),
     }
     return ", ".join(f"{count} {why}" for why, count in dropped.items() if count) or "none"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from text_files import TEXT_UNITS
 
+MOST_CONTEXT = 10**6  # as of data.context_length
+
 DESCRIPTION = """\
 Turn text into the token files (HDF5) that mudman-mpi reads: PREFIX-train.h5,
 PREFIX-validation.h5 and PREFIX-test.h5. Unlearning uses train; evaluation and relearning
@@ -85,6 +87,16 @@ exit status: 0 done; 2 bad input or arguments, with one line that says where; 1 
 """
 
 
+def _prefix(text: str) -> Path:
+    """The beginning of the files' names."""
+    path = Path(text)
+    if text.endswith("/") or path.name in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' names a folder: the beginning of the files' names is missing, as in data/facts"
+        )
+    return path
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line and refuse combinations that would leave an option without effect."""
     parser = argparse.ArgumentParser(
@@ -99,7 +111,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--output",
         required=True,
-        type=Path,
+        type=_prefix,
         metavar="PREFIX",
         help="where the files go; folders are made",
     )
@@ -186,6 +198,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{option} has no effect with {mode}")
     if options.context is not None and options.context < 2:
         parser.error("--context must be at least 2: a row of one token predicts nothing")
+    if options.context is not None and options.context > MOST_CONTEXT:
+        parser.error(f"--context must be at most {MOST_CONTEXT}, as data.context_length")
     if options.pack and options.pad:
         parser.error("--pad has no effect with --pack")
     if bool(options.prompt_field) != bool(options.answer_field):

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from text_files import read_records
-from text_records import Condition, InputError, checked_text, look_up, look_up_text
+from text_records import (
+    Condition,
+    InputError,
+    checked_text,
+    look_up,
+    look_up_text,
+    parse_json,
+)
 
 PROMPT, ANSWER = "{prompt}", "{answer}"
 DEFAULT_TEMPLATE = f"{PROMPT} {ANSWER}"
@@ -57,7 +64,7 @@ class ChatTemplate:
             raise InputError(f"{folder}: its tokenizer has no chat template")
         self._place = str(folder)
         self._tokens = {name: _token(config.get(name)) for name in ("bos_token", "eos_token")}
-        self._errors, self._template = _compile(text, self._place)
+        self._template = _compile(text, self._place)
 
     def sample(self, messages: list[dict[str, str]], place: str) -> Sample:
         """Everything before the last message is the prompt, with what the template puts there."""
@@ -75,13 +82,13 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages, add_generation_prompt=open_end, **self._tokens
             )
-        except (*self._errors, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             raise InputError(f"{place}: the chat template refuses this: {error}") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     return content if isinstance(content, dict) else {}
@@ -93,8 +100,8 @@ def _token(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _compile(text: str, place: str) -> tuple[tuple[type[Exception], ...], Any]:
-    """The errors that rendering raises, and the template, in transformers' dialect.
+def _compile(text: str, place: str) -> Any:
+    """The template, in transformers' dialect.
 
     Its `strftime_now` is left out, so that the same input gives the same bytes on any day.
     """
@@ -117,7 +124,7 @@ def _compile(text: str, place: str) -> tuple[tuple[type[Exception], ...], Any]:
     )
     environment.globals["raise_exception"] = refuse
     try:
-        return (TemplateError,), environment.from_string(text)
+        return environment.from_string(text)
     except TemplateError as error:
         raise InputError(f"{place}: its chat template cannot be read: {error}") from None
 

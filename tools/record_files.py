@@ -166,6 +166,8 @@ def read_parquet(path: Path, fields: Sequence[str]) -> Iterator[tuple[str, dict[
             if field not in names and field.partition(".")[0] not in names:
                 raise InputError(f"{path}: no field '{field}' (there are: {', '.join(names)})")
         columns = [name for name in names if name in tops]
+        if len(set(columns)) < len(columns):
+            raise InputError(f"{path}: has two columns named '{max(columns, key=columns.count)}'")
         batches, row = file.iter_batches(columns=columns), 0
         while batch := _parquet_call(path, errors, lambda: next(batches, None)):
             for record in batch.to_pylist():

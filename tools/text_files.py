@@ -6,15 +6,15 @@ folders walked in sorted order, records in file order.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from record_files import PARQUET, ends_in, read_chunks, read_lines, read_parquet, unknown_format
-from text_records import Condition, InputError, look_up_text
+from text_records import Condition, InputError, look_up_text, parse_json
 
 TEXT_UNITS = ("paragraph", "line", "file")
 
@@ -70,11 +70,13 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parse_json_line(line: bytes, place: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: not UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
+    except JSONDecodeError as error:
         raise InputError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except ValueError as error:
+        raise InputError(f"{place}: {error}") from None
     except RecursionError as error:
         raise InputError(f"{place}: not JSON that can be read: nested too deeply") from error
     if not isinstance(record, dict):

@@ -74,6 +74,19 @@ def _compile(option: str, pattern: str) -> re.Pattern[str]:
         raise InputError(f"{option} {pattern}: not a regular expression: {error}") from error
 
 
+def parse_json(text: str) -> Any:
+    """Read JSON; ValueError, too, where an object has a name twice, of which Python takes the last."""
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"one object has a name twice: '{max(names, key=names.count)}'")
+    return found
+
+
 def look_up(record: dict[str, Any], field: str, place: str) -> Any:
     """Return a field of a record; dots reach into nested objects (`category.animal_abuse`)."""
     if field in record:

@@ -10,6 +10,10 @@ from typing import Protocol
 from text_records import InputError
 
 
+# What older models have in place of tokenizer.json: SentencePiece's, and that of GPT-2's kind.
+_OTHER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json")
+
+
 class TextTokenizer(Protocol):
     """What the tools need of a tokenizer; `name` identifies it in the files written."""
 
@@ -71,6 +75,10 @@ class FileTokenizer:
         # never padded.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # Merges left out at random are for training tokenizers' models: other rows each time.
+        if getattr(self._tokenizer.model, "dropout", None) is not None:
+            self._tokenizer.model.dropout = None
+        self._path = path
         self._special_tokens = special_tokens
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         digest = hashlib.sha256(content).hexdigest()
@@ -84,9 +92,12 @@ class FileTokenizer:
         self, texts: Sequence[str], begins: Sequence[int]
     ) -> list[tuple[list[int], int]]:
         """A token on both sides of the place is behind it."""
-        encodings = self._tokenizer.encode_batch(
-            list(texts), add_special_tokens=self._special_tokens
-        )
+        try:
+            encodings = self._tokenizer.encode_batch(
+                list(texts), add_special_tokens=self._special_tokens
+            )
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"{self._path}: cannot tokenise this text: {error}") from error
         return [
             (encoding.ids, _first_behind(encoding.offsets, begin) if begin else 0)
             for encoding, begin in zip(encodings, begins, strict=True)
@@ -107,4 +118,13 @@ def open_tokenizer(given: str, special_tokens: bool = True) -> TextTokenizer:
     if given == "bytes":
         return ByteTokenizer()
     path = Path(given)
-    return FileTokenizer(path / "tokenizer.json" if path.is_dir() else path, special_tokens)
+    if not path.is_dir():
+        return FileTokenizer(path, special_tokens)
+    if not (path / "tokenizer.json").exists():
+        others = [name for name in _OTHER_TOKENIZERS if (path / name).exists()]
+        raise InputError(
+            f"{path}: holds no tokenizer.json"
+            + (f" but {others[0]}: transformers writes one: AutoTokenizer.from_pretrained(FOLDER)"
+               ".save_pretrained(FOLDER)" if others else "")
+        )  # fmt: skip
+    return FileTokenizer(path / "tokenizer.json", special_tokens)

@@ -124,6 +124,7 @@ static const struct mm_queue queue = {
     .download = cpu_copy,
     .pinned_alloc = must_alloc,
     .pinned_free = cpu_free,
+    .upload_later = cpu_copy,
     .download_later = cpu_copy,
     .mark = nothing_to_do,
     .wait = nothing_to_do,

@@ -199,7 +199,7 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const struct mm_sequences *re
     size_t kind = u->adversary ? mm_lora_turns_take(&u->turns, t)
                                : u->a.data && t % u->settings.fork_every_n_loops == 0;
     if (u->retain.whole && u->forget.whole)
-        mm_recorder_run(&u->recorder, kind, u->asked > 0, one_loop, u);
+        mm_recorder_run(&u->recorder, kind, one_loop, u);
     else /* a recording has the shapes and the counts of one batch */
         one_loop(u, kind);
     u->dev->queue->download_later(u->dev, u->host[slot], u->scalars, sizeof *u->scalars);

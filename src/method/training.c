@@ -19,8 +19,8 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
     t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     if (optimizer == MM_ADAMW) {
-        t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
-        t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
+        t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
+        t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     }
     t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
@@ -137,9 +137,9 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
                                               const float *adapters) {
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    struct mm_training *t = create_all(
-        arena, comm, model, mm_batch_size_of(config),
-        attack->optimizer == MM_ADAMW ? MM_F32 : config->model.state_dtype, attack->optimizer);
+    enum mm_dtype dtype = attack->state_dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
+    struct mm_training *t =
+        create_all(arena, comm, model, mm_batch_size_of(config), dtype, attack->optimizer);
     if (takes(model) && !config->unlearn.lora_rank)
         return taking(t, arena);
     keeping(t, arena);

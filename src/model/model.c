@@ -224,29 +224,6 @@ void mm_model_free(struct mm_model *model) {
     mm_free(model);
 }
 
-enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *weights,
-                             struct mm_error *err) {
-    enum mm_status status = MM_OK;
-    size_t most = 0;
-    for (size_t i = 0; i < model->params_n; i++) {
-        size_t elements = model->params[i].rows * model->params[i].cols;
-        most = elements > most ? elements : most;
-    }
-    void *host = mm_calloc(most, mm_dtype_bytes(model->dtype));
-    for (size_t i = 0; i < model->params_n && status == MM_OK; i++) {
-        struct mm_param *p = &model->params[i];
-        if (model->slots_n && p->layer != MM_NO_LAYER)
-            continue;
-        status = mm_weights_load(weights, p->name, p->rows, p->vector ? 0 : p->cols, host,
-                                 model->dtype, err);
-        if (status == MM_OK)
-            model->dev->queue->upload(model->dev, p->w.data, host,
-                                      p->rows * p->cols * mm_dtype_bytes(model->dtype));
-    }
-    mm_free(host);
-    return status;
-}
-
 static void hold(const struct mm_model *m, const struct mm_linear *linear, const bool *changing) {
     bool changes = false;
     for (size_t i = 0; i < linear->parts_n; i++)

@@ -9,7 +9,6 @@
 #ifndef MM_MODEL_H
 #define MM_MODEL_H
 
-#include "io/weights.h"
 #include "kernels/arena.h"
 #include "src/model/arch.h"
 
@@ -59,6 +58,7 @@ struct mm_model {
     size_t block_n;
     size_t slots_n;                 /* 0: every layer has memory of its own */
     struct mm_layer_source *source; /* borrowed; NULL: the layers are always there */
+    bool recompute; /* backwards compute a layer's activations anew; set by who creates it */
     struct mm_layer *layers;
     struct mm_norm_weights final_norm;
     size_t embed_part, head_part; /* equal when tied */
@@ -74,10 +74,6 @@ struct mm_model *mm_model_create(struct mm_arena *arena, const struct mm_arch *a
 struct mm_model *mm_model_create_in_slots(struct mm_arena *arena, const struct mm_arch *arch,
                                           enum mm_dtype dtype, size_t context, size_t slots_n);
 void mm_model_free(struct mm_model *model);
-
-/* Fills the working weights, but for those of layers in slots. Errors as mm_weights_load. */
-enum mm_status mm_model_load(struct mm_model *model, const struct mm_weights *weights,
-                             struct mm_error *err);
 
 /* Tells the device which products' weights stay as they are, and where, from now on: those with no
  * tensor among `changing` [params_n]. Whatever was said before is void. */

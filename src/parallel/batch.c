@@ -57,5 +57,5 @@ void mm_batch_set(struct mm_batch *b, int slot, const struct mm_sequences *own) 
         for (size_t s = first; s < end; s++, at += longest)
             put(own, s, longest, host + at, host + b->n + at);
     }
-    b->dev->queue->upload(b->dev, b->tokens, host, 2 * b->n * sizeof *host);
+    b->dev->queue->upload_later(b->dev, b->tokens, host, 2 * b->n * sizeof *host);
 }

@@ -15,6 +15,9 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     *p = (struct mm_passes){
         .comm = comm, .model = model, .shard = shard, .grown = {.comm = comm, .dev = model->dev}};
     p->share = mm_share_of(comm, exact(p), size);
+    enum mm_keep keep = !model->recompute ? MM_KEEP_ALL
+                        : held            ? MM_KEEP_INPUTS_FOR_TWO
+                                          : MM_KEEP_INPUTS;
     size_t micros = p->share.micros_n ? p->share.micros_n : 1;
     if (shard)
         shard->idle = p->share.micros_n == 0;
@@ -27,7 +30,7 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     for (size_t i = 0; shard && i < model->params_n; i++)
         wanted[i] = shard->grads[i] != NULL;
     for (size_t i = 0; i < p->acts_n; i++) {
-        mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL);
+        mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL, keep);
         if (p->group > 1)
             mm_acts_separate(&p->acts[i], arena, model);
         if (held)

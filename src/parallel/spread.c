@@ -110,26 +110,6 @@ void mm_spread_free(struct mm_spread *s) {
     mm_free(s);
 }
 
-enum mm_status mm_spread_load(struct mm_spread *s, const struct mm_weights *weights,
-                              struct mm_error *err) {
-    struct mm_model *m = s->model;
-    enum mm_status status = MM_OK;
-    for (size_t i = 0; i < m->params_n && status == MM_OK; i++) {
-        const struct mm_param *p = &m->params[i];
-        if (s->place[i] == SIZE_MAX)
-            continue;
-        struct mm_rows own = mm_layout_own(&s->layout, s->place[i]);
-        size_t bytes = own.count * p->cols * mm_dtype_bytes(m->dtype);
-        void *host = mm_calloc(bytes, 1);
-        struct mm_stored_rows rows = {p->rows, p->vector ? 0 : p->cols, own.first, own.count};
-        status = mm_weights_load_rows(weights, p->name, rows, host, m->dtype, err);
-        if (status == MM_OK && bytes)
-            m->dev->queue->upload(m->dev, own_part(s, s->place[i]), host, bytes);
-        mm_free(host);
-    }
-    return status;
-}
-
 struct mm_mat mm_own_rows(const struct mm_model *m, struct mm_comm *comm, size_t param) {
     const struct mm_param *p = &m->params[param];
     const struct mm_spread *s = mm_spread_of(m);

@@ -12,7 +12,6 @@
 #define MM_SPREAD_H
 
 #include "comm/comm.h"
-#include "io/weights.h"
 #include "src/parallel/layout.h"
 #include "src/model/model.h"
 
@@ -44,10 +43,6 @@ extern bool mm_spread_poison;
 struct mm_spread *mm_spread_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model);
 void mm_spread_free(struct mm_spread *spread);
-
-/* Fills the own rows. Reads no other. Local. Errors as mm_weights_load. */
-enum mm_status mm_spread_load(struct mm_spread *spread, const struct mm_weights *weights,
-                              struct mm_error *err);
 
 /* This rank's rows of tensor `param` of the model: of its spread where it has one and the tensor
  * is in a layer, else of the working weights. Who writes to them calls mm_spread_changed. Local. */

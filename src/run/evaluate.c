@@ -7,6 +7,44 @@
 
 #include "kernels/queue.h"
 
+/* A file and the tokenizer that made it. */
+struct made {
+    const char *path, *tokenizer;
+};
+
+/* Whether two texts of the attribute name the same tokenizer: where both end in a hash of
+ * tokenizer.json, as prepare_data.py writes them, the folders before it may differ. */
+static bool same_tokenizer(const char *a, const char *b) {
+    const char *hash_a = strstr(a, " sha256:"), *hash_b = strstr(b, " sha256:");
+    return strcmp(hash_a && hash_b ? hash_a : a, hash_a && hash_b ? hash_b : b) == 0;
+}
+
+/* Ids of one tokenizer mean something else in another, and nothing else would show it. */
+static void warn_of_tokenizers(const struct mm_data *data) {
+    const struct mm_dataset *sets[] = {&data->retain,
+                                       &data->forget,
+                                       &data->retain_validation,
+                                       &data->forget_validation,
+                                       &data->retain_evaluation,
+                                       &data->forget_evaluation};
+    size_t sets_n = sizeof sets / sizeof *sets;
+    struct made first = {0};
+    for (size_t i = 0; i < sets_n + data->questions_n; i++) {
+        const struct mm_questions *questions = i < sets_n ? NULL : &data->questions[i - sets_n];
+        struct made made = questions ? (struct made){questions->path, questions->tokenizer}
+                                     : (struct made){sets[i]->path, sets[i]->tokenizer};
+        if (made.tokenizer && !first.tokenizer)
+            first = made;
+        if (!made.tokenizer || same_tokenizer(first.tokenizer, made.tokenizer))
+            continue;
+        mm_log0(MM_LOG_WARN,
+                "%s and %s were made by different tokenizers (%s; %s): the model can know the ids "
+                "of one of them only",
+                first.path, made.path, first.tokenizer, made.tokenizer);
+        return;
+    }
+}
+
 enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config, size_t vocab,
                             struct mm_error *err) {
     const struct {
@@ -32,6 +70,8 @@ enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config
         status = mm_questions_read(&data->questions[data->questions_n],
                                    config->evaluate.multiple_choice[data->questions_n].file,
                                    (uint32_t)vocab, err);
+    if (status == MM_OK)
+        warn_of_tokenizers(data);
     return status;
 }
 
@@ -68,7 +108,7 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
         size_t capacity = count * mm_data_longest(data, config);
-        mm_acts_create(&e->acts, arena, model, capacity, NULL);
+        mm_acts_create(&e->acts, arena, model, capacity, NULL, MM_KEEP_ALL);
         mm_scratch_create(&e->scratch, arena, model, capacity, MM_FORWARD_ONLY);
         e->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *e->tokens);
         e->last = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.width);

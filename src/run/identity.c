@@ -27,7 +27,7 @@ struct mm_identity mm_identity_take(const char *config_path, const struct mm_arc
     const __typeof__(config->data) *d = &config->data;
     memcpy(add(&id, mm_strdup("config.json"), config_path)->hash, arch->hash, sizeof arch->hash);
     if (weights)
-        mm_weights_hash(weights, add(&id, mm_strdup("weights"), mm_weights_path(weights))->hash);
+        add(&id, mm_strdup("weights"), mm_weights_path(weights));
     add_set(&id, "data.retain", d->retain, &data->retain);
     add_set(&id, "data.forget", d->forget, &data->forget);
     add_set(&id, "data.retain_validation", d->retain_validation, &data->retain_validation);
@@ -51,7 +51,7 @@ void mm_identity_free(struct mm_identity *id) {
     *id = (struct mm_identity){0};
 }
 
-const struct mm_input *mm_identity_find(const struct mm_identity *id, const char *name) {
+struct mm_input *mm_identity_find(const struct mm_identity *id, const char *name) {
     for (size_t i = 0; i < id->n; i++)
         if (strcmp(id->inputs[i].name, name) == 0)
             return &id->inputs[i];

@@ -1,7 +1,7 @@
 /* identity.h - what a job's results stand on, by hash: config.json, weights, token files, question
- * files, the configuration and the program. Every rank hashes what it has read, in memory; no file
- * is read for it. All ranks must have read the same, and a resume must find what the checkpoint was
- * made from. */
+ * files, the configuration and the program. Every rank hashes what it has read, in memory, and
+ * the ranks hash the weights together (src/parallel/load.h). All ranks must have read the same, and
+ * a resume must find what the checkpoint was made from. */
 #ifndef MM_IDENTITY_H
 #define MM_IDENTITY_H
 
@@ -21,15 +21,15 @@ struct mm_identity {
     size_t n;
 };
 
-/* Of all that was read; weights NULL: none. config_path is that of config.json. The caller frees.
- * Local. */
+/* Of all that was read; weights NULL: none. Their hash is empty until they are loaded. config_path
+ * is that of config.json. The caller frees. Local. */
 struct mm_identity mm_identity_take(const char *config_path, const struct mm_arch *arch,
                                     const struct mm_weights *weights,
                                     const struct mm_config *config, const struct mm_data *data);
 void mm_identity_free(struct mm_identity *identity);
 
 /* The input called so; NULL if there is none. Local. */
-const struct mm_input *mm_identity_find(const struct mm_identity *identity, const char *name);
+struct mm_input *mm_identity_find(const struct mm_identity *identity, const char *name);
 
 /* MM_BAD_INPUT if a rank was given another configuration than rank 0, which the text names with the
  * key. Collective. */

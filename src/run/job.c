@@ -3,6 +3,7 @@
 
 #include "io/files.h"
 #include "src/method/method.h"
+#include "src/parallel/load.h"
 #include "src/model/stored.h"
 #include "src/run/memory.h"
 #include "src/run/rows.h"
@@ -98,6 +99,24 @@ static enum mm_status open_inputs(struct mm_job *job, enum mm_job_kind kind, str
     return status;
 }
 
+/* What a rank's copy of the weights makes of the model: without this agreed, loading could hang. */
+static enum mm_status agree_on_head(const struct mm_job *job, struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    if (mm_comm_any(job->comm, !job->arch.tied) && job->arch.tied)
+        status = mm_fail(err, MM_BAD_INPUT,
+                         "rank %d read another weights than other ranks: in %s head and embedding "
+                         "are the same: give all ranks the same files",
+                         mm_comm_rank(job->comm), mm_weights_path(job->weights));
+    return mm_comm_agree(job->comm, status, err);
+}
+
+static enum mm_status load_weights(struct mm_job *job, struct mm_error *err) {
+    struct mm_input *input = mm_identity_find(&job->identity, "weights");
+    TRY(agree_on_head(job, err));
+    TRY(mm_load_weights(job->model, job->comm, job->weights, input->hash, err));
+    return mm_identity_agree(job->comm, &job->identity, err);
+}
+
 static void create_evaluations(struct mm_job *job) {
     struct mm_evaluation *all[] = {&job->results.at_start, &job->results.after_unlearning,
                                    &job->results.after_relearning};
@@ -113,6 +132,7 @@ static void create_model(struct mm_job *job, enum mm_job_kind kind) {
     bool full = c->model.shard == MM_SHARD_FULL && kind != MM_JOB_PRETRAIN;
     job->model = mm_model_create_in_slots(job->arena, &job->arch, mm_config_dtype(c),
                                           mm_data_longest(&job->data, c), full ? MM_SLOTS : 0);
+    job->model->recompute = c->model.recompute == MM_RECOMPUTE_LAYER;
     if (full)
         job->spread = mm_spread_create(job->arena, job->comm, job->model);
 }
@@ -131,12 +151,8 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
             mm_memory_limit(dev, comm);
         job->arena = dry ? mm_arena_create_dry(dev) : mm_arena_create(dev);
         create_model(job, kind);
-        if (!dry && kind != MM_JOB_PRETRAIN)
-            status = mm_model_load(job->model, job->weights, err);
-        if (status == MM_OK && !dry && job->spread)
-            status = mm_spread_load(job->spread, job->weights, err);
-        if (!dry)
-            status = mm_comm_agree(comm, status, err);
+        if (job->weights && !dry)
+            status = load_weights(job, err);
     }
     if (status == MM_OK && kind != MM_JOB_PRETRAIN)
         job->evaluator = mm_evaluator_create(job->arena, config, &job->data, comm, job->model);

@@ -138,6 +138,18 @@ enum mm_status mm_saving_end(struct mm_saving *s, enum mm_status status, struct 
     return status != MM_OK ? status : saved;
 }
 
+/* Checkpoints of before 2026-11-27 hold the hash of the weights' files. Rank 0 speaks for all:
+ * their copies are the same. Collective. */
+static enum mm_status check_weights(const struct mm_job *job, const char *folder, const char *hash,
+                                    struct mm_error *err) {
+    enum mm_status status = mm_standing_check_input(job, folder, "weights", hash, err);
+    char files[33] = "";
+    if (status != MM_OK && mm_comm_rank(job->comm) == 0)
+        mm_weights_hash_files(job->weights, files);
+    bool older = mm_comm_any(job->comm, strcmp(hash, files) == 0);
+    return older ? MM_OK : status;
+}
+
 /* Whether the checkpoint is one of this job, and the losses it tells, unless they come from another
  * evaluation. */
 static enum mm_status take_extra(struct mm_saving *s, const char *folder,
@@ -149,8 +161,7 @@ static enum mm_status take_extra(struct mm_saving *s, const char *folder,
     if (any && !extra)
         return MM_BAD_INPUT;
     const cJSON *stored = cJSON_GetObjectItemCaseSensitive(extra, "identity");
-    enum mm_status status =
-        mm_standing_check_input(job, folder, "weights", info->weights_hash, err);
+    enum mm_status status = check_weights(job, folder, info->weights_hash, err);
     if (status == MM_OK)
         status = mm_standing_check(job, folder, stored, &s->start_unknown, err);
     if (status == MM_OK && !s->start_unknown) {

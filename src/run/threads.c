@@ -88,14 +88,14 @@ static bool runtime_took(const char *text) {
 
 static void settle_number(int share) {
     const char *asked = getenv("OMP_NUM_THREADS");
-    if (asked && runtime_took(asked))
+    if (asked && runtime_took(asked) && mm_cpu_threads() <= MM_MOST_CPUS)
         return;
     mm_cpu_set_threads(share);
     if (asked)
         mm_log0(MM_LOG_WARN,
-                "OMP_NUM_THREADS='%s' is no number of threads: a rank takes %d, its share of the "
-                "CPUs",
-                asked, share);
+                "OMP_NUM_THREADS='%s' is no number of threads from 1 to %d: a rank takes %d, its "
+                "share of the CPUs",
+                asked, MM_MOST_CPUS, share);
 }
 
 void mm_threads_settle(struct mm_comm *comm, bool idle) {

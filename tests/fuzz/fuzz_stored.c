@@ -10,6 +10,8 @@
 #include "src/model/model.h"
 #include "src/model/stored.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/whole_model.h"
+#include "tests/unit/whole_export.h"
 
 enum {
     MOST_TENSORS = 64,
@@ -116,7 +118,7 @@ static void use(struct mm_device *dev, const struct mm_arch *arch,
     struct mm_error err;
     struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, arch, MM_F32, 1);
-    FUZZ_CHECK(mm_model_load(model, weights, &err) == MM_OK);
+    FUZZ_CHECK(load_whole(model, weights, &err) == MM_OK);
     mm_model_free(model);
     mm_arena_free(arena);
 }
@@ -127,7 +129,7 @@ static void export(const char *folder, struct mm_device *dev, const struct mm_ar
     struct mm_arch again;
     struct mm_weights *exported;
     char *out = mm_format("%s-out", folder);
-    FUZZ_CHECK(mm_weights_export(weights, out, NULL, 0, NULL, NULL, &err) == MM_OK);
+    FUZZ_CHECK(export_whole(weights, out, NULL, 0, NULL, NULL, &err) == MM_OK);
     FUZZ_CHECK(open_model(out, dev, &again, &exported, &err) == MM_OK);
     FUZZ_CHECK(again.tied == arch->tied && again.family == arch->family);
     mm_weights_free(exported);

@@ -7,11 +7,12 @@
 
 #include "comm/comm.h"
 #include "kernels/queue.h"
-#include "src/parallel/spread.h"
+#include "src/parallel/load.h"
 
 static struct mm_comm *comm;
 static struct mm_device *dev;
-static bool sharded; /* model.shard: full */
+static bool sharded;    /* model.shard: full */
+static bool recomputes; /* model.recompute: layer */
 static enum mm_dtype arithmetic = MM_F32;
 
 /* n numbers of the device's memory as float32; the caller frees with mm_free. */
@@ -81,15 +82,28 @@ static inline hid_t open_file(const char *name, const char *file) {
     return id;
 }
 
+/* The hash that the ranks found together is that of all rows, and all have their own. */
+static inline void expect_hash(const struct mm_model *m, const struct mm_weights *weights,
+                               const char *hash) {
+    struct mm_weights_sum sum = {0};
+    char whole[33];
+    for (size_t i = 0; i < m->params_n; i++) {
+        const struct mm_stored_tensor *t = mm_weights_find(weights, m->params[i].name);
+        mm_weights_sum_rows(weights, t->name, 0, mm_stored_rows_n(t), &sum);
+    }
+    mm_weights_sum_text(sum, whole);
+    assert_string_equal(hash, whole);
+}
+
 static inline void load_model(const struct fixture *f, struct mm_model *model) {
     struct mm_error err = {""};
     struct mm_weights *weights;
     char *folder = mm_format("%s/golden/%s", TEST_DIR, f->name);
-    struct mm_spread *spread = mm_spread_of(model);
+    char hash[33];
     if (mm_weights_open(&weights, folder, &err) != MM_OK ||
-        mm_model_load(model, weights, &err) != MM_OK ||
-        (spread && mm_spread_load(spread, weights, &err) != MM_OK))
+        mm_load_weights(model, comm, weights, hash, &err) != MM_OK)
         fail_msg("%s", err.text);
+    expect_hash(model, weights, hash);
     mm_weights_free(weights);
     mm_free(folder);
 }
@@ -104,6 +118,7 @@ static inline struct fixture open_traces(const char *name, const char *file) {
         fail_msg("%s", err.text);
     mm_free(path);
     f.model = mm_model_create_in_slots(f.arena, &arch, arithmetic, 32, sharded ? MM_SLOTS : 0);
+    f.model->recompute = recomputes;
     f.spread = sharded ? mm_spread_create(f.arena, comm, f.model) : NULL;
     f.exact = mm_model_create(f.arena, &arch, MM_F32, 32);
     load_model(&f, f.model);

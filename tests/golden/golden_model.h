@@ -3,6 +3,7 @@
 #define MM_TEST_GOLDEN_MODEL_H
 
 #include "tests/golden/trace.h"
+#include "tests/unit/whole_model.h"
 
 #include "src/parallel/passes.h"
 
@@ -41,7 +42,7 @@ static inline struct fixture open_case(struct mm_device *dev, const char *name) 
         fail_msg("%s", err.text);
     f.model = mm_model_create(f.arena, &arch, MM_F32, 32);
     if (mm_weights_open(&weights, folder, &err) != MM_OK ||
-        mm_model_load(f.model, weights, &err) != MM_OK)
+        load_whole(f.model, weights, &err) != MM_OK)
         fail_msg("%s", err.text);
     mm_weights_free(weights);
     hid_t reference = H5Fopen(file, H5F_ACC_RDONLY, H5P_DEFAULT);

@@ -2,6 +2,8 @@
  * (tests/golden/check_export.py).
  *
  *   logits MODEL_DIR TOKENS.h5 CONTEXT ROWS OUT    OUT: float32 [ROWS, CONTEXT, V], raw */
+#include "tests/unit/whole_model.h"
+
 #include "io/dataset.h"
 #include "src/model/stored.h"
 #include "src/model/transformer.h"
@@ -27,10 +29,10 @@ int main(int argc, char **argv) {
     }
     struct mm_arena *arena = mm_arena_create(dev);
     struct mm_model *model = mm_model_create(arena, &arch, MM_F32, T);
-    MM_CHECK(mm_model_load(model, weights, &err) == MM_OK, "%s", err.text);
+    MM_CHECK(load_whole(model, weights, &err) == MM_OK, "%s", err.text);
     struct mm_acts acts;
     struct mm_scratch scratch;
-    mm_acts_create(&acts, arena, model, rows * T, NULL);
+    mm_acts_create(&acts, arena, model, rows * T, NULL, MM_KEEP_ALL);
     mm_scratch_create(&scratch, arena, model, rows * T, MM_FORWARD_ONLY);
     struct mm_layer_hook none = {0};
     mm_forward(model, &acts, &scratch, set.tokens, rows, T, none);

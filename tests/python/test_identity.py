@@ -25,7 +25,7 @@ from job_helpers import (
     snapshot,
     succeed,
 )
-from model_helpers import TOKEN_SETS, Case, floats_of, write_questions, write_safetensors
+from model_helpers import TOKEN_SETS, Case, floats_of, read_safetensors, write_questions, write_safetensors
 
 
 def on_rank_1(*arguments: str) -> list[str]:
@@ -112,6 +112,37 @@ def test_ranks_that_read_other_files(tiny: Case, tmp_path: Path, what: str) -> N
     message = fail(2, *arguments, ranks=3, wrapper=on_rank_1(override))
     assert f"rank 1 read another {what}" in message and str(named) in message
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "warned"),
+    [
+        ("a/tokenizer.json sha256:11", "b/tokenizer.json sha256:22", True),
+        ("a/tokenizer.json sha256:11", "bytes", True),
+        ("a/tokenizer.json sha256:11", "b/tokenizer.json sha256:11", False),
+        ("bytes", "bytes", False),
+        ("bytes", None, False),
+        ("bytes", 7, False),
+    ],
+)
+def test_files_of_different_tokenizers(
+    tiny: Case, tmp_path: Path, first: str, second: object, warned: bool
+) -> None:
+    """Token ids within the vocabulary, but of another text: nothing else would show it."""
+    files = {name: tmp_path / f"{name}.h5" for name in TOKEN_SETS}
+    for name, path in files.items():
+        shutil.copy(tiny.data / path.name, path)
+        with h5py.File(path, "r+") as file:
+            file.attrs["tokenizer"] = first
+    with h5py.File(files["forget_validation"], "r+") as file:
+        del file.attrs["tokenizer"]
+        if second is not None:
+            file.attrs["tokenizer"] = second
+    overrides = [f"data.{name}={path}" for name, path in files.items()]
+    told = succeed("eval", tiny.config, *overrides, ranks=2).err
+    words = f"warning: {files['retain']} and {files['forget_validation']} were made by different "
+    words += f"tokenizers ({first}; {second})"
+    assert told.count(words) == warned and told.count("tokenizers") == warned
 
 
 def test_ranks_with_their_own_copies(tiny: Case, finished: Path, tmp_path: Path) -> None:
@@ -295,9 +326,28 @@ def xxh128(content: bytes) -> bytes:
     return f"{value.high:016x}{value.low:016x}".encode()
 
 
-def without_identity(checkpoint: Path) -> None:
-    """The checkpoint as it was before it had hashes of all inputs, sealed anew."""
+def hash_of_rows(model: Path) -> str:
+    """The weights' hash: a sum over the rows of all tensors; a vector is one row."""
+    header, tensors = read_safetensors(model / "model.safetensors")
+    total = [0, 0]
+    for name, data in tensors.items():
+        assert header[name]["dtype"] == "F32"
+        shape = header[name]["shape"]
+        rows = shape[0] if len(shape) > 1 else 1
+        each = len(data) // rows
+        for row in range(rows):
+            content = bytes.fromhex((xxh128(name.encode()) + xxh128(data[row * each :][:each])).decode())
+            leaf = xxh128(content + bytes([0]) + row.to_bytes(8, "little"))
+            total[0] += int(leaf[:16], 16)
+            total[1] += int(leaf[16:], 16)
+    return "".join(f"{half % 2**64:016x}" for half in total)
+
+
+def made_older(checkpoint: Path, model: Path) -> None:
+    """The checkpoint as it was when it had the hash of the weights' bytes only, sealed anew."""
     with h5py.File(checkpoint, "r+") as file:
+        assert file.attrs["weights_hash"] == hash_of_rows(model)
+        file.attrs.modify("weights_hash", xxh128((model / "model.safetensors").read_bytes()).decode())
         extra = json.loads(file.attrs["extra"])
         del extra["identity"]
         file.attrs.modify("extra", json.dumps(extra))
@@ -309,7 +359,7 @@ def without_identity(checkpoint: Path) -> None:
 
 def test_resume_of_an_older_checkpoint(stopped: Stopped, finished: Path) -> None:
     """What it does not have is not compared, with one warning; what it has is."""
-    without_identity(stopped.run / "checkpoints" / "6" / "checkpoint.h5")
+    made_older(stopped.run / "checkpoints" / "6" / "checkpoint.h5", stopped.model)
     aside = shutil.copytree(stopped.run, stopped.run.with_name("aside"))
     (said,) = stopped.warnings()
     assert "of an older version" in said and "checkpoints/6" in said
@@ -325,7 +375,7 @@ def test_result_says_what_it_stands_on(tiny: Case, finished: Path, tmp_path: Pat
     result = result_of(finished)
     assert result["attack_of_score"] == {
         "name": "relearn", "optimizer": "sgd", "lr": 0.1, "passes": 10, "with_retain": False,
-        "lora_rank": 0,
+        "lora_rank": 0, "state_dtype": "float32",
     }  # fmt: skip
     assert result["evaluation"] == {
         "forget": "data.forget_validation",
@@ -340,7 +390,7 @@ def test_result_says_what_it_stands_on(tiny: Case, finished: Path, tmp_path: Pat
     }  # fmt: skip
     (version,) = re.findall(r"^mudman-mpi (0\.1\.0\+[0-9a-f]{8})$", succeed("--version").out, re.M)
     assert identity["program"] == version
-    assert identity["weights"] == xxh128((tiny.model / "model.safetensors").read_bytes()).decode()
+    assert identity["weights"] == hash_of_rows(tiny.model)
     assert identity["config.json"] == xxh128((tiny.model / "config.json").read_bytes()).decode()
     for override, changed in (
         ("unlearn.adv_lr=0.6", {"config"}),

@@ -137,6 +137,22 @@ def test_bad_rows(folder: Path, tmp_path: Path, name: str) -> None:
     assert words in fail(2, "plan", folder / "c.yaml", f"data.forget={file}")
 
 
+@pytest.mark.parametrize("name", ["length", "Lengths", "attention_mask", "labels"])
+def test_a_dataset_that_is_not_read_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    """Its writer may have meant that padding is not learnt; a file of ours has no such thing."""
+    others = {"lengths": None, "answer_from": None, name: np.ones(ROWS, int)}
+    file = write_rows(tmp_path / "r.h5", CONTEXT, 1, **others)
+    for ranks in (1, 2):
+        told = succeed("eval", folder / "c.yaml", f"data.forget={file}", ranks=ranks).err
+        assert told.count(f"warning: {file}: '{name}': not read; how long a row is") == 1
+    with h5py.File(file, "a") as opened:
+        opened.update({f"x{i}": 1 for i in range(6)})
+    told = succeed("eval", folder / "c.yaml", f"data.forget={file}").err
+    assert f"'{name}', 'x0', 'x1', 'x2' and others: not read" in told
+    file = write_rows(tmp_path / "good.h5", CONTEXT, 1)
+    assert succeed("eval", folder / "c.yaml", f"data.forget={file}").err == ""
+
+
 def test_an_answer_behind_the_context(folder: Path, tmp_path: Path) -> None:
     """A file may be wider than what is read; a row must have something to learn in that."""
     file = write_rows(tmp_path / "r.h5", CONTEXT, 1, lengths=None, answer_from=[5] * ROWS)

@@ -92,7 +92,7 @@ def test_ranks_share_the_cpus(tiny: Case, ranks: int, wrapper: list[str], thread
     assert "bind-to none" not in outcome.err or "taskset" in wrapper
 
 
-@pytest.mark.parametrize("text", ["", "0", "abc", f"{CPUS}x", "-1"])
+@pytest.mark.parametrize("text", ["", "0", "abc", f"{CPUS}x", "-1", "99999"])
 def test_no_number_of_threads(tiny: Case, text: str) -> None:
     """As with no variable at all, and the warning names it: the runtime would give all CPUs to each rank."""
     wrapper = ["env", f"OMP_NUM_THREADS={text}", "MUDMAN_DEBUG=1"]

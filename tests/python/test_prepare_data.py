@@ -368,6 +368,17 @@ def test_special_tokens_as_the_tokenizer_says(
         )
 
 
+def test_dropout_of_a_tokenizer_does_not_reach_the_rows(tmp_path: Path) -> None:
+    """It would leave merges out at random, other ones each time."""
+    letters = {letter: i for i, letter in enumerate("abcdefgh")}
+    pairs = [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")]
+    vocabulary = letters | {a + b: 8 + i for i, (a, b) in enumerate(pairs)}
+    model = tokenizers.models.BPE(vocabulary, pairs, dropout=1.0)
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    encoded = open_tokenizer(str(tmp_path)).encode(["abcdefgh" * 8])
+    assert encoded == [[8, 9, 10, 11] * 8]
+
+
 def test_begin_token_counts_in_the_length(tmp_path: Path) -> None:
     model = word_tokenizer(tmp_path / "m", "a b c", True)
     path = write_json_lines(tmp_path / "a.jsonl", [{"text": "a b c"}] * 4)

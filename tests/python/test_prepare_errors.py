@@ -32,6 +32,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (b'{"text": "\xff"}', "not UTF-8"),
         (b'{"text": "\\ud800"}', "not valid Unicode"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"text": "a", "text": "b"}', "one object has a name twice: 'text'"),
+        (b'{"text": "a", "of": [{"x": 1, "x": 1}]}', "one object has a name twice: 'x'"),
     ],
 )
 def test_bad_json_lines(
@@ -77,6 +79,12 @@ def test_bad_tokenizer(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     message = fails(capsys, *common, tmp_path)
     assert f"{tmp_path}/tokenizer.json: not a tokenizer.json that can be read" in message
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0})).save(f"{tmp_path}/tokenizer.json")
+    message = fails(capsys, *common, tmp_path)
+    assert f"{tmp_path}/tokenizer.json: cannot tokenise this text" in message
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    message = fails(capsys, *common, tmp_path)
+    assert f"{tmp_path}: holds no tokenizer.json but tokenizer.model" in message
 
 
 def test_bad_paths(stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +141,9 @@ def test_answers_must_be_single_tokens(tmp_path: Path, capsys: pytest.CaptureFix
     "options",
     [
         ["--context", "1"],
+        ["--context", "1000001"],
+        ["--output", "."],
+        ["--output", "data/"],
         ["--python-functions", "--field", "code"],
         ["--python-functions", "--multiple-choice"],
         ["--multiple-choice", "--match", "x"],

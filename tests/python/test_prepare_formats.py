@@ -84,6 +84,9 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{path}: row 1: field 'image' is not text" in image
     path.write_bytes(path.read_bytes()[:-9])
     assert "not a parquet file that can be read" in fails(capsys, path, *PACKED, *out)
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text"] * 2)
+    pyarrow.parquet.write_table(twice, path)
+    assert f"{path}: has two columns named 'text'" in fails(capsys, path, *PACKED, *out)
 
 
 def test_questions_in_parquet(tmp_path: Path) -> None:
@@ -188,6 +191,12 @@ def test_summary_says_what_was_dropped_and_shows_an_example(
     printed = capsys.readouterr().out
     assert "dropped: none" in printed
     assert "files of the folders left out because of their suffix: 1" in printed
+    assert "copies" not in printed
+    twice = write_json_lines(tmp_path / "twice.jsonl", [*records, *records[:8], records[0]])
+    assert run(twice, *PACKED, "--output", out) == 0
+    assert "kept, but copies of other records: 9\n" in capsys.readouterr().out
+    assert run(twice, "--context", 9, "--tokenizer", "bytes", "--output", out) == 0
+    assert "records: 9: train, validation and test may share" in capsys.readouterr().out
     write_json_lines(tmp_path / "q.jsonl", QUESTIONS)
     assert run(tmp_path / "q.jsonl", "--multiple-choice", "--where", "of=c", "--tokenizer", "bytes",
                "--output", out) == 0  # fmt: skip

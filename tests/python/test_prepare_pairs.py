@@ -207,6 +207,8 @@ def test_bad_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
     ("template", "words"),
     [
         ("{% if %}", "its chat template cannot be read"),
+        ("{{ 1 / 0 }}", "the chat template refuses this: division by zero"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "the chat template refuses this"),
         ("{{ ''.__class__.__mro__ }}{{ messages[0].content }}", "the chat template refuses this"),
         ("{{ add_generation_prompt }}{{ messages[0].content }}", "does not continue a prompt"),
     ],

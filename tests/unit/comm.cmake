@@ -71,6 +71,12 @@ foreach(ranks 1 2 3 4)
     endforeach()
   endforeach()
 endforeach()
+add_comm_program(test_recorder_shim unit/test_recorder.c mm_shim_nccl mm_shim mm_method MPI::MPI_C)
+set_target_properties(test_recorder_shim PROPERTIES LINKER_LANGUAGE CXX)
+foreach(ranks 1 2 3)
+  add_comm_test(shim_recorder_${ranks}_ranks ${ranks} $<TARGET_FILE:test_recorder_shim>)
+  set_tests_properties(shim_recorder_${ranks}_ranks PROPERTIES LABELS shim)
+endforeach()
 # Ranks that share a GPU: staged, where nobody insists on NCCL.
 add_comm_test(shim_comm_rows_shared 2 $<TARGET_FILE:test_comm_rows_shim> auto float32)
 add_stuck_test(shim_comm_shared comm_stuck_shim shared nccl

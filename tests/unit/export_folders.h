@@ -4,6 +4,7 @@
 
 #include "io/weights.h"
 #include "tests/unit/scratch.h"
+#include "tests/unit/whole_export.h"
 
 static struct mm_error err;
 
@@ -58,7 +59,7 @@ static inline struct mm_export_report export_good(const struct folders *f,
                                                   size_t n, const enum mm_dtype *dtype) {
     struct mm_export_report report;
     struct mm_weights *weights = open_good(f->in);
-    if (mm_weights_export(weights, f->out, replacements, n, dtype, &report, &err))
+    if (export_whole(weights, f->out, replacements, n, dtype, &report, &err))
         fail_msg("%s", err.text);
     mm_weights_free(weights);
     char *writing = mm_format("%s.writing", f->out);
@@ -72,7 +73,7 @@ static inline void expect_no_export(const struct folders *f,
                                     const enum mm_dtype *dtype, enum mm_status status,
                                     const char *piece) {
     struct mm_weights *weights = open_good(f->in);
-    enum mm_status got = mm_weights_export(weights, f->out, replacements, n, dtype, NULL, &err);
+    enum mm_status got = export_whole(weights, f->out, replacements, n, dtype, NULL, &err);
     mm_weights_free(weights);
     expect_fault(got, status, &err, piece);
     char *writing = mm_format("%s.writing", f->out);

@@ -65,8 +65,8 @@ static inline void ref_rotate(double *head, size_t half, const double *angles, b
     }
 }
 
-/* One sequence, T <= 512: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the largest
- * |score|. */
+/* One sequence, T <= 512: qkv [T, cols] -> out [T, heads·head_dim], lse [heads, T]. Returns the
+ * largest |score|. */
 static inline double ref_attention(const struct mm_heads *h, const double *qkv, size_t cols,
                                    size_t T, double *out, double *lse) {
     size_t d = h->head_dim, width = h->heads * d;

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "comm/comm.h"
 #include "tests/unit/export_folders.h"
 
 static void replaces_and_counts(void **state) {
@@ -133,6 +134,50 @@ static void lost_in_save_dtype(void **state) {
     assert_int_equal(report.overflowed, 2);
 }
 
+/* Ranks that write their rows, the last one first, make the file that one rank makes. */
+static void replaces_by_rows(void **state) {
+    struct folders f = make_input(state);
+    enum { ROWS = 7, RANKS = 3 };
+    float old[2 * ROWS], new[2 * ROWS];
+    for (size_t i = 0; i < 2 * ROWS; i++) {
+        old[i] = (float)i;
+        new[i] = i % 4 ? old[i] + 0.001f : old[i];
+    }
+    const struct mm_named_tensor tensors[] = {
+        {"vector", 5, 0, old}, {"a", ROWS, 2, old}, {"few", 2, 2, new}, {"kept", ROWS, 2, new}};
+    assert_int_equal(mm_weights_write(f.in, tensors, 4, &err), MM_OK);
+    const struct mm_replacement whole[] = {{"few", old, 4}, {"a", new, 2 * ROWS}};
+    for (int i = 0; i < 2; i++) {
+        const enum mm_dtype *dtype = i ? &(enum mm_dtype){MM_BF16} : NULL;
+        struct mm_export_report want = export_good(&f, whole, 2, dtype), got = {0}, part;
+        char *together = mm_format("%s-together", f.out);
+        struct mm_weights *weights = open_good(f.in);
+        const struct mm_weights_export e = {weights, together, dtype};
+        assert_int_equal(mm_weights_export_begin(&e, &err), MM_OK);
+        for (int rank = RANKS - 1; rank >= 0; rank--) {
+            const struct mm_replacement rows[] = {
+                {"few", old + 2 * mm_rows_of(2, RANKS, rank).first, 4},
+                {"a", new + 2 * mm_rows_of(ROWS, RANKS, rank).first, 2 * ROWS}};
+            assert_int_equal(mm_weights_export_rows(&e, rows, 2, RANKS, rank, &part, &err), MM_OK);
+            got.replaced += part.replaced;
+            got.changed += part.changed;
+            got.lost += part.lost;
+            assert_false(mm_path_exists(together));
+        }
+        assert_int_equal(mm_weights_export_end(&e, MM_OK, &err), MM_OK);
+        mm_weights_free(weights);
+        assert_true(got.changed && (got.lost > 0) == (i > 0));
+        assert_true(got.replaced == want.replaced && got.changed == want.changed &&
+                    got.lost == want.lost);
+        char *one = mm_strdup(path_in(f.out, "model.safetensors"));
+        expect_same_files(one, path_in(together, "model.safetensors"));
+        mm_free(one);
+        assert_int_equal(mm_folder_remove(f.out, &err), MM_OK);
+        assert_int_equal(mm_folder_remove(together, &err), MM_OK);
+        mm_free(together);
+    }
+}
+
 static void shards(void **state) {
     struct folders f = make_input(state);
     static const char one[] = "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}";
@@ -249,7 +294,7 @@ static void full_disk(void **state) {
         small.rlim_cur = limit;
         setrlimit(RLIMIT_FSIZE, &small);
         struct mm_weights *weights = open_good(f.in);
-        enum mm_status status = mm_weights_export(weights, f.out, NULL, 0, NULL, NULL, &err);
+        enum mm_status status = export_whole(weights, f.out, NULL, 0, NULL, NULL, &err);
         struct mm_error second;
         enum mm_status made = mm_weights_write(f.in, &tensor, 1, &second);
         setrlimit(RLIMIT_FSIZE, &before);
@@ -282,7 +327,7 @@ static int export_to_full_disk(const char *in, const char *disk) {
     snprintf(writing, sizeof writing, "%s/out.writing", disk);
     if (mm_weights_open(&weights, in, &err))
         return 1;
-    if (mm_weights_export(weights, out, NULL, 0, NULL, NULL, &err) != MM_FAILED)
+    if (export_whole(weights, out, NULL, 0, NULL, NULL, &err) != MM_FAILED)
         return 2;
     fprintf(stderr, "%s\n", err.text);
     if (!strstr(err.text, "/out.writing/model.safetensors: cannot write: No space left on device"))
@@ -318,6 +363,7 @@ int main(void) {
         TEST(long_tensors),
         TEST(converts_to_save_dtype),
         TEST(lost_in_save_dtype),
+        TEST(replaces_by_rows),
         TEST(shards),
         TEST(refuses),
         TEST(remains_and_parents),

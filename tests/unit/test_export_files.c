@@ -110,13 +110,13 @@ static void says_untied_and_follows_aliases(void **state) {
         struct mm_weights *weights = open_good(f.in);
         mm_weights_untie(weights);
         mm_weights_alias(weights, "another", "w.full");
-        if (mm_weights_export(weights, f.out, &replacement, 1, NULL, NULL, &err))
+        if (export_whole(weights, f.out, &replacement, 1, NULL, NULL, &err))
             fail_msg("%s", err.text);
         expect_text(path_in(f.out, "config.json"), cases[i][1]);
         assert_int_equal(mm_folder_remove(f.out, &err), MM_OK);
-        expect_fault(mm_weights_export(weights, f.out, both, 2, NULL, NULL, &err), MM_BAD_INPUT,
-                     &err, "is replaced twice");
-        mm_weights_export(weights, f.out, &replacement, 1, NULL, NULL, &err);
+        expect_fault(export_whole(weights, f.out, both, 2, NULL, NULL, &err), MM_BAD_INPUT, &err,
+                     "is replaced twice");
+        export_whole(weights, f.out, &replacement, 1, NULL, NULL, &err);
         mm_weights_free(weights);
         float got[4];
         weights = open_good(f.out);

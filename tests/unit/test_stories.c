@@ -2,6 +2,7 @@
  * the reference beside it. Skipped (77) where the data is not: MUDMAN_TEST_DATA, default
  * ../shared/data. */
 #include "tests/golden/trace.h"
+#include "tests/unit/whole_model.h"
 
 #include "io/files.h"
 #include "src/model/loss.h"
@@ -35,9 +36,9 @@ static int open_model(void **state) {
         fail_msg("%s", err.text);
     fixture.reference = cJSON_Parse(text);
     fixture.model = mm_model_create(fixture.arena, &arch, MM_F32, CONTEXT);
-    if (mm_model_load(fixture.model, weights, &err))
+    if (load_whole(fixture.model, weights, &err))
         fail_msg("%s", err.text);
-    mm_acts_create(&fixture.acts, fixture.arena, fixture.model, CONTEXT, NULL);
+    mm_acts_create(&fixture.acts, fixture.arena, fixture.model, CONTEXT, NULL, MM_KEEP_ALL);
     mm_scratch_create(&fixture.scratch, fixture.arena, fixture.model, CONTEXT, MM_FORWARD_ONLY);
     fixture.logits = mm_arena_mat(fixture.arena, MM_FOR_SCRATCH, MM_F32, CONTEXT, arch.vocab);
     mm_weights_free(weights);

@@ -284,8 +284,6 @@ static void damage(void **state) {
     mm_free(text);
 }
 
-#define ONE(name) "{\"" name "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}"
-
 static void reads_shards(void **state) {
     const float values[] = {1, 2, 3};
     put_tensors(path_in(*state, "model-00001-of-2.safetensors"),
@@ -409,36 +407,6 @@ static void aliases_and_comparison(void **state) {
     mm_weights_free(weights);
 }
 
-static void hash_covers_all_files(void **state) {
-    char hex[33], other[33];
-    put_all_kinds(single(state));
-    struct mm_weights *weights = open_good(*state);
-    mm_weights_hash(weights, hex);
-    mm_weights_free(weights);
-    assert_int_equal(mm_file_hash(single(state), 0, other, &err), MM_OK);
-    assert_string_equal(hex, other);
-    unlink(single(state));
-    /* Files in order of name, whatever the index's order. */
-    put_tensors(path_in(*state, "x2.safetensors"), ONE("a"), "0123", 4);
-    put_tensors(path_in(*state, "x1.safetensors"), ONE("b"), "4567", 4);
-    put_text(index_path(state),
-             "{\"weight_map\":{\"a\":\"x2.safetensors\",\"b\":\"x1.safetensors\"}}");
-    weights = open_good(*state);
-    mm_weights_hash(weights, hex);
-    mm_weights_free(weights);
-    char *first, *second;
-    size_t first_bytes, second_bytes;
-    mm_file_read(path_in(*state, "x1.safetensors"), &first, &first_bytes, &err);
-    mm_file_read(path_in(*state, "x2.safetensors"), &second, &second_bytes, &err);
-    first = mm_realloc(first, first_bytes + second_bytes);
-    memcpy(first + first_bytes, second, second_bytes);
-    put(path_in(*state, "both"), first, first_bytes + second_bytes);
-    mm_free(first);
-    mm_free(second);
-    assert_int_equal(mm_file_hash(path_in(*state, "both"), 0, other, &err), MM_OK);
-    assert_string_equal(hex, other);
-}
-
 static void many_tensors(void **state) {
     enum { N = 3000 };
     char *header = mm_calloc(N, 100);
@@ -483,7 +451,6 @@ int main(void) {
         TEST(reads_shards),
         TEST(bad_indexes),
         TEST(many_tensors),
-        TEST(hash_covers_all_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

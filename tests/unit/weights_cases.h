@@ -7,6 +7,9 @@
 
 static struct mm_error err;
 
+/* The header of one tensor of four bytes. */
+#define ONE(name) "{\"" name "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}"
+
 static inline struct mm_weights *open_good(const char *folder) {
     struct mm_weights *weights;
     if (mm_weights_open(&weights, folder, &err))

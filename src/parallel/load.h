@@ -1,0 +1,20 @@
+/* load.h - brings a model's weights from its files to the ranks. */
+#ifndef MM_LOAD_H
+#define MM_LOAD_H
+
+#include "io/weights.h"
+#include "src/parallel/spread.h"
+
+/* Fills the working weights, or this rank's rows of them where the layers are spread. Every rank
+ * reads and hashes its own rows of every tensor, and receives the others from the other ranks:
+ * together they read each byte once. Ranks that have another copy of the files than rank 0 read all
+ * of theirs together, to hash it.
+ *
+ * hash (=) the hash of this rank's copy, of the model's tensors in 32 hex digits: the same for any
+ * number of ranks. Whoever calls compares it between ranks (mm_identity_agree).
+ * Errors as mm_weights_load_rows, on every rank. Collective. */
+enum mm_status mm_load_weights(struct mm_model *model, struct mm_comm *comm,
+                               const struct mm_weights *weights, char hash[33],
+                               struct mm_error *err);
+
+#endif
