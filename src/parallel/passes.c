@@ -442,13 +442,6 @@ static void held_losses(struct mm_passes *p, const struct mm_acts *acts,
         dev->ops->scale(dev, held, dhidden, -1.0f);
 }
 
-/* *negated = -*loss, whether loss has been summed or waits for it, and then both do. */
-static void negate(const struct mm_passes *p, double *negated, const double *loss) {
-    p->model->dev->ops->scale_scalar(p->model->dev, negated, loss, -1.0);
-    if (!exact(p))
-        mm_comm_sum_later(p->comm, negated, 1);
-}
-
 void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector gradient, double *loss,
                              double *second_loss) {
@@ -483,13 +476,17 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
     }
     mm_grown_end(&p->grown);
     if (negated)
-        negate(p, second_loss, loss);
+        p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
     else
         add_sums(p, second, second_loss);
+    if (negated && !exact(p))
+        mm_comm_sum_later(p->comm, second_loss, 1); /* as `loss`, which waits too */
 }
 
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector gradient) {
     struct mm_mat none = {0};
+    if (p->share.micros_n == 0)
+        mm_shard_store_end(p->shard); /* no layer of its own to wait at */
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         reduce_begin(p, first, gradient);
@@ -499,5 +496,4 @@ void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector gradient) {
         backward(p, g, p->held.states, true);
         reduce_end(p, end_of(p, first));
     }
-    mm_shard_store_end(p->shard); /* of a rank that had no backward */
 }

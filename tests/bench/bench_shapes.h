@@ -75,6 +75,7 @@ static inline struct shape find_shape(const char *name) {
     const struct shape shapes[] = {
         {"demo", shape_llama(3, 64, 192, 256, 4, 2), "gate_proj", 8, 96},
         {"pythia-14m", shape_pythia_14m(), "dense_h_to_4h", 4, 100},
+        {"wide-100m", shape_llama(4, 1024, 4096, 32768, 16, 4), "gate_proj", 4, 100},
         {"smollm-135m", shape_llama(30, 576, 1536, 49152, 9, 3), "gate_proj", 4, 100},
         {"llama-1b", shape_llama(16, 2048, 8192, 128256, 32, 8), "gate_proj", 16, 100},
     };

@@ -309,6 +309,44 @@ def random_llama(
     return folder
 
 
+def hollow_llama(
+    folder: Path, *, width: int, mlp: int, layers: int, vocab: int, heads: int, kv: int, tied: bool
+) -> Path:
+    """A Llama folder whose weights are a hole in a file, which takes no space: for plans."""
+    folder.mkdir()
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "max_position_embeddings": 8192, "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16", "vocab_size": vocab,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    square, keys, up = (width, width), (kv * (width // heads), width), (mlp, width)
+    shapes = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    if not tied:
+        shapes["lm_head.weight"] = (vocab, width)
+    for layer in range(layers):
+        for name, shape in {
+            "self_attn.q_proj": square, "self_attn.k_proj": keys, "self_attn.v_proj": keys,
+            "self_attn.o_proj": square, "mlp.gate_proj": up, "mlp.up_proj": up,
+            "mlp.down_proj": (width, mlp), "input_layernorm": (width,),
+            "post_attention_layernorm": (width,),
+        }.items():  # fmt: skip
+            shapes[f"model.layers.{layer}.{name}.weight"] = shape
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return folder
+
+
 def random_case(
     folder: Path, model: Path, *, batch: int, context: int, examples: int = 24, **changes: object
 ) -> Path:

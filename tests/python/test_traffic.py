@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from job_helpers import succeed
+from model_helpers import hollow_llama, random_case
 from test_shard import ATTACKS, case_in
 
 # Evaluation, save and export come after the last loop, and there is nothing else beside loops and steps.
@@ -81,6 +82,19 @@ def test_variants(
     case: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compare(case, tmp_path / "run", *VARIANTS[variant], ranks=3, checked=monkeypatch)
+
+
+def test_few_buckets_between_many_machines(tmp_path: Path) -> None:
+    """Eight to nine machines of eight ranks, 1 GB of gradients in 16 layers."""
+    shape = {"width": 1024, "mlp": 16384, "layers": 16, "heads": 8, "kv": 8, "vocab": 64}
+    model = hollow_llama(tmp_path / "model", **shape, tied=True)
+    case = random_case(
+        tmp_path, model, batch=16, context=8, unlearn__target_modules=["gate_proj"], examples=64
+    )
+    for ranks, buckets in ((64, 8), (72, 4)):
+        loop = told(succeed("plan", case, "--ranks", ranks).out)["a loop"]
+        assert loop.startswith(f"{3 * buckets} reductions of ")
+        assert f", {3 * buckets} gathers of " in loop
 
 
 @pytest.mark.parametrize("shard", ["none", "full"])
