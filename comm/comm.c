@@ -67,6 +67,9 @@ static void join(struct mm_comm *comm, int *argc, char ***argv) {
     CHECK_MPI(MPI_Comm_size(comm->node, &comm->local_size));
     comm->machine = comm->rank;
     CHECK_MPI(MPI_Bcast(&comm->machine, 1, MPI_INT, 0, comm->node));
+    int first = comm->local_rank == 0;
+    CHECK_MPI(MPI_Allreduce(&first, &comm->machines, 1, MPI_INT, MPI_SUM, comm->world));
+    mm_comm_compare_begin(comm);
 }
 
 struct mm_comm *mm_comm_join(int *argc, char ***argv, double seconds, struct mm_error *err) {
@@ -103,6 +106,7 @@ void mm_comm_free(struct mm_comm *comm) {
     mm_watch_detach(comm->watch);
     mm_watch_begin(comm->watch, comm->patience, "exit", MM_UNNUMBERED);
     mm_watch_enter(comm->watch, MM_WATCHED_DEPARTURE, MM_OVER_MPI, 0);
+    mm_comm_compare_end(comm);
     if (comm->transport)
         comm->transport->free(comm->transport);
     mm_watch_free_device(comm->watch);
@@ -116,9 +120,31 @@ void mm_comm_free(struct mm_comm *comm) {
     mm_free(comm);
 }
 
-void mm_comm_pretend(struct mm_comm *comm, int size) {
+void mm_comm_pretend(struct mm_comm *comm, int size, struct mm_links links) {
+    MM_CHECK(!comm->pretends, "a plan within a plan");
+    comm->real.rank = comm->rank;
+    comm->real.size = comm->size;
+    comm->real.machines = comm->machines;
+    comm->real.transport = comm->transport;
+    comm->real.traffic = comm->traffic;
+    comm->pretends = true;
     comm->rank = 0;
     comm->size = size;
+    comm->machines = (size + links.per_machine - 1) / links.per_machine;
+    comm->transport = NULL;
+    comm->traffic = (struct mm_traffic){0};
+    comm->links = links;
+}
+
+void mm_comm_pretend_end(struct mm_comm *comm) {
+    if (comm->transport)
+        comm->transport->free(comm->transport);
+    comm->pretends = false;
+    comm->rank = comm->real.rank;
+    comm->size = comm->real.size;
+    comm->machines = comm->real.machines;
+    comm->transport = comm->real.transport;
+    comm->traffic = comm->real.traffic;
 }
 
 int mm_comm_rank(const struct mm_comm *comm) {
@@ -141,12 +167,17 @@ int mm_comm_machine(const struct mm_comm *comm) {
     return comm->machine;
 }
 
+int mm_comm_machines(const struct mm_comm *comm) {
+    return comm->machines;
+}
+
 struct mm_watch *mm_comm_watch(struct mm_comm *comm) {
     return comm->watch;
 }
 
 void mm_comm_watch_begin(struct mm_comm *comm, double seconds, const char *what, size_t number) {
     comm->patience = seconds;
+    mm_comm_tell_traffic(comm, what, number);
     mm_watch_begin(comm->watch, seconds, what, number);
 }
 
@@ -161,19 +192,19 @@ void mm_comm_pass(struct mm_comm *comm) {
 /* -- collectives, each under the watchdog's eyes ------------------------------------------------
  */
 
-static void enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    mm_watch_enter(comm->watch, kind, MM_OVER_MPI, bytes);
+/* False: there is nothing to do, for there is no other rank, or this is a plan. Else `leave`
+ * follows.
+ */
+static bool enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
+    mm_comm_enter(comm, (struct mm_call){.kind = kind, .bytes = bytes});
+    bool alone = comm->size == 1 || comm->pretends;
+    if (alone)
+        mm_watch_leave(comm->watch);
+    return !alone;
 }
 
 static void leave(struct mm_comm *comm) {
     mm_watch_leave(comm->watch);
-}
-
-/* Whether there is no other rank to wait for. */
-static bool alone(struct mm_comm *comm) {
-    if (comm->size == 1)
-        mm_watch_pass(comm->watch);
-    return comm->size == 1;
 }
 
 /* MPI counts are int. */
@@ -182,12 +213,15 @@ static int count_of(size_t n) {
     return (int)n;
 }
 
-enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err) {
-    if (alone(comm))
+enum mm_status mm_comm_agree_with(struct mm_comm *comm, enum mm_status status, int *value,
+                                  struct mm_error *err) {
+    int mine[2] = {status == MM_OK ? -comm->size : -comm->rank, *value}, largest[2];
+    int agreed = (int)status;
+    if (!enter(comm, MM_WATCHED_AGREEMENT, 0))
         return status;
-    int mine = status == MM_OK ? comm->size : comm->rank, first, agreed = (int)status;
-    enter(comm, MM_WATCHED_AGREEMENT, 0);
-    CHECK_MPI(MPI_Allreduce(&mine, &first, 1, MPI_INT, MPI_MIN, comm->world));
+    CHECK_MPI(MPI_Allreduce(mine, largest, 2, MPI_INT, MPI_MAX, comm->world));
+    int first = -largest[0];
+    *value = largest[1];
     if (first < comm->size) {
         CHECK_MPI(MPI_Bcast(&agreed, 1, MPI_INT, first, comm->world));
         CHECK_MPI(MPI_Bcast(err->text, sizeof err->text, MPI_CHAR, first, comm->world));
@@ -196,26 +230,32 @@ enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct
     return first < comm->size ? (enum mm_status)agreed : MM_OK;
 }
 
+enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err) {
+    int nothing = 0;
+    return mm_comm_agree_with(comm, status, &nothing, err);
+}
+
 bool mm_comm_any(struct mm_comm *comm, bool flag) {
     int mine = flag, any = flag;
-    if (alone(comm))
+    if (!enter(comm, MM_WATCHED_AGREEMENT, 0))
         return flag;
-    enter(comm, MM_WATCHED_AGREEMENT, 0);
     CHECK_MPI(MPI_Allreduce(&mine, &any, 1, MPI_INT, MPI_MAX, comm->world));
     leave(comm);
     return any;
 }
 
 void mm_comm_barrier(struct mm_comm *comm) {
-    enter(comm, MM_WATCHED_BARRIER, 0);
+    if (!enter(comm, MM_WATCHED_BARRIER, 0))
+        return;
     CHECK_MPI(MPI_Barrier(comm->world));
     leave(comm);
 }
 
 void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes) {
     const size_t most = 1u << 30; /* MPI counts are int */
-    enter(comm, MM_WATCHED_BROADCAST, bytes);
-    for (size_t done = 0; comm->size > 1 && done < bytes; done += most) {
+    mm_comm_enter(comm,
+                  (struct mm_call){.kind = MM_WATCHED_BROADCAST, .bytes = bytes, .root = root});
+    for (size_t done = 0; comm->size > 1 && !comm->pretends && done < bytes; done += most) {
         size_t now = bytes - done < most ? bytes - done : most;
         CHECK_MPI(MPI_Bcast((char *)data + done, (int)now, MPI_BYTE, root, comm->world));
     }
@@ -223,7 +263,11 @@ void mm_comm_broadcast(struct mm_comm *comm, int root, void *data, size_t bytes)
 }
 
 void mm_comm_gather_all(struct mm_comm *comm, const void *mine, size_t bytes, void *all) {
-    enter(comm, MM_WATCHED_GATHER, bytes * (size_t)comm->size);
+    if (!enter(comm, MM_WATCHED_GATHER, bytes * (size_t)comm->size)) {
+        if (!comm->pretends)
+            memcpy(all, mine, bytes);
+        return;
+    }
     int n = count_of(bytes);
     CHECK_MPI(MPI_Allgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm->world));
     leave(comm);
@@ -245,18 +289,16 @@ void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n) {
 }
 
 void mm_comm_sum(struct mm_comm *comm, double *values, size_t n) {
-    if (alone(comm))
+    if (!enter(comm, MM_WATCHED_SUM, n * sizeof *values))
         return;
-    enter(comm, MM_WATCHED_SUM, n * sizeof *values);
     mm_comm_sum_unwatched(comm, values, n);
     leave(comm);
 }
 
 double mm_comm_max(struct mm_comm *comm, double value) {
     double largest = value;
-    if (alone(comm))
+    if (!enter(comm, MM_WATCHED_MAXIMUM, sizeof value))
         return value;
-    enter(comm, MM_WATCHED_MAXIMUM, sizeof value);
     CHECK_MPI(MPI_Allreduce(&value, &largest, 1, MPI_DOUBLE, MPI_MAX, comm->world));
     leave(comm);
     return largest;

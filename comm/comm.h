@@ -8,6 +8,7 @@
 #ifndef MM_COMM_H
 #define MM_COMM_H
 
+#include "comm/traffic.h"
 #include "comm/watch.h"
 #include "kernels/device.h"
 #include "kernels/tensor.h"
@@ -30,9 +31,26 @@ bool mm_comm_launched(void);
 /* "Open MPI v4.1.4"; the caller frees with mm_free. Also before mm_comm_join. Local. */
 char *mm_comm_library_text(void);
 
-/* For planning only: from now on this process answers as rank 0 of `size`; anything collective is a
- * fault. Local. */
-void mm_comm_pretend(struct mm_comm *comm, int size);
+/* What a message waits for beside its bytes, in s: once, and for each step of a ring within a
+ * machine and between machines. */
+struct mm_hops {
+    double start, inside, across;
+};
+/* What is between ranks; comm/transport_dry.c says what it means for the time of a collective.
+ * Zeros: nothing takes time. */
+struct mm_links {
+    int per_machine;             /* ranks on one */
+    double inside, across, loss; /* bytes/s of a rank in a ring: within one machine; between two and
+                                    more, less `loss` for each doubling */
+    struct mm_hops buckets, sums;
+    bool beside; /* buckets cross while the device computes */
+};
+
+/* For planning only: until mm_comm_pretend_end this process answers as rank 0 of `size`, and what
+ * is collective is counted and not done; buckets and sums on the memory of a dry device, which may
+ * be attached once more, move its clock on. Local. */
+void mm_comm_pretend(struct mm_comm *comm, int size, struct mm_links links);
+void mm_comm_pretend_end(struct mm_comm *comm);
 
 int mm_comm_rank(const struct mm_comm *comm); /* Local. */
 int mm_comm_size(const struct mm_comm *comm); /* Local. */
@@ -41,10 +59,19 @@ int mm_comm_local_size(const struct mm_comm *comm);
 int mm_comm_local_rank(const struct mm_comm *comm);
 /* The first rank of this machine, which stands for the machine. Local. */
 int mm_comm_machine(const struct mm_comm *comm);
+/* The number of machines. Local. */
+int mm_comm_machines(const struct mm_comm *comm);
+/* What this rank has taken part in so far; the comm's own. Local. */
+const struct mm_traffic *mm_comm_traffic(const struct mm_comm *comm);
 
 /* Makes all ranks decide alike: returns the first status other than MM_OK, in rank order, and
  * copies the text of that rank to every err. Collective. */
 enum mm_status mm_comm_agree(struct mm_comm *comm, enum mm_status status, struct mm_error *err);
+
+/* The same, and *value (=) the largest of all ranks, in one message where all goes well.
+ * Collective. */
+enum mm_status mm_comm_agree_with(struct mm_comm *comm, enum mm_status status, int *value,
+                                  struct mm_error *err);
 
 /* True on every rank if `flag` is true on any. Collective. */
 bool mm_comm_any(struct mm_comm *comm, bool flag);
@@ -107,6 +134,11 @@ bool mm_comm_records(const struct mm_comm *comm);
 /* values[i] = sum over ranks of values[i], the same bits on every rank; values on the device.
  * Follows and precedes the device's other work. Collective. */
 void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n);
+/* The same, but they wait for the next mm_comm_sum_device, or mm_comm_sum_waiting, and cross the
+ * network with its numbers. Until then nobody may touch them. Collective. */
+void mm_comm_sum_later(struct mm_comm *comm, double *values, size_t n);
+/* Nothing happens where none waits. Collective. */
+void mm_comm_sum_waiting(struct mm_comm *comm);
 
 /* The gradient of one tensor, to be summed over the ranks. `full` is a contiguous float32 matrix of
  * size·c rows; the rows from `rows` on are padding. `own` has room for this rank's rows, float32,

@@ -46,6 +46,7 @@ struct over_nccl {
     cudaEvent_t ready, summed, done[MM_BUCKETS];
     uint64_t *steps;                /* on the device: marks so far */
     struct grown *outbox, *doubles; /* rounded gradients to send | every rank's numbers of a sum */
+    struct grown *room;             /* for the blocks of one matrix that the ranks do not divide */
 };
 
 static struct over_nccl *over_nccl(struct mm_transport *base) {
@@ -62,6 +63,7 @@ static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
         struct grown *bigger = static_cast<struct grown *>(mm_calloc(1, sizeof *bigger));
         *bigger = {*newest, t->dev->queue->alloc(t->dev, bytes), bytes};
         *newest = bigger;
+        t->dev->own_bytes += bytes;
     }
     return (*newest)->data;
 }
@@ -138,16 +140,26 @@ static void nccl_wait(struct mm_transport *base, mm_ticket ticket) {
 
 /* -- sums -------------------------------------------------------------------------------------- */
 
-static void nccl_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                     uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
+    size_t size = static_cast<size_t>(t->size), n = mm_numbers_n(numbers, parts);
     if (n == 0)
         return;
-    double *all = static_cast<double *>(
-        reserve(t, &t->doubles, n * static_cast<size_t>(t->size) * sizeof *all));
+    double *all = static_cast<double *>(reserve(t, &t->doubles, n * size * sizeof *all));
     leave_device(t, watched);
-    CHECK_NCCL(ncclAllGather(values, all, n, ncclFloat64, t->nccl, t->stream));
-    MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(n, BLOCK), BLOCK, 0, values,
-                 static_cast<const double *>(all), t->size, n);
+    double *at = all;
+    CHECK_NCCL(ncclGroupStart());
+    for (size_t i = 0; i < parts; at += numbers[i++].n * size)
+        if (numbers[i].n)
+            CHECK_NCCL(ncclAllGather(numbers[i].values, at, numbers[i].n, ncclFloat64, t->nccl,
+                                     t->stream));
+    CHECK_NCCL(ncclGroupEnd());
+    at = all;
+    for (size_t i = 0; i < parts; at += numbers[i++].n * size)
+        if (numbers[i].n)
+            MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(numbers[i].n, BLOCK), BLOCK, 0,
+                         numbers[i].values, static_cast<const double *>(at), t->size, numbers[i].n);
     finish(t, t->summed, watched);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
@@ -245,32 +257,61 @@ static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
 
 /* -- gathers ----------------------------------------------------------------------------------- */
 
-static void gather_one(struct over_nccl *t, const struct mm_mat *m) {
-    size_t row_bytes = m->cols * mm_dtype_bytes(m->dtype);
-    char *full = static_cast<char *>(m->data);
-    if (m->rows % static_cast<size_t>(t->size) == 0) {
-        struct mm_rows mine = mm_rows_of(m->rows, t->size, t->rank);
-        CHECK_NCCL(ncclAllGather(full + mine.first * row_bytes, full, mine.count * row_bytes,
-                                 ncclUint8, t->nccl, t->stream));
-        return;
-    }
-    for (int r = 0; r < t->size; r++) {
-        struct mm_rows its = mm_rows_of(m->rows, t->size, r);
-        char *rows = full + its.first * row_bytes;
-        if (its.count)
-            CHECK_NCCL(
-                ncclBroadcast(rows, rows, its.count * row_bytes, ncclUint8, r, t->nccl, t->stream));
-    }
+static size_t row_bytes_of(const struct mm_mat *m) {
+    return m->cols * mm_dtype_bytes(m->dtype);
 }
 
+static bool divides(const struct over_nccl *t, const struct mm_mat *m) {
+    return m->rows % static_cast<size_t>(t->size) == 0;
+}
+
+/* All blocks of a matrix with padding. */
+static size_t padded_bytes(const struct over_nccl *t, const struct mm_mat *m) {
+    return mm_rows_block(m->rows, t->size) * static_cast<size_t>(t->size) * row_bytes_of(m);
+}
+
+/* Every rank's block to its place in `blocks`, where this rank's is. */
+static void gather_blocks(struct over_nccl *t, char *blocks, size_t bytes) {
+    CHECK_NCCL(ncclAllGather(blocks + bytes * static_cast<size_t>(t->rank), blocks, bytes,
+                             ncclUint8, t->nccl, t->stream));
+}
+
+static void copy_on_stream(struct over_nccl *t, void *to, const void *from, size_t bytes) {
+    if (bytes)
+        MM_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, t->stream));
+}
+
+/* Rows that the ranks do not divide: by way of `room`, where all blocks are as long. The matrix is
+ * the beginning of them, since padding comes last. */
+static void gather_padded(struct over_nccl *t, const struct mm_mat *m, char *room) {
+    size_t row_bytes = row_bytes_of(m);
+    struct mm_rows mine = mm_rows_of(m->rows, t->size, t->rank);
+    size_t block = mm_rows_block(m->rows, t->size) * row_bytes;
+    copy_on_stream(t, room + block * static_cast<size_t>(t->rank),
+                   static_cast<char *>(m->data) + mine.first * row_bytes, mine.count * row_bytes);
+    gather_blocks(t, room, block);
+    copy_on_stream(t, m->data, room, m->rows * row_bytes);
+}
+
+/* Those that divide in one group, the others one by one: they share the room. */
 static void nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                         size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
+    size_t most = 0;
+    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
+        if (!divides(t, m) && padded_bytes(t, m) > most)
+            most = padded_bytes(t, m);
+    char *room = most ? static_cast<char *>(reserve(t, &t->room, most)) : nullptr;
     leave_device(t, watched);
     CHECK_NCCL(ncclGroupStart());
-    for (size_t i = 0; i < n; i++)
-        gather_one(t, &tensors[i]);
+    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
+        if (divides(t, m) && m->rows)
+            gather_blocks(t, static_cast<char *>(m->data),
+                          m->rows / static_cast<size_t>(t->size) * row_bytes_of(m));
     CHECK_NCCL(ncclGroupEnd());
+    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
+        if (!divides(t, m))
+            gather_padded(t, m, room);
     finish(t, t->done[ticket], watched);
 }
 
@@ -350,6 +391,7 @@ static void nccl_free(struct mm_transport *base) {
     CHECK_NCCL(ncclCommDestroy(t->nccl));
     drop(t, t->outbox);
     drop(t, t->doubles);
+    drop(t, t->room);
     t->dev->queue->free(t->dev, t->steps);
     MM_CUDA(cudaEventDestroy(t->ready));
     MM_CUDA(cudaEventDestroy(t->summed));

@@ -12,10 +12,11 @@ struct alone {
     struct mm_device *dev;
 };
 
-static void alone_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void alone_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                      uint64_t watched) {
     (void)base;
-    (void)values;
-    (void)n;
+    (void)numbers;
+    (void)parts;
     (void)watched;
 }
 
@@ -78,6 +79,8 @@ static struct mm_transport *choose(struct mm_comm *comm, struct mm_device *dev,
                 dev->name);
         return NULL;
     }
+    if (dev->dry)
+        return mm_transport_dry(comm, dev);
     if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)
         return transport_alone(dev);
     if (gpu && transport != MM_TRANSPORT_STAGED) {
@@ -123,9 +126,12 @@ bool mm_comm_records(const struct mm_comm *comm) {
 
 /* -- the functions ----------------------------------------------------------------------------- */
 
-static uint64_t enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes) {
-    return mm_watch_enter(comm->watch, kind, attached(comm)->work ? MM_OVER_NCCL : MM_OVER_MPI,
-                          bytes);
+static uint64_t enter(struct mm_comm *comm, enum mm_watched kind, size_t bytes, uint64_t shape) {
+    return mm_comm_enter(comm,
+                         (struct mm_call){.kind = kind,
+                                          .over = attached(comm)->work ? MM_OVER_NCCL : MM_OVER_MPI,
+                                          .bytes = bytes,
+                                          .shape = shape});
 }
 
 static mm_ticket take_ticket(struct mm_comm *comm) {
@@ -137,25 +143,45 @@ static mm_ticket take_ticket(struct mm_comm *comm) {
     return ticket;
 }
 
-void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
+void mm_comm_sum_later(struct mm_comm *comm, double *values, size_t n) {
+    if (comm->size == 1)
+        return;
+    MM_CHECK(comm->waiting_n < MM_NUMBERS, "more numbers than a sum has room for");
+    comm->waiting[comm->waiting_n++] = (struct mm_numbers){values, n};
+}
+
+void mm_comm_sum_waiting(struct mm_comm *comm) {
     struct mm_transport *transport = attached(comm);
-    uint64_t watched = enter(comm, MM_WATCHED_SUM, n * sizeof *values);
-    transport->sum(transport, values, n, watched);
+    size_t parts = comm->waiting_n;
+    if (!parts)
+        return;
+    uint64_t watched =
+        enter(comm, MM_WATCHED_SUM, mm_numbers_n(comm->waiting, parts) * sizeof(double), 0);
+    transport->sum(transport, comm->waiting, parts, watched);
+    comm->waiting_n = 0;
     mm_watch_leave(comm->watch);
+}
+
+void mm_comm_sum_device(struct mm_comm *comm, double *values, size_t n) {
+    mm_comm_sum_later(comm, values, n);
+    mm_comm_sum_waiting(comm);
 }
 
 mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *tensors, size_t n) {
     struct mm_transport *transport = attached(comm);
     mm_ticket ticket = take_ticket(comm);
     size_t bytes = 0;
+    uint64_t shape = n;
     for (size_t i = 0; i < n; i++) {
         struct mm_mat full = tensors[i].full;
         size_t padded = mm_rows_block(tensors[i].rows, comm->size) * (size_t)comm->size;
         MM_CHECK(full.dtype == MM_F32 && full.ld == full.cols && full.rows == padded,
                  "a reduction of %zu rows with a padded matrix of %zu", tensors[i].rows, full.rows);
         bytes += full.rows * full.cols * mm_dtype_bytes(transport->reduce_dtype);
+        shape = mm_shape_add(shape, tensors[i].rows, full.cols,
+                             mm_dtype_bytes(transport->reduce_dtype));
     }
-    uint64_t watched = enter(comm, MM_WATCHED_REDUCTION, bytes);
+    uint64_t watched = enter(comm, MM_WATCHED_REDUCTION, bytes, shape);
     transport->reduce(transport, ticket, tensors, n, watched);
     mm_watch_leave(comm->watch);
     return ticket;
@@ -165,11 +191,14 @@ mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors
     struct mm_transport *transport = attached(comm);
     mm_ticket ticket = take_ticket(comm);
     size_t bytes = 0;
+    uint64_t shape = n;
     for (size_t i = 0; i < n; i++) {
         MM_CHECK(tensors[i].ld == tensors[i].cols, "a matrix that isn't contiguous");
         bytes += tensors[i].rows * tensors[i].cols * mm_dtype_bytes(tensors[i].dtype);
+        shape =
+            mm_shape_add(shape, tensors[i].rows, tensors[i].cols, mm_dtype_bytes(tensors[i].dtype));
     }
-    uint64_t watched = enter(comm, MM_WATCHED_GATHER, bytes);
+    uint64_t watched = enter(comm, MM_WATCHED_GATHER, bytes, shape);
     transport->gather(transport, ticket, tensors, n, watched);
     mm_watch_leave(comm->watch);
     return ticket;

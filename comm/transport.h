@@ -6,13 +6,28 @@
 #include "comm/comm.h"
 #include "comm/watch.h"
 
+/* Numbers on the device. */
+struct mm_numbers {
+    double *values;
+    size_t n;
+};
+#define MM_NUMBERS 8 /* of one sum, at most */
+
+static inline size_t mm_numbers_n(const struct mm_numbers *numbers, size_t parts) {
+    size_t n = 0;
+    for (size_t i = 0; i < parts; i++)
+        n += numbers[i].n;
+    return n;
+}
+
 /* The functions are those of comm.h; bucket `ticket` is not in use when it is started. watched: the
  * word of this call, see watch.h. */
 struct mm_transport {
     char name[48];
     bool records;
     enum mm_dtype reduce_dtype; /* as which reductions cross the network */
-    void (*sum)(struct mm_transport *transport, double *values, size_t n, uint64_t watched);
+    void (*sum)(struct mm_transport *transport, const struct mm_numbers *numbers, size_t parts,
+                uint64_t watched);
     void (*reduce)(struct mm_transport *transport, mm_ticket ticket,
                    const struct mm_reduction *tensors, size_t n, uint64_t watched);
     void (*gather)(struct mm_transport *transport, mm_ticket ticket, const struct mm_mat *tensors,

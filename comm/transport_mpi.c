@@ -22,6 +22,7 @@ struct over_mpi {
     bool staged;
     struct buffer outbox, inbox; /* of reductions */
     struct buffer stage;         /* what is on the device, pinned */
+    struct buffer numbers;       /* of a sum, one behind the other */
     int *counts, *firsts;        /* rows of each rank */
 };
 
@@ -110,7 +111,7 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
         reduce_in_host(t, stage, r, stage);
         size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
         if (own_rows)
-            t->dev->queue->upload(t->dev, r->own, stage, own_rows * row_bytes);
+            t->dev->queue->upload_later(t->dev, r->own, stage, own_rows * row_bytes);
     }
 }
 
@@ -144,21 +145,24 @@ static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
         t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
         gather_in_host(t, stage, m);
-        t->dev->queue->upload(t->dev, m->data, stage, m->rows * row_bytes);
+        t->dev->queue->upload_later(t->dev, m->data, stage, m->rows * row_bytes);
     }
 }
 
-static void mpi_sum(struct mm_transport *base, double *values, size_t n, uint64_t watched) {
+static void mpi_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                    uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
+    const struct mm_queue *queue = t->dev->queue;
+    size_t n = mm_numbers_n(numbers, parts), bytes = n * sizeof(double), at = 0;
     (void)watched;
-    if (!t->staged) {
-        mm_comm_sum_unwatched(t->comm, values, n);
-        return;
-    }
-    double *stage = reserve_stage(t, values, n * sizeof *values);
-    t->dev->queue->download(t->dev, stage, values, n * sizeof *values);
-    mm_comm_sum_unwatched(t->comm, stage, n);
-    t->dev->queue->upload(t->dev, values, stage, n * sizeof *values);
+    double *host =
+        t->staged ? reserve_stage(t, numbers[0].values, bytes) : reserve(&t->numbers, bytes);
+    for (size_t i = 0; i < parts; at += numbers[i++].n)
+        queue->download(t->dev, host + at, numbers[i].values, numbers[i].n * sizeof *host);
+    mm_comm_sum_unwatched(t->comm, host, n);
+    at = 0;
+    for (size_t i = 0; i < parts; at += numbers[i++].n)
+        queue->upload_later(t->dev, numbers[i].values, host + at, numbers[i].n * sizeof *host);
 }
 
 /* All was done when the bucket was started. */
@@ -171,6 +175,7 @@ static void mpi_free(struct mm_transport *base) {
     struct over_mpi *t = (struct over_mpi *)base;
     mm_free(t->outbox.data);
     mm_free(t->inbox.data);
+    mm_free(t->numbers.data);
     if (t->stage.data)
         t->dev->queue->pinned_free(t->dev, t->stage.data);
     mm_free(t->counts);

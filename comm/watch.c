@@ -76,8 +76,7 @@ static uint64_t word_of(enum mm_watched kind, enum mm_over over, unsigned call, 
            (uint64_t)(call & 0x7fff) << 44 | (bytes < most ? bytes : most);
 }
 
-/* "reduction #5 (34.2 MB, NCCL)" */
-static void word_text(uint64_t word, char *text, size_t bytes) {
+const char *mm_watched_name(enum mm_watched kind) {
     static const char *const kinds[16] = {
         "work of the device",
         [MM_WATCHED_REDUCTION] = "reduction",
@@ -90,14 +89,19 @@ static void word_text(uint64_t word, char *text, size_t bytes) {
         [MM_WATCHED_CONNECTION] = "connection",
         [MM_WATCHED_DEPARTURE] = "departure",
     };
+    return kinds[kind];
+}
+
+/* "reduction #5 (34.2 MB, NCCL)" */
+static void word_text(uint64_t word, char *text, size_t bytes) {
     char size[32];
     uint64_t data = word & (((uint64_t)1 << 44) - 1);
     if (!word)
-        snprintf(text, bytes, "%s", kinds[0]);
+        snprintf(text, bytes, "%s", mm_watched_name((enum mm_watched)0));
     else
-        snprintf(text, bytes, "%s #%u (%s%s%s)", kinds[word >> 60], (unsigned)(word >> 44 & 0x7fff),
-                 data ? mm_bytes_text(size, (double)data) : "", data ? ", " : "",
-                 word >> 59 & 1 ? "NCCL" : "MPI");
+        snprintf(text, bytes, "%s #%u (%s%s%s)", mm_watched_name((enum mm_watched)(word >> 60)),
+                 (unsigned)(word >> 44 & 0x7fff), data ? mm_bytes_text(size, (double)data) : "",
+                 data ? ", " : "", word >> 59 & 1 ? "NCCL" : "MPI");
 }
 
 /* -- the end ----------------------------------------------------------------------------------- */
@@ -237,21 +241,28 @@ static void *keep_watch(void *argument) {
 
 /* -- sections ---------------------------------------------------------------------------------- */
 
-/* The device reports when it gets here. */
-static void close_section(struct mm_watch *w) {
-    if (w->open && w->attached) {
+/* True: the device is to report when it gets here, see report. */
+static bool close_section(struct mm_watch *w) {
+    bool reports = w->open && w->attached;
+    if (reports) {
         if (device_is_done(w))
             w->seen_at = w->clock; /* its time begins now */
         w->closed++;
-        w->dev->queue->download_later(w->dev, (void *)&w->progress->done,
-                                      &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
     }
     w->open = false;
+    return reports;
+}
+
+/* Without the lock: behind a device that hangs this may wait for ever, and the thread must see it.
+ */
+static void report(struct mm_watch *w) {
+    w->dev->queue->download_later(w->dev, (void *)&w->progress->done,
+                                  &w->counts[w->closed % MM_SECTIONS], sizeof *w->counts);
 }
 
 void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t number) {
     pthread_mutex_lock(&w->lock);
-    close_section(w);
+    bool reports = close_section(w);
     w->seconds = seconds;
     w->open = seconds > 0;
     w->calls = 0;
@@ -266,12 +277,16 @@ void mm_watch_begin(struct mm_watch *w, double seconds, const char *what, size_t
     if (w->idle) /* else it looks by itself, soon: a small loop need not wake a thread */
         pthread_cond_signal(&w->changed);
     pthread_mutex_unlock(&w->lock);
+    if (reports)
+        report(w);
 }
 
 void mm_watch_end(struct mm_watch *w) {
     pthread_mutex_lock(&w->lock);
-    close_section(w);
+    bool reports = close_section(w);
     pthread_mutex_unlock(&w->lock);
+    if (reports)
+        report(w);
 }
 
 uint64_t mm_watch_enter(struct mm_watch *w, enum mm_watched kind, enum mm_over over, size_t bytes) {

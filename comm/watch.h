@@ -37,7 +37,10 @@ enum mm_watched {
     MM_WATCHED_BROADCAST,
     MM_WATCHED_CONNECTION,
     MM_WATCHED_DEPARTURE,
+    MM_WATCHED_KINDS,
 };
+/* "reduction" */
+const char *mm_watched_name(enum mm_watched kind);
 
 /* Written by the device, read by the watchdog; memory of pinned_alloc. */
 struct mm_device_progress {

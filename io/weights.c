@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -361,6 +362,11 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
                                struct mm_error *err) {
     struct mm_stored_rows all = {rows, cols, 0, rows};
     return mm_weights_load_rows(weights, name, all, dst, dst_dtype, err);
+}
+
+void mm_weights_forget(const struct mm_weights *weights) {
+    for (size_t f = 0; f < weights->files_n; f++)
+        madvise((void *)(uintptr_t)weights->files[f].map, weights->files[f].bytes, MADV_DONTNEED);
 }
 
 const char *mm_weights_path(const struct mm_weights *weights) {

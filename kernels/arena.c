@@ -21,15 +21,17 @@ const char *const mm_purpose_names[MM_PURPOSES] = {
 
 /* For each purpose, what makes its memory smaller. */
 static const char *const remedies[MM_PURPOSES] = {
-    [MM_FOR_WEIGHTS] = "model.dtype: bfloat16",
+    [MM_FOR_WEIGHTS] = "model.shard: full and more ranks, or model.dtype: bfloat16",
     [MM_FOR_BASE] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_ADVERSARY] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_RETAIN_ACC] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_FORGET_ACC] = "more ranks or model.state_dtype: bfloat16",
     [MM_FOR_FROZEN] = "more ranks or model.dtype: bfloat16",
-    [MM_FOR_GRADIENTS] = "fewer unlearn.target_modules (relearning: relearn.passes 0)",
+    [MM_FOR_GRADIENTS] =
+        "model.shard: full, or fewer unlearn.target_modules (relearning: relearn.passes 0)",
     [MM_FOR_OPTIMIZER] = "more ranks or model.state_dtype: bfloat16",
-    [MM_FOR_ACTIVATIONS] = "a lower data.micro_batch, with unlearn.graph fresh or reuse",
+    [MM_FOR_ACTIVATIONS] =
+        "model.recompute: layer, or a lower data.micro_batch with unlearn.graph fresh or reuse",
     [MM_FOR_SCRATCH] = "a lower data.micro_batch",
 };
 
@@ -44,12 +46,14 @@ struct mm_arena {
     bool dry;
     struct block *blocks;
     size_t bytes[MM_PURPOSES];
+    uintptr_t unused; /* of a dry one: the next address */
 };
 
 struct mm_arena *mm_arena_create_dry(struct mm_device *dev) {
     struct mm_arena *arena = mm_calloc(1, sizeof *arena);
     arena->dev = dev;
     arena->dry = true;
+    arena->unused = 64;
     return arena;
 }
 
@@ -121,8 +125,11 @@ void *mm_arena_take(struct mm_arena *arena, enum mm_purpose purpose, size_t coun
     size_t bytes, unused[MM_PURPOSES];
     MM_CHECK(mm_mul(count, size, &bytes), "size overflow: %zu x %zu", count, size);
     arena->bytes[purpose] += bytes;
-    if (arena->dry)
-        return (void *)(uintptr_t)64;
+    if (arena->dry) {
+        void *address = (void *)arena->unused;
+        arena->unused += (bytes + 64) / 64 * 64;
+        return address;
+    }
     struct block *block = mm_calloc(1, sizeof *block);
     size_t now = live_bytes(arena->dev, unused), most = arena->dev->arenas_most;
     if (!most || now <= most)

@@ -2,8 +2,8 @@
  * together.
  *
  * Reason: `plan` must say what a run will take, and the two must not disagree. So the same code
- * sets up both. A dry arena takes no memory; it counts, and returns addresses that must not be
- * used. All functions are local. */
+ * sets up both. A dry arena takes no memory; it counts, and returns addresses, each block's its
+ * own, that must not be used. All functions are local. */
 #ifndef MM_ARENA_H
 #define MM_ARENA_H
 

@@ -12,11 +12,14 @@
 struct mm_device {
     const char *name;  /* "cpu ..." | "cuda ..."; the backend's own */
     bool asynchronous; /* what it is asked returns before it is done, and is done in order */
+    bool dry;          /* it does nothing, and its memory must not be touched: kernels/dry.h */
     const struct mm_queue *queue;
     const struct mm_ops *ops;
     void *context;           /* the backend's own */
     bool exact;              /* reduction: exact; the CPU's matrix products are then cut into pieces
                                 that depend on nothing but the shape */
+    size_t free_bytes;       /* a GPU's, when it was opened; 0: not known */
+    size_t own_bytes;        /* of its memory that the backend took for itself, beside the arenas */
     struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
     size_t arenas_peak;
     size_t arenas_most; /* bytes that they may hold together, and who says so; 0: no one does */
@@ -27,6 +30,11 @@ struct mm_device {
 /* Device memory that a CUDA device takes for itself: cuBLASLt's workspace, as much as its kernels
  * for NVIDIA's newest GPUs ask for. */
 #define MM_CUDA_WORKSPACE_BYTES ((size_t)32 << 20)
+
+/* Elements of logits that are best worked on at once (struct mm_ops): on a CPU they stay near the
+ * processor; on a GPU there are rows enough that the head's weights are read seldom. */
+#define MM_CPU_CHUNK  ((size_t)16 << 20)
+#define MM_CUDA_CHUNK ((size_t)256 << 20)
 
 /* The best CPU table of this processor. The caller frees with mm_device_free. Local. */
 struct mm_device *mm_device_create_cpu(void);

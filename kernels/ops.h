@@ -294,8 +294,8 @@ struct mm_ops {
     void (*add)(struct mm_device *dev, float *y, const float *x, size_t n);
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
-    /* A step of AdamW (Loshchilov and Hutter, Algorithm 2); first, second: the moments; all
-     * float32. */
+    /* A step of AdamW (Loshchilov and Hutter, Algorithm 2); first, second: the moments, of p's
+     * dtype; g float32. Computed in float32; p of bfloat16: what is stored rounds. */
     void (*adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
                        struct mm_vector second, struct mm_vector g, const struct mm_adamw *how);
 };

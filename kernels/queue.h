@@ -17,7 +17,7 @@ struct mm_queue {
     void (*free)(struct mm_device *dev, void *block);
     void (*zero)(struct mm_device *dev, void *block, size_t bytes);
     void (*copy)(struct mm_device *dev, void *dst, const void *src, size_t bytes);
-    /* `host` may be reused at once; if it is pinned, only after a wait for a later mark. */
+    /* `host` may be reused at once. */
     void (*upload)(struct mm_device *dev, void *dst, const void *host, size_t bytes);
     void (*download)(struct mm_device *dev, void *host, const void *src, size_t bytes); /* waits */
 
@@ -25,6 +25,9 @@ struct mm_queue {
     /* Host memory that the device reads and writes by itself; zeroed; freed by pinned_free. */
     void *(*pinned_alloc)(struct mm_device *dev, size_t bytes);
     void (*pinned_free)(struct mm_device *dev, void *block);
+    /* As upload, of pinned memory, without waiting: it may be reused after a wait for a later mark.
+     */
+    void (*upload_later)(struct mm_device *dev, void *dst, const void *pinned, size_t bytes);
     /* As download, into pinned memory, without waiting: there after a wait for a later mark. */
     void (*download_later)(struct mm_device *dev, void *pinned, const void *src, size_t bytes);
     /* Marks, in slot 0 ... MM_MARKS-1, all that was asked of the device so far; waits for it. */

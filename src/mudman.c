@@ -38,6 +38,7 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
 /*  9 */                        c->retain_momentum, c->retaining_rate, &s->stop);
 /* 11 */    train_adversary(u);
 /* 12 */    unlearning_gradient(u);
+            mm_comm_sum_waiting(u->comm); /* losses that were not summed with a gradient's squares */
             OPS(u)->guard(u->dev, &s->unlearning_loss, MM_GUARD_UNLEARNING_LOSS, &s->stop);
             if (u->unrounded.data && u->asked == 0)
                 mm_flips_measure(u);
@@ -51,12 +52,13 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
 /* -- line 12: g = the unlearning gradient, in three ways
  * ------------------------------------------- */
 
+static struct mm_vector adversary_weights(struct mm_mudman *u);
 static void use_adversary(struct mm_mudman *u);
 
 /* The published code: a second backward through the forward of line 11. It runs through the weights
  * after the adversary's step with the activations from before it. */
 static void listing_gradient(struct mm_mudman *u) {
-    use_adversary(u);
+    mm_shard_store_begin_down(u->shard, adversary_weights(u));
     mm_passes_second_gradient(u->passes, u->g);
 }
 
@@ -108,10 +110,14 @@ static void train_adversary(struct mm_mudman *u) {
     adversary_step(u);
 }
 
-/* The adversary's weights as the working ones; adapters lie on b, and the sum is formed in g. */
+/* Adapters lie on b, and the sum is formed in g. */
+static struct mm_vector adversary_weights(struct mm_mudman *u) {
+    return mm_lora_applied(u->adversary, u->a, u->b, u->g);
+}
+
+/* For a forward. */
 static void use_adversary(struct mm_mudman *u) {
-    struct mm_vector w = mm_lora_applied(u->adversary, u->a, u->b, u->g);
-    mm_shard_store_begin(u->shard, w);
+    mm_shard_store_begin(u->shard, adversary_weights(u));
 }
 
 static void adversary_step(struct mm_mudman *u) {

@@ -9,6 +9,12 @@ struct exp_sums {
     double sum, weighted; /* of e[j] | of e[j]·(z[j] - top) */
 };
 
+/* A d that e^d may be multiplied by: below -87 fast_exp is 0, and 0·(-infinity) must be 0 as well,
+ * the limit of p log p. NaN stays NaN. */
+static inline float exponent(float d) {
+    return d < -87.0f ? -87.0f : d;
+}
+
 static inline void add_block(struct exp_sums *sums, const float *z, float top, float *e, size_t n) {
     float sum[LANES] = {0}, with_z[LANES] = {0};
     size_t j = 0;
@@ -17,13 +23,13 @@ static inline void add_block(struct exp_sums *sums, const float *z, float top, f
             float d = z[j + i] - top, x = fast_exp(d);
             e[j + i] = x;
             sum[i] += x;
-            with_z[i] += x * d;
+            with_z[i] += x * exponent(d);
         }
     for (size_t i = 0; j < n; j++, i++) {
         float d = z[j] - top, x = fast_exp(d);
         e[j] = x;
         sum[i] += x;
-        with_z[i] += x * d;
+        with_z[i] += x * exponent(d);
     }
     sums->sum += (double)fold(sum);
     sums->weighted += (double)fold(with_z);
@@ -50,7 +56,7 @@ static float cross_entropy_row(const float *z, uint32_t y, float *e, float *d, f
     return loss;
 }
 
-/* Sum of p log p = -H; gradient p_j (log p_j + H). */
+/* Sum of p log p = -H; gradient p_j (log p_j + H); a logit of -infinity has no part in either. */
 static float neg_entropy_row(const float *z, float *e, float *d, float scale, size_t V) {
     float top = row_max(z, V);
     struct exp_sums sums = exponentials(z, top, e, V);
@@ -58,7 +64,7 @@ static float neg_entropy_row(const float *z, float *e, float *d, float scale, si
     float log_sum = logf(sum), loss = (float)(sums.weighted / sums.sum) - log_sum;
     if (d)
         for (size_t j = 0; j < V; j++)
-            d[j] = e[j] * (scale / sum) * ((z[j] - top) - log_sum - loss);
+            d[j] = e[j] * (scale / sum) * (exponent(z[j] - top) - log_sum - loss);
     return loss;
 }
 

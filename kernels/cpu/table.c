@@ -124,13 +124,14 @@ static const struct mm_queue queue = {
     .download = cpu_copy,
     .pinned_alloc = must_alloc,
     .pinned_free = cpu_free,
+    .upload_later = cpu_copy,
     .download_later = cpu_copy,
     .mark = nothing_to_do,
     .wait = nothing_to_do,
     .record = records_nothing,
 };
 
-static const struct mm_ops ops = {.chunk = (size_t)16 << 20, /* stays near the processor */
+static const struct mm_ops ops = {.chunk = MM_CPU_CHUNK,
                                   .convert = cpu_convert,
                                   .hold = cpu_hold,
                                   .let_go = cpu_let_go,

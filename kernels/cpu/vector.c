@@ -403,24 +403,37 @@ void CPU_NAME(cpu_sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm
     FOR_CHUNKS(p.dtype == MM_BF16, p.n, sgd_range, p.data, g.data, (float)rate)
 }
 
+/* The factors of a step of AdamW, in float32. */
+struct adamw {
+    float scale, beta1, rest1, beta2, rest2, keep, step, correction, epsilon;
+};
+
+static inline void adamw_range(bool half, size_t first, size_t n, void *p, void *one, void *two,
+                               const float *g, struct adamw a) {
+    for (size_t i = first; i < first + n; i++) {
+        float d = g[i] * a.scale;
+        float mean = a.beta1 * get(half, one, i) + a.rest1 * d;
+        float square = a.beta2 * get(half, two, i) + a.rest2 * d * d;
+        float moved = a.step * mean / (sqrtf(square) * a.correction + a.epsilon);
+        put(half, one, i, mean);
+        put(half, two, i, square);
+        put(half, p, i, get(half, p, i) * a.keep - moved);
+    }
+}
+
 void CPU_NAME(cpu_adamw_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector first,
                               struct mm_vector second, struct mm_vector g,
                               const struct mm_adamw *how) {
     (void)dev;
-    double beta_1 = how->betas[0], beta_2 = how->betas[1], t = (double)how->t;
-    float *x = p.data, *one = first.data, *two = second.data;
-    const float *in = g.data;
-    float beta1 = (float)beta_1, beta2 = (float)beta_2;
-    float rest1 = (float)(1 - beta_1), rest2 = (float)(1 - beta_2);
-    float keep = (float)(1 - how->rate * how->weight_decay);
-    float step = (float)(how->rate / (1 - pow(beta_1, t)));
-    float correction = (float)(1 / sqrt(1 - pow(beta_2, t)));
-    float scale = (float)how->g_scale, e = (float)how->epsilon;
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < p.n; i++) {
-        float d = in[i] * scale;
-        one[i] = beta1 * one[i] + rest1 * d;
-        two[i] = beta2 * two[i] + rest2 * d * d;
-        x[i] = x[i] * keep - step * one[i] / (sqrtf(two[i]) * correction + e);
-    }
+    const double *betas = how->betas, t = (double)how->t;
+    struct adamw a = {.scale = (float)how->g_scale,
+                      .beta1 = (float)betas[0],
+                      .rest1 = (float)(1 - betas[0]),
+                      .beta2 = (float)betas[1],
+                      .rest2 = (float)(1 - betas[1]),
+                      .keep = (float)(1 - how->rate * how->weight_decay),
+                      .step = (float)(how->rate / (1 - pow(betas[0], t))),
+                      .correction = (float)(1 / sqrt(1 - pow(betas[1], t))),
+                      .epsilon = (float)how->epsilon};
+    FOR_CHUNKS(p.dtype == MM_BF16, p.n, adamw_range, p.data, first.data, second.data, g.data, a)
 }

@@ -3,6 +3,8 @@
 #include "kernels/cuda/block.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* -- memory ------------------------------------------------------------------------------------ */
 
@@ -44,15 +46,31 @@ static void cuda_copy(struct mm_device *dev, void *dst, const void *src, size_t 
     MM_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_context(dev)->stream));
 }
 
-/* From pageable memory cudaMemcpyAsync returns when all has been read. */
+/* The first to wait for the device learns of a fault in what it was asked before. */
+#define CUDA_WAIT(call)                                                                            \
+    do {                                                                                           \
+        cudaError_t cuda_result = (call);                                                          \
+        MM_CHECK(cuda_result == cudaSuccess,                                                       \
+                 "CUDA: %s, in work that was asked for earlier: with the environment variable "    \
+                 "CUDA_LAUNCH_BLOCKING=1 the operation itself says so",                            \
+                 cudaGetErrorString(cuda_result));                                                 \
+    } while (0)
+
+static void cuda_upload_later(struct mm_device *dev, void *dst, const void *pinned, size_t bytes) {
+    MM_CUDA(cudaMemcpyAsync(dst, pinned, bytes, cudaMemcpyHostToDevice, cuda_context(dev)->stream));
+}
+
+/* Where the device reads the host's memory itself, `host` is read as late as it is the stream's
+ * turn. */
 static void cuda_upload(struct mm_device *dev, void *dst, const void *host, size_t bytes) {
-    MM_CUDA(cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, cuda_context(dev)->stream));
+    cuda_upload_later(dev, dst, host, bytes);
+    CUDA_WAIT(cudaStreamSynchronize(cuda_context(dev)->stream));
 }
 
 static void cuda_download(struct mm_device *dev, void *host, const void *src, size_t bytes) {
     struct cuda_context *context = cuda_context(dev);
     MM_CUDA(cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, context->stream));
-    MM_CUDA(cudaStreamSynchronize(context->stream));
+    CUDA_WAIT(cudaStreamSynchronize(context->stream));
 }
 
 void *cuda_scratch(struct mm_device *dev, size_t bytes) {
@@ -64,6 +82,7 @@ void *cuda_scratch(struct mm_device *dev, size_t bytes) {
         *bigger = {context->scratch, take(bytes)};
         context->scratch = bigger;
         context->scratch_bytes = bytes;
+        dev->own_bytes += bytes;
     }
     return context->scratch ? context->scratch->data : nullptr;
 }
@@ -73,7 +92,9 @@ void *cuda_scratch(struct mm_device *dev, size_t bytes) {
 static void *cuda_pinned_alloc(struct mm_device *dev, size_t bytes) {
     void *block = nullptr;
     (void)dev;
-    MM_CUDA(cudaHostAlloc(&block, bytes ? bytes : 1, cudaHostAllocDefault));
+    cudaError_t result = cudaHostAlloc(&block, bytes ? bytes : 1, cudaHostAllocDefault);
+    MM_CHECK(result == cudaSuccess, "%zu bytes of pinned host memory: %s", bytes,
+             cudaGetErrorString(result));
     return memset(block, 0, bytes);
 }
 
@@ -92,13 +113,20 @@ static void cuda_mark(struct mm_device *dev, int slot) {
 }
 
 static void cuda_wait(struct mm_device *dev, int slot) {
-    MM_CUDA(cudaEventSynchronize(cuda_context(dev)->marks[slot]));
+    CUDA_WAIT(cudaEventSynchronize(cuda_context(dev)->marks[slot]));
+}
+
+/* Whether the user wants every call to end before the next begins: then nothing is recorded. */
+static bool launches_block(void) {
+    const char *text = getenv("CUDA_LAUNCH_BLOCKING");
+    return text && *text && strcmp(text, "0") != 0;
 }
 
 /* Thread-local: a watchdog may ask after events meanwhile. */
 static bool cuda_record(struct mm_device *dev) {
     struct cuda_context *context = cuda_context(dev);
     context->recording =
+        !launches_block() &&
         cudaStreamBeginCapture(context->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
     if (!context->recording)
         (void)cudaGetLastError(); /* it is told, not kept for the next check */
@@ -255,6 +283,7 @@ static void fill_queue(struct mm_queue *table) {
     table->download = cuda_download;
     table->pinned_alloc = cuda_pinned_alloc;
     table->pinned_free = cuda_pinned_free;
+    table->upload_later = cuda_upload_later;
     table->download_later = cuda_download_later;
     table->mark = cuda_mark;
     table->wait = cuda_wait;
@@ -265,7 +294,7 @@ static void fill_queue(struct mm_queue *table) {
 }
 
 static void fill_ops(struct mm_ops *table) {
-    table->chunk = (size_t)256 << 20; /* rows enough that the head's weights are read seldom */
+    table->chunk = MM_CUDA_CHUNK;
     table->convert = cuda_convert;
     table->hold = cuda_hold;
     table->let_go = cuda_let_go;
@@ -341,6 +370,9 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
     fill_queue(&context->queue);
     fill_ops(&context->ops);
     dev->name = context->name;
+    dev->own_bytes = MM_CUDA_WORKSPACE_BYTES;
+    size_t all;
+    MM_CUDA(cudaMemGetInfo(&dev->free_bytes, &all));
     dev->asynchronous = true;
     dev->queue = &context->queue;
     dev->ops = &context->ops;

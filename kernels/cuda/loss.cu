@@ -133,7 +133,8 @@ template <typename T> struct softmax_slope { /* p times factor·sum */
 template <typename T> struct entropy_slope { /* p·(log p - the loss) times factor·sum */
     float top, factor, log_sum, loss;
     __device__ float operator()(float z) const {
-        return exp_for<T>(z - top) * factor * ((z - top) - log_sum - loss);
+        float d = z - top, e = exp_for<T>(d);
+        return e == 0.0f ? 0.0f : e * factor * (d - log_sum - loss); /* d may be -infinity */
     }
 };
 

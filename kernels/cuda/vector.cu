@@ -177,7 +177,10 @@ void cuda_adamw_step(struct mm_device *dev, struct mm_vector p, struct mm_vector
                        static_cast<float>(how->rate / (1 - pow(betas[0], n))),
                        static_cast<float>(1 / sqrt(1 - pow(betas[1], n))),
                        static_cast<float>(how->epsilon)};
-    run_pass<float>(dev, op, p.data, first.data, second.data, g.data, p.n, nullptr);
+    if (p.dtype == MM_BF16)
+        run_pass<bf16>(dev, op, p.data, first.data, second.data, g.data, p.n, nullptr);
+    else
+        run_pass<float>(dev, op, p.data, first.data, second.data, g.data, p.n, nullptr);
 }
 
 /* -- sums -------------------------------------------------------------------------------------- */

@@ -17,7 +17,8 @@ const struct mm_command_row mm_command_rows[MM_COMMANDS] = {
                  " unlearn relearn checkpoint output pretrain", false},
     [MM_PRETRAIN] = {"pretrain", "CONFIG", "train a small model from scratch",
                      " model.path model.state_dtype unlearn relearn evaluate checkpoint", false},
-    [MM_PLAN] = {"plan", "CONFIG", "check everything, print the memory of a rank", TRAINED, true},
+    [MM_PLAN] = {"plan", "CONFIG", "check everything, print memory, messages and times", TRAINED,
+                 true},
     [MM_TRIALS] = {"trials", "CONFIG", "serve trials: JSON lines in and out, for tools/search.py",
                    TRAINED, false},
     [MM_INSPECT] = {"inspect", "FILE",
@@ -41,11 +42,18 @@ static enum mm_status no_command(const char *word, struct mm_error *err) {
                    word && *word == '-' ? "option, nor a command" : "command", names);
 }
 
-/* The number after --ranks or --ranks=; *i moves on to it. */
-static enum mm_status read_ranks(struct mm_command_line *line, int argc, char **argv, int *i,
+/* Whether word *i is the option; its value, after it or after '=', is *value then, and *i moves on
+ * to it. */
+static bool read_option(const char *option, int argc, char **argv, int *i, const char **value) {
+    size_t n = strlen(option);
+    bool found = strncmp(argv[*i], option, n) == 0 && (!argv[*i][n] || argv[*i][n] == '=');
+    if (found)
+        *value = argv[*i][n] ? argv[*i] + n + 1 : ++*i < argc ? argv[*i] : "";
+    return found;
+}
+
+static enum mm_status read_ranks(struct mm_command_line *line, const char *text,
                                  struct mm_error *err) {
-    const char *equals = strchr(argv[*i], '=');
-    const char *text = equals ? equals + 1 : ++*i < argc ? argv[*i] : "";
     char *end;
     long ranks = strtol(text, &end, 10);
     if (!*text || *end || ranks < 1 || ranks > 1000000)
@@ -64,12 +72,15 @@ static enum mm_status read_word(struct mm_command_line *line, int argc, char **a
                                 struct mm_error *err) {
     const struct mm_command_row *row = &mm_command_rows[line->command];
     char *word = argv[*i];
+    const char *value;
     if (is_help(word)) {
         line->help = true;
         return MM_OK;
     }
-    if (row->ranks && (strcmp(word, "--ranks") == 0 || strncmp(word, "--ranks=", 8) == 0))
-        return read_ranks(line, argc, argv, i, err);
+    if (row->plans && read_option("--ranks", argc, argv, i, &value))
+        return read_ranks(line, value, err);
+    if (row->plans && read_option("--machine", argc, argv, i, &line->machine))
+        return *line->machine ? MM_OK : mm_fail(err, MM_BAD_INPUT, "--machine needs a name");
     if (*word == '-')
         return mm_fail(err, MM_BAD_INPUT, "%s has no option '%s'; see mudman-mpi %s --help",
                        row->name, word, row->name);
@@ -154,7 +165,8 @@ static const char statuses[] =
 
 static char *usage_of(const struct mm_command_row *row) {
     return mm_format("  mudman-mpi %s %s%s%s", row->name, row->subject,
-                     row->unused ? " [key=value ...]" : "", row->ranks ? " [--ranks N]" : "");
+                     row->unused ? " [key=value ...]" : "",
+                     row->plans ? " [--ranks N] [--machine M]" : "");
 }
 
 static void print_usage(FILE *out, const struct mm_command_row *row) {
@@ -196,8 +208,11 @@ char *mm_command_help(enum mm_command command) {
     FILE *out = open_memstream(&text, &n);
     MM_CHECK(out, "out of memory");
     print_usage(out, row);
-    if (row->ranks)
-        fputs("\n--ranks N: for a job of N ranks; without it of as many as there are.\n", out);
+    if (row->plans)
+        fputs("\n--ranks N: for a job of N ranks; without it of as many as there are.\n"
+              "--machine M: predict the time of a loop; M is h100x8, h200x8, or a file\n"
+              "(docs/scaling.md).\n",
+              out);
     if (command == MM_RESUME)
         fputs("\nOnly keys that leave the finished loops valid may be overridden.\n", out);
     fprintf(out, "%s%s", statuses, keys ? keys : "");

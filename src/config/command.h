@@ -11,7 +11,7 @@ struct mm_command_row {
     const char *help;
     const char *unused; /* sections and keys of a config that it does not read, each after a ' ';
                            NULL: it reads none */
-    bool ranks;         /* it takes --ranks N */
+    bool plans;         /* it takes --ranks N and --machine NAME */
 };
 
 /* By enum mm_command. */
@@ -22,7 +22,8 @@ struct mm_command_line {
     const char *subject;
     char **overrides; /* [overrides_n], the caller frees with mm_free; the texts are argv's */
     size_t overrides_n;
-    int ranks; /* 0: not given */
+    int ranks;           /* 0: not given */
+    const char *machine; /* NULL: not given */
     bool help; /* wanted for this command, or, without a word before it, for all: then nothing else
                   is set */
     bool all, version;

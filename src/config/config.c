@@ -173,6 +173,9 @@ static enum mm_status check_base_lora(const struct check *c) {
         return wrong(c, "unlearn.lora_rank", "needs model.state_dtype float32");
     if (c->config->reduce_dtype != MM_F32)
         return wrong(c, "unlearn.lora_rank", "needs reduce_dtype float32");
+    for (size_t i = 0; i < mm_config_attacks_n(c->config); i++)
+        if (mm_config_attack(c->config, i).state_dtype == MM_DTYPE_BF16)
+            return wrong(c, "unlearn.lora_rank", "needs relearn.state_dtype float32");
     return MM_OK;
 }
 
@@ -291,15 +294,19 @@ struct mm_attack mm_config_attack(const struct mm_config *config, size_t i) {
                                   .passes = r->passes,
                                   .lr = r->lr,
                                   .with_retain = r->with_retain,
-                                  .lora_rank = r->lora_rank};
-    if (!r->attacks_n)
-        return all;
-    struct mm_attack a = r->attacks[i];
+                                  .lora_rank = r->lora_rank,
+                                  .state_dtype = r->state_dtype};
+    struct mm_attack a = r->attacks_n ? r->attacks[i] : all;
     a.optimizer = (unsigned)a.optimizer == MM_ABSENT_CHOICE ? all.optimizer : a.optimizer;
     a.passes = a.passes == MM_ABSENT ? all.passes : a.passes;
     a.lr = isnan(a.lr) ? all.lr : a.lr;
     a.with_retain = a.with_retain == MM_ABSENT_CHOICE ? all.with_retain : a.with_retain;
     a.lora_rank = a.lora_rank == MM_ABSENT ? all.lora_rank : a.lora_rank;
+    a.state_dtype = (unsigned)a.state_dtype == MM_ABSENT_CHOICE ? all.state_dtype : a.state_dtype;
+    if (a.state_dtype == MM_DTYPE_AUTO)
+        a.state_dtype = a.optimizer == MM_SGD && config->model.state_dtype == MM_BF16
+                            ? MM_DTYPE_BF16
+                            : MM_DTYPE_F32;
     return a;
 }
 

@@ -38,7 +38,8 @@ NAMES(transport_names, {"auto", MM_TRANSPORT_AUTO}, {"nccl", MM_TRANSPORT_NCCL},
       {"staged", MM_TRANSPORT_STAGED});
 NAMES(optimizer_names, {"sgd", MM_SGD}, {"adamw", MM_ADAMW});
 NAMES(bool_names, {"false", false}, {"true", true}); /* where it may be absent */
-NAMES(shard_names, {"none", MM_SHARD_NONE}, {"full", MM_SHARD_FULL});
+NAMES(recompute_names, {"none", MM_RECOMPUTE_NONE}, {"layer", MM_RECOMPUTE_LAYER});
+NAMES(shard_names, {"auto", MM_SHARD_AUTO}, {"none", MM_SHARD_NONE}, {"full", MM_SHARD_FULL});
 NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
 
 /* ---- the rows ---- */
@@ -91,7 +92,12 @@ const struct mm_config_row mm_config_rows[] = {
          "rounding of the authors' Llama runs."),
     ENUM(model.shard, "none", shard_names, RESUMABLE | ASIDE,
          "none: every rank holds the whole model. full: every rank holds its rows of every layer, "
-         "and a layer is gathered just before it is read. The results are the same bits."),
+         "and a layer is gathered just before it is read. auto: none where plan says that it fits "
+         "into "
+         "memory, else full. The results are the same bits."),
+    ENUM(model.recompute, "none", recompute_names, RESUMABLE | ASIDE,
+         "layer: a backward computes the activations of each layer anew from the layer's input, "
+         "which takes about a third more time and far less memory. The results are the same."),
     ENUM(device, "auto", device_names, RESUMABLE | ASIDE,
          "Where the arithmetic runs. auto: cuda if every rank has a GPU, else cpu."),
     {"seed", MM_KEY_INTEGER, AT(uint64_t, seed), 0, "42", "[0, 18446744073709551615]", NULL, 0,
@@ -194,6 +200,10 @@ const struct mm_config_row mm_config_rows[] = {
     INTEGER(relearn.lora_rank, "0", "[0, 65536]", RESUMABLE,
             "If not 0, the attack trains adapters of this rank on the matrices of the layers; else "
             "all parameters."),
+    ENUM(relearn.state_dtype, "auto", dtype_names, RESUMABLE,
+         "The type of the masters that the attack trains and of AdamW's moments; adapters are "
+         "always "
+         "float32. auto: model.state_dtype for sgd, float32 for adamw."),
     {"relearn.attacks", MM_KEY_ATTACKS, AT(struct mm_attack *, relearn.attacks),
      AT(size_t, relearn.attacks_n), "[]", NULL, NULL, RESUMABLE,
      "Several attacks, each on the unlearned model. The score is the worst of them. What one "
@@ -267,6 +277,8 @@ static const struct mm_config_row attack_rows[] = {
     {"with_retain", MM_KEY_ENUM, ATTACK_AT(unsigned, with_retain), 0, NULL, NULL, bool_names, 0,
      ""},
     {"lora_rank", MM_KEY_INTEGER, ATTACK_AT(size_t, lora_rank), 0, NULL, "[0, 65536]", NULL, 0, ""},
+    {"state_dtype", MM_KEY_ENUM, ATTACK_AT(enum mm_dtype_choice, state_dtype), 0, NULL, NULL,
+     dtype_names, 0, ""},
 };
 
 const struct mm_config_list *mm_config_list(enum mm_config_type type) {

@@ -49,6 +49,7 @@ void mm_flips_measure(struct mm_mudman *u) {
     else
         mm_passes_gradient(u->passes, &u->forget, reuse ? c->training : c->unlearning, u->unrounded,
                            u->scale, NULL); /* which has room for a loss */
+    mm_comm_sum_waiting(u->comm);
     mm_comm_reduce_as(u->comm, MM_BF16);
     if (reuse)
         u->dev->ops->scale(u->dev, unrounded, unrounded, -1.0f);

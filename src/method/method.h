@@ -37,6 +37,8 @@ struct mm_method {
      * most two loops may be asked for whose scalars were not taken. Collective. */
     void (*loop)(void *self, size_t t, const struct mm_sequences *retain,
                  const struct mm_sequences *forget);
+    /* Asks a dry device for all that it is asked in a loop without a fork. */
+    void (*rehearse)(void *self);
     /* The scalars of the first loop whose scalars were not taken yet. Waits for that loop. Local.
      */
     struct mm_loop_scalars (*scalars)(void *self);

@@ -19,8 +19,8 @@ static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
     t->shard = mm_shard_create(arena, comm, model, wanted);
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     if (optimizer == MM_ADAMW) {
-        t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
-        t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, MM_F32);
+        t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
+        t->second = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     }
     t->over_all = mm_sums_create(arena, &t->shard->layout);
     t->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 2, sizeof *t->scalars);
@@ -137,9 +137,9 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
                                               const float *adapters) {
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
-    struct mm_training *t = create_all(
-        arena, comm, model, mm_batch_size_of(config),
-        attack->optimizer == MM_ADAMW ? MM_F32 : config->model.state_dtype, attack->optimizer);
+    enum mm_dtype dtype = attack->state_dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
+    struct mm_training *t =
+        create_all(arena, comm, model, mm_batch_size_of(config), dtype, attack->optimizer);
     if (takes(model) && !config->unlearn.lora_rank)
         return taking(t, arena);
     keeping(t, arena);
@@ -168,10 +168,9 @@ static const char *wreck_of(double loss, double sum_squares) {
 }
 
 /* Loss and squared norm of the reduced gradient, on the host; and what is wrong with them. */
-static void gradient(struct mm_training *t, const struct mm_sequences *own, double result[2]) {
+static void gradient(struct mm_training *t, double result[2]) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_device *dev = t->model->dev;
-    mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
     if (t->taking)
         dev->queue->zero(dev, &t->scalars[1], sizeof t->scalars[1]);
     mm_passes_gradient(t->passes, &t->batch, objective, t->g, &t->scalars[0], NULL);
@@ -224,12 +223,11 @@ static void take(void *self, size_t tensor, const float *own) {
 
 /* The steps are taken before it is known whether the gradient is one: a wrecked model is of no more
  * use anyway. */
-static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_sequences *own,
-                                         const struct mm_attack *attack) {
+static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_attack *attack) {
     double result[2];
     t->steps++;
     t->taking = attack;
-    gradient(t, own, result);
+    gradient(t, result);
     t->taking = NULL;
     struct mm_lora *l = t->lora;
     if (!t->wrecked && l) {
@@ -242,12 +240,12 @@ static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_
     return result[0];
 }
 
-double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
-                          const struct mm_attack *attack) {
+/* On the batch that was sent. */
+static double attack_step(struct mm_training *t, const struct mm_attack *attack) {
     double result[2];
     if (t->shard->taker.take)
-        return attack_as_gradients_arrive(t, own, attack);
-    gradient(t, own, result);
+        return attack_as_gradients_arrive(t, attack);
+    gradient(t, result);
     if (t->wrecked)
         return result[0];
     struct mm_lora *l = t->lora;
@@ -264,6 +262,17 @@ double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
     return result[0];
 }
 
+double mm_training_attack(struct mm_training *t, const struct mm_sequences *own,
+                          const struct mm_attack *attack) {
+    mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
+    return attack_step(t, attack);
+}
+
+void mm_training_rehearse(struct mm_training *t, const struct mm_attack *attack) {
+    mm_batch_pretend(&t->batch);
+    attack_step(t, attack);
+}
+
 double mm_pretrain_rate(const struct mm_config *config, size_t t) {
     double lr = config->pretrain.lr, ratio = config->pretrain.min_lr_ratio;
     size_t warmup = config->pretrain.warmup, steps = config->pretrain.steps;
@@ -277,7 +286,8 @@ double mm_training_adamw(struct mm_training *t, const struct mm_sequences *own,
                          const struct mm_config *config, size_t step) {
     const struct mm_ops *ops = t->model->dev->ops;
     double result[2];
-    gradient(t, own, result);
+    mm_batch_set(&t->batch, 0, own); /* the step before was waited for */
+    gradient(t, result);
     double norm = sqrt(result[1]), clip = config->pretrain.clip;
     if (t->wrecked)
         return result[0];

@@ -32,14 +32,14 @@ struct mm_training {
     const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
 
-/* Training of all parameters. Masters are `dtype` (float32; bfloat16 repeats the authors'
+/* Training of all parameters. Masters and moments are `dtype` (float32; bfloat16 repeats the authors'
  * relearning) and start as the working weights. Local;
  * the caller frees before the arena. */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, struct mm_batch_size size,
                                        enum mm_dtype dtype, enum mm_optimizer optimizer);
-/* What an attack trains, with batches as in the config. Masters are model.state_dtype for SGD and
- * float32 for AdamW.
+/* What an attack trains, with batches as in the config. Masters and moments are of the attack's
+ * state_dtype.
  *
  * Adapters that were unlearned with (unlearn.lora_rank) stay attached: an attack on all parameters
  * trains them, too, and the masters start as the working weights less the adapters'. adapters: own
@@ -59,6 +59,9 @@ void mm_training_free(struct mm_training *training);
  * Collective. */
 double mm_training_attack(struct mm_training *training, const struct mm_sequences *own,
                           const struct mm_attack *attack);
+
+/* Asks a dry device for all that it is asked in a step. */
+void mm_training_rehearse(struct mm_training *training, const struct mm_attack *attack);
 
 /* One step of pretraining by AdamW, t = 0, 1, ...: linear warm-up, cosine to min_lr_ratio, gradient
  * clipped to the norm `clip`, matrices decayed. Returns the loss before the step; `wrecked` as

@@ -58,6 +58,7 @@ struct mm_model {
     size_t block_n;
     size_t slots_n;                 /* 0: every layer has memory of its own */
     struct mm_layer_source *source; /* borrowed; NULL: the layers are always there */
+    bool recompute; /* backwards compute a layer's activations anew; set by who creates it */
     struct mm_layer *layers;
     struct mm_norm_weights final_norm;
     size_t embed_part, head_part; /* equal when tied */

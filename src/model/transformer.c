@@ -24,49 +24,94 @@ static bool wants_layer(const struct mm_layer *layer, const bool *wanted) {
            wants_norm(&layer->norm1, wanted) || wants_norm(&layer->norm2, wanted);
 }
 
-static void kept_create(struct mm_kept_layer *kept, struct mm_arena *arena,
-                        const struct mm_model *m, size_t n, bool y1, bool y2) {
+/* Of n tokens. */
+static struct mm_mat take_residual(struct mm_arena *arena, const struct mm_model *m, size_t n) {
+    return mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, n, m->arch.width);
+}
+
+static struct mm_mat take_qkv(struct mm_arena *arena, const struct mm_model *m, size_t n) {
+    const struct mm_heads *h = &m->arch.heads;
+    return mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, n,
+                        (h->heads + 2 * h->kv_heads) * h->head_dim);
+}
+
+static struct mm_mat take_u(struct mm_arena *arena, const struct mm_model *m, size_t n) {
     const struct mm_arch *a = &m->arch;
-    const struct mm_heads *h = &a->heads;
-    enum mm_purpose p = MM_FOR_ACTIVATIONS;
-    *kept = (struct mm_kept_layer){0};
-    kept->x_in = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    if (!a->parallel)
-        kept->x_mid = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    kept->stats1 = mm_arena_take(arena, p, 2 * n, sizeof(float));
-    kept->stats2 = mm_arena_take(arena, p, 2 * n, sizeof(float));
+    return mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, n,
+                        a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp);
+}
+
+/* All of a layer but its input. */
+static struct mm_kept_layer kept_create(struct mm_arena *arena, const struct mm_model *m, size_t n,
+                                        bool y1, bool y2) {
+    const struct mm_heads *h = &m->arch.heads;
+    struct mm_kept_layer kept = {0};
+    if (!m->arch.parallel)
+        kept.x_mid = take_residual(arena, m, n);
+    kept.stats1 = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * n, sizeof(float));
+    kept.stats2 = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * n, sizeof(float));
     if (y1)
-        kept->y1 = mm_arena_mat(arena, p, m->dtype, n, a->width);
+        kept.y1 = take_residual(arena, m, n);
     if (y2)
-        kept->y2 = mm_arena_mat(arena, p, m->dtype, n, a->width);
-    kept->qkv = mm_arena_mat(arena, p, m->dtype, n, (h->heads + 2 * h->kv_heads) * h->head_dim);
-    kept->lse = mm_arena_take(arena, p, n * h->heads, sizeof(float));
-    kept->att = mm_arena_mat(arena, p, m->dtype, n, h->heads * h->head_dim);
-    kept->u = mm_arena_mat(arena, p, m->dtype, n, a->activation == MM_SWIGLU ? 2 * a->mlp : a->mlp);
+        kept.y2 = take_residual(arena, m, n);
+    kept.qkv = take_qkv(arena, m, n);
+    kept.lse = mm_arena_take(arena, MM_FOR_ACTIVATIONS, n * h->heads, sizeof(float));
+    kept.att = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, n, h->heads * h->head_dim);
+    kept.u = take_u(arena, m, n);
+    return kept;
+}
+
+/* A layer in the memory that all of them share, but for what two backwards may not compute anew. */
+static struct mm_kept_layer kept_share(const struct mm_acts *acts, struct mm_arena *arena,
+                                       const struct mm_model *m, const struct mm_layer *layer,
+                                       const bool *wanted, enum mm_keep keep) {
+    struct mm_kept_layer kept = acts->work;
+    bool two = keep == MM_KEEP_INPUTS_FOR_TWO;
+    if (!wants_linear(&layer->qkv, wanted))
+        kept.y1 = (struct mm_mat){0};
+    else if (two)
+        kept.qkv = take_qkv(arena, m, acts->capacity);
+    if (!wants_linear(&layer->up, wanted))
+        kept.y2 = (struct mm_mat){0};
+    else if (two)
+        kept.u = take_u(arena, m, acts->capacity);
+    if (two && !m->arch.parallel && wants_linear(&layer->o, wanted))
+        kept.x_mid = take_residual(arena, m, acts->capacity);
+    return kept;
+}
+
+/* The lowest layer with a wanted weight; all, if there is none. */
+static size_t lowest_wanted(const struct mm_model *m, const bool *wanted) {
+    size_t lowest = m->arch.layers;
+    for (size_t l = lowest; wanted && l-- > 0;)
+        if (wants_layer(&m->layers[l], wanted))
+            lowest = l;
+    return wanted && wanted[m->embed_part] ? 0 : lowest;
 }
 
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *m,
-                    size_t capacity, const bool *wanted) {
+                    size_t capacity, const bool *wanted, enum mm_keep keep) {
     size_t L = m->arch.layers;
-    *acts = (struct mm_acts){.capacity = capacity, .lowest = L};
-    for (size_t l = L; wanted && l-- > 0;)
-        if (wants_layer(&m->layers[l], wanted))
-            acts->lowest = l;
+    *acts = (struct mm_acts){.capacity = capacity, .lowest = lowest_wanted(m, wanted)};
     acts->embedding = wanted && wanted[m->embed_part];
-    if (acts->embedding)
-        acts->lowest = 0;
-    acts->kept_n = L - acts->lowest + (acts->lowest > 0);
+    size_t below = acts->lowest > 0; /* they share one */
+    acts->kept_n = L - acts->lowest + below;
     acts->kept = mm_calloc(acts->kept_n, sizeof *acts->kept);
+    if (keep != MM_KEEP_ALL && acts->lowest < L)
+        acts->work = kept_create(arena, m, capacity, true, true);
     for (size_t i = 0; i < acts->kept_n; i++) {
-        bool shared = acts->lowest > 0 && i == 0;
-        const struct mm_layer *layer = &m->layers[acts->lowest + i - (acts->lowest > 0 && !shared)];
-        kept_create(&acts->kept[i], arena, m, capacity,
-                    !shared && wants_linear(&layer->qkv, wanted),
-                    !shared && wants_linear(&layer->up, wanted));
+        const struct mm_layer *layer = i < below ? NULL : &m->layers[acts->lowest + i - below];
+        bool y1 = layer && wants_linear(&layer->qkv, wanted),
+             y2 = layer && wants_linear(&layer->up, wanted);
+        if (acts->work.qkv.data && layer)
+            acts->kept[i] = kept_share(acts, arena, m, layer, wanted, keep);
+        else
+            acts->kept[i] = kept_create(arena, m, capacity, y1, y2);
+        acts->kept[i].x_in = take_residual(arena, m, capacity);
     }
-    acts->x_final = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
+    acts->x_final = take_residual(arena, m, capacity);
     acts->stats_final = mm_arena_take(arena, MM_FOR_ACTIVATIONS, 2 * capacity, sizeof(float));
-    acts->hidden = mm_arena_mat(arena, MM_FOR_ACTIVATIONS, m->dtype, capacity, m->arch.width);
+    acts->hidden = take_residual(arena, m, capacity);
 }
 
 void mm_acts_separate(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *m) {
@@ -145,31 +190,54 @@ struct mm_mat mm_acts_gradient(const struct mm_acts *acts, const struct mm_scrat
     return head_rows(acts->dx.data ? acts->dx : s->dx, tokens_n(acts));
 }
 
-/* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
-static void forward_layer(const struct mm_model *m, const struct mm_layer *layer,
-                          const struct mm_acts *acts, struct mm_scratch *s, struct mm_mat x,
-                          struct mm_mat delta) {
+/* Whether a backward computes this part of a layer anew. */
+static bool shared(struct mm_mat part, struct mm_mat work) {
+    return part.data && part.data == work.data;
+}
+
+enum mm_time { MM_FIRST_TIME, MM_AGAIN };
+
+/* A layer as far as u. The residual stream comes as x + delta, and the first norm forms their sum;
+ * when it is done again the sum is there, and so may be other parts. */
+static void layer_to_u(const struct mm_model *m, const struct mm_layer *layer,
+                       const struct mm_acts *acts, const struct mm_scratch *s, struct mm_mat x,
+                       struct mm_mat delta, enum mm_time time) {
     const struct mm_ops *ops = m->dev->ops;
     const struct mm_kept_layer *kept = kept_of(acts, (size_t)(layer - m->layers));
-    size_t T = acts->T, n = tokens_n(acts);
+    const struct mm_kept_layer *work = &acts->work;
+    size_t n = tokens_n(acts);
+    bool first = time == MM_FIRST_TIME, parallel = m->arch.parallel;
+    bool sums = !parallel && (first || shared(kept->x_mid, work->x_mid));
     struct mm_mat none = {0}, x_in = head_rows(kept->x_in, n), x_mid = head_rows(kept->x_mid, n);
     struct mm_mat y1 = head_rows(kept->y1.data ? kept->y1 : s->y, n);
     struct mm_mat y2 = head_rows(kept->y2.data ? kept->y2 : s->y, n);
     struct mm_mat qkv = head_rows(kept->qkv, n), att = head_rows(kept->att, n);
-    struct mm_mat u = head_rows(kept->u, n), h = head_rows(s->h, n), out = delta_of(acts, s);
+    struct mm_mat out = delta_of(acts, s);
 
-    norm(m, x_in, x, delta, &layer->norm1, y1, kept->stats1);
-    linear(m, qkv, y1, &layer->qkv, MM_SET);
-    ops->rope(m->dev, qkv, &m->arch.heads, T, m->cosine, m->sine, MM_TURN);
-    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, T);
-    linear(m, out, att, &layer->o, MM_SET);
-    if (m->arch.parallel)
-        norm(m, none, x_in, none, &layer->norm2, y2, kept->stats2);
-    else
-        norm(m, x_mid, x_in, out, &layer->norm2, y2, kept->stats2);
-    linear(m, u, y2, &layer->up, MM_SET);
-    ops->activate(m->dev, m->arch.activation, h, u);
-    linear(m, out, h, &layer->down, m->arch.parallel ? MM_ADD : MM_SET);
+    norm(m, first ? x_in : none, first ? x : x_in, first ? delta : none, &layer->norm1, y1,
+         kept->stats1);
+    if (first || shared(kept->qkv, work->qkv)) {
+        linear(m, qkv, y1, &layer->qkv, MM_SET);
+        ops->rope(m->dev, qkv, &m->arch.heads, acts->T, m->cosine, m->sine, MM_TURN);
+    }
+    ops->attention(m->dev, att, qkv, kept->lse, &m->arch.heads, acts->T);
+    if (first || sums)
+        linear(m, out, att, &layer->o, MM_SET);
+    norm(m, sums ? x_mid : none, sums || parallel ? x_in : x_mid, sums ? out : none, &layer->norm2,
+         y2, kept->stats2);
+    if (first || shared(kept->u, work->u))
+        linear(m, head_rows(kept->u, n), y2, &layer->up, MM_SET);
+}
+
+/* The residual stream comes as x + delta and leaves so: the sum is formed by the next norm. */
+static void forward_layer(const struct mm_model *m, const struct mm_layer *layer,
+                          const struct mm_acts *acts, struct mm_scratch *s, struct mm_mat x,
+                          struct mm_mat delta) {
+    const struct mm_kept_layer *kept = kept_of(acts, (size_t)(layer - m->layers));
+    struct mm_mat h = head_rows(s->h, tokens_n(acts));
+    layer_to_u(m, layer, acts, s, x, delta, MM_FIRST_TIME);
+    m->dev->ops->activate(m->dev, m->arch.activation, h, head_rows(kept->u, h.rows));
+    linear(m, delta_of(acts, s), h, &layer->down, m->arch.parallel ? MM_ADD : MM_SET);
 }
 
 static void call(struct mm_layer_hook hook, int layer) {
@@ -387,6 +455,9 @@ void mm_backward_layers(const struct mm_model *m, const struct mm_acts *acts, si
         need(m, (int)l, l > lowest ? (int)l - 1 : MM_NO_LAYER);
         for (size_t i = 0; i < n; i++) {
             struct backward b = backward_of(m, &acts[i], s, grads, i == 0 ? into : MM_ADD);
+            struct mm_mat none = {0};
+            if (acts[i].work.qkv.data)
+                layer_to_u(m, &m->layers[l], &acts[i], s, none, none, MM_AGAIN);
             backward_layer(&b, l, mm_acts_gradient(&acts[i], s), bottom);
         }
         call(after_layer, (int)l);

@@ -1,9 +1,9 @@
 /* transformer.h - one forward and one backward pass, as lists of operations.
  *
  * The forward keeps what the backward reads, but only for layers at or above the lowest one whose
- * weights are wanted; the backward stops there. The backward recomputes nothing through a weight of
- * W. So W may change after the forward, and a second backward then goes through the new W with the
- * old activations (docs/method.md 3). All functions are local.
+ * weights are wanted; the backward stops there. W may change after the forward, and a second
+ * backward then goes through the new W with the old activations (docs/method.md 3): so a backward
+ * recomputes nothing through a weight of W, unless it is the only one. All functions are local.
  * Letters: n = B·T tokens, C width, M MLP width, H heads, d head dimension. */
 #ifndef MM_TRANSFORMER_H
 #define MM_TRANSFORMER_H
@@ -28,6 +28,9 @@ struct mm_acts {
     bool embedding;  /* the embedding's gradient is wanted: the backward goes all the way */
     size_t kept_n;
     struct mm_kept_layer *kept;
+    /* What layers that are recomputed share, beside x_in: their `kept` have its memory. Its data
+     * are NULL where nothing is recomputed. */
+    struct mm_kept_layer work;
     /* [n, C] what flows: the forward's branch that is not added yet, and the backward's gradient.
      * data NULL: that of the scratch, so that one micro-batch at a time can be under way. */
     struct mm_mat delta, dx;
@@ -48,10 +51,16 @@ struct mm_scratch {
     struct mm_mat datt, dqkv; /* [n, H·d], [n, (H + 2·kv)·d] */
 };
 
+/* What a forward keeps for the backward: all that it reads; each layer's input alone, from which
+ * the backward computes the rest anew; or, for two backwards between which the wanted weights
+ * change, also what was computed with a wanted weight. Either way the gradients are the same bits.
+ */
+enum mm_keep { MM_KEEP_ALL, MM_KEEP_INPUTS, MM_KEEP_INPUTS_FOR_TWO };
+
 /* wanted[params_n] says which tensors' gradients a backward will form. NULL: there is no backward.
  * Afterwards mm_acts_separate gives it memory for what flows. */
 void mm_acts_create(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model,
-                    size_t capacity, const bool *wanted);
+                    size_t capacity, const bool *wanted, enum mm_keep keep);
 void mm_acts_separate(struct mm_acts *acts, struct mm_arena *arena, const struct mm_model *model);
 void mm_acts_free(struct mm_acts *acts); /* frees the struct's tables; the rest is the arena's */
 enum mm_scratch_kind { MM_FORWARD_ONLY, MM_WITH_BACKWARD };

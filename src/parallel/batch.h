@@ -27,5 +27,7 @@ void mm_batch_free(struct mm_batch *batch);
 /* Sends this rank's sequences (any host memory) by way of host[slot], whose last use the device
  * must be done with. */
 void mm_batch_set(struct mm_batch *batch, int slot, const struct mm_sequences *own);
+/* For a plan: the batch is one of sequences of T tokens, all to be learnt. */
+void mm_batch_pretend(struct mm_batch *batch);
 
 #endif

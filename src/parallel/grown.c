@@ -18,10 +18,11 @@ static void add_leaves(const struct mm_grown *g, size_t which, size_t leaves) {
     size_t n = g->all[which].n, bytes = n * sizeof(double);
     double *all = mm_calloc((size_t)mm_comm_size(g->comm), bytes);
     mm_comm_gather_all(g->comm, g->all[which].values, bytes, all);
+    if (!g->dev->dry)
+        memset(g->all[which].values, 0, bytes);
     for (size_t r = 0; r < leaves; r++)
         for (size_t i = 0; i < n; i++)
             g->all[which].totals[i] += all[r * n + i];
-    memset(g->all[which].values, 0, bytes);
     mm_free(all);
 }
 
@@ -32,10 +33,12 @@ void mm_grown_step(struct mm_grown *g, size_t leaves) {
 
 void mm_grown_end(struct mm_grown *g) {
     for (size_t k = 0; k < g->n; k++) {
-        if (g->all[k].totals)
+        if (g->all[k].totals && g->dev->dry)
+            ; /* there is nothing to add */
+        else if (g->all[k].totals)
             memcpy(g->all[k].values, g->all[k].totals, g->all[k].n * sizeof(double));
         else
-            mm_comm_sum_device(g->comm, g->all[k].values, g->all[k].n);
+            mm_comm_sum_later(g->comm, g->all[k].values, g->all[k].n);
         mm_free(g->all[k].totals);
     }
     g->n = 0;

@@ -25,7 +25,8 @@ void mm_grown_begin(struct mm_grown *grown, double *values, size_t n);
 /* A step is done, in which ranks 0 ... leaves-1 had a leaf; nothing happens but on an exact device.
  */
 void mm_grown_step(struct mm_grown *grown, size_t leaves);
-/* What has grown is summed over all ranks. */
+/* What has grown is summed over all ranks: with the next sum that there is (mm_comm_sum_later), or
+ * on an exact device already. */
 void mm_grown_end(struct mm_grown *grown);
 
 #endif

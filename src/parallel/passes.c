@@ -15,6 +15,9 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     *p = (struct mm_passes){
         .comm = comm, .model = model, .shard = shard, .grown = {.comm = comm, .dev = model->dev}};
     p->share = mm_share_of(comm, exact(p), size);
+    enum mm_keep keep = !model->recompute ? MM_KEEP_ALL
+                        : held            ? MM_KEEP_INPUTS_FOR_TWO
+                                          : MM_KEEP_INPUTS;
     size_t micros = p->share.micros_n ? p->share.micros_n : 1;
     if (shard)
         shard->idle = p->share.micros_n == 0;
@@ -27,7 +30,7 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
     for (size_t i = 0; shard && i < model->params_n; i++)
         wanted[i] = shard->grads[i] != NULL;
     for (size_t i = 0; i < p->acts_n; i++) {
-        mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL);
+        mm_acts_create(&p->acts[i], arena, model, n, shard ? wanted : NULL, keep);
         if (p->group > 1)
             mm_acts_separate(&p->acts[i], arena, model);
         if (held)
@@ -87,6 +90,7 @@ struct visit {
     const struct mm_hidden_loss *states; /* NULL: nothing */
     size_t micro, n;
     double *loss;
+    bool awaits; /* a backward: the weights of the layer below may be arriving */
     struct mm_layer_hook then;
 };
 
@@ -115,10 +119,12 @@ static void keep_state(void *self, int layer) {
     hand_on(v, layer);
 }
 
-static void add_gradient(void *self, int layer) {
+static void after_layer(void *self, int layer) {
     const struct visit *v = self;
     hand_on(v, layer);
-    for (size_t i = 0; i < v->n; i++)
+    if (v->awaits)
+        mm_shard_await(v->p->shard, layer - 1);
+    for (size_t i = 0; v->states && i < v->n; i++)
         mm_hidden_loss_add_gradient(v->states, &v->acts[i], v->p->batch,
                                     mm_share_row(&v->p->share, v->micro + i), (size_t)layer,
                                     mm_acts_gradient(&v->acts[i], &v->p->scratch));
@@ -159,17 +165,21 @@ static bool departs(const struct mm_passes *p, struct group g) {
     return p->model->source || (!exact(p) && last);
 }
 
-static void backward(struct mm_passes *p, struct group g, const struct mm_hidden_loss *states) {
-    struct visit visit = {.p = p, .acts = g.acts, .states = states, .micro = g.first, .n = g.n};
-    struct mm_layer_hook hook = {.call = add_gradient, .self = &visit};
+static void backward(struct mm_passes *p, struct group g, const struct mm_hidden_loss *states,
+                     bool awaits) {
+    struct visit visit = {
+        .p = p, .acts = g.acts, .states = states, .micro = g.first, .n = g.n, .awaits = awaits};
+    struct mm_layer_hook hook = {.call = after_layer, .self = &visit};
     float *const *grads = p->shard->grads;
     mm_comm_pass(p->comm);
     if (departs(p, g))
         visit.then = mm_shard_departures(p->shard);
     else if (g.n == 0)
         return;
+    if (awaits)
+        mm_shard_await(p->shard, (int)p->model->arch.layers - 1);
     mm_backward_layers(p->model, g.acts, g.n, &p->scratch, grads, into(p, g.first),
-                       states ? hook : visit.then);
+                       states || awaits ? hook : visit.then);
 }
 
 /* Before it: from the hidden states of one micro-batch to the top of the layers. */
@@ -295,9 +305,10 @@ static size_t sums_n(struct mm_objective objective) {
 
 /* The loss of all ranks, from its sums where it has any. */
 static void add_sums(struct mm_passes *p, struct mm_objective objective, double *loss) {
-    if (has_sums(objective))
-        p->model->dev->ops->add_squares(p->model->dev, loss, objective.states->sums,
-                                        sums_n(objective));
+    if (!has_sums(objective))
+        return;
+    mm_comm_sum_waiting(p->comm);
+    p->model->dev->ops->add_squares(p->model->dev, loss, objective.states->sums, sums_n(objective));
 }
 
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
@@ -317,6 +328,7 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
         }
     }
     mm_grown_end(&p->grown);
+    mm_comm_sum_waiting(p->comm);
 }
 
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms) {
@@ -341,6 +353,7 @@ static void complete_sums(struct mm_passes *p, const struct mm_batch *batch,
         grown_step(p, i);
     }
     mm_grown_end(&p->grown);
+    mm_comm_sum_waiting(p->comm);
 }
 
 /* Head and embedding are one tensor, and several micro-batches go through the layers together: its
@@ -401,7 +414,7 @@ void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,
                     p, &g.acts[i - first],
                     logit_losses(p, &g.acts[i - first], batch, i, objective, loss, cross_entropy));
         }
-        backward(p, g, objective.states);
+        backward(p, g, objective.states, false);
         for (size_t i = 0; i < g.n; i++) {
             if (head_is_late(p))
                 late_head(p, &g.acts[i], batch, first + i, objective);
@@ -427,6 +440,13 @@ static void held_losses(struct mm_passes *p, const struct mm_acts *acts,
     losses(p, acts, batch, i, terms, negated || !on_logits(second) ? 1 : 2, NULL);
     if (negated)
         dev->ops->scale(dev, held, dhidden, -1.0f);
+}
+
+/* *negated = -*loss, whether loss has been summed or waits for it, and then both do. */
+static void negate(const struct mm_passes *p, double *negated, const double *loss) {
+    p->model->dev->ops->scale_scalar(p->model->dev, negated, loss, -1.0);
+    if (!exact(p))
+        mm_comm_sum_later(p->comm, negated, 1);
 }
 
 void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
@@ -457,27 +477,27 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
             held_losses(p, acts, batch, i, second, dhidden, loss, second_loss);
             backward_begin(p, acts, dhidden);
         }
-        backward(p, g, NULL);
+        backward(p, g, NULL, false);
         reduce_end(p, end_of(p, first));
         grown_step(p, first);
     }
     mm_grown_end(&p->grown);
     if (negated)
-        p->model->dev->ops->scale_scalar(p->model->dev, second_loss, loss, -1.0);
+        negate(p, second_loss, loss);
     else
         add_sums(p, second, second_loss);
 }
 
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector gradient) {
     struct mm_mat none = {0};
-    mm_shard_store_end(p->shard);
     for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
         struct group g = group_at(p, first);
         reduce_begin(p, first, gradient);
         for (size_t i = 0; i < g.n; i++)
             backward_begin(p, &g.acts[i],
                            on_logits(p->held) ? rows_of(p->dhidden[first + i], &g.acts[i]) : none);
-        backward(p, g, p->held.states);
+        backward(p, g, p->held.states, true);
         reduce_end(p, end_of(p, first));
     }
+    mm_shard_store_end(p->shard); /* of a rank that had no backward */
 }

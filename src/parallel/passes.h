@@ -56,7 +56,10 @@ struct mm_passes *mm_passes_create(struct mm_arena *arena, struct mm_comm *comm,
 void mm_passes_free(struct mm_passes *passes);
 
 /* `loss`: device, (=). g: reduced gradient, (=). All at the working weights as they are, or as they
- * will be when mm_shard_store_begin has ended. */
+ * will be when mm_shard_store_begin has ended.
+ *
+ * Losses that come with a gradient are those of this rank until the next sum over the ranks
+ * (mm_comm_sum_later): that of the gradient's squares, or mm_comm_sum_waiting. */
 
 /* Keeps the hidden states of the working weights as those that r compares with, as far as it reads
  * any. */
@@ -78,7 +81,7 @@ void mm_passes_gradient_held(struct mm_passes *p, const struct mm_batch *batch,
                              struct mm_objective second, struct mm_vector g, double *loss,
                              double *second_loss);
 /* The second backward through the held graph: old activations and logits, the working weights of
- * now (docs/method.md 3). */
+ * now (docs/method.md 3), which mm_shard_store_begin_down may have begun to send. */
 void mm_passes_second_gradient(struct mm_passes *p, struct mm_vector g);
 
 #endif

@@ -25,8 +25,12 @@ static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
 
 /* -- what is sent at once ---------------------------------------------------------------------- */
 
-#define MOST_BUCKETS 8           /* each costs the latency of a collective */
-#define SLOTS        ((size_t)2) /* for gradients of layers */
+/* Each costs the latency of a collective, which grows with the ranks, and they with the machines.
+ */
+#define MOST_BUCKETS     8
+#define MOST_BUCKETS_FAR 4 /* beyond so many machines: */
+#define NEAR_MACHINES    8
+#define SLOTS            ((size_t)2) /* for gradients of layers */
 
 size_t mm_bucket_bytes = (size_t)32 << 20;
 
@@ -58,7 +62,8 @@ static void find_order(struct mm_shard *s) {
 }
 
 static void find_buckets(struct mm_shard *s) {
-    size_t enough = s->grads_n * sizeof(float) / MOST_BUCKETS, bytes = 0;
+    bool far = mm_comm_machines(s->comm) > NEAR_MACHINES;
+    size_t enough = s->grads_n * sizeof(float) / (far ? MOST_BUCKETS_FAR : MOST_BUCKETS), bytes = 0;
     enough = enough < mm_bucket_bytes ? mm_bucket_bytes : enough;
     for (size_t i = 0; i < s->tensors_n; i++) {
         const struct mm_param *p = param_of(s, s->order[i]);
@@ -225,21 +230,29 @@ static void wait_for_all(struct mm_shard *s) {
         wait(s, &s->buckets[i]);
 }
 
-void mm_shard_store_begin(struct mm_shard *s, struct mm_vector v) {
+static void store_bucket(struct mm_shard *s, struct mm_bucket *bucket, struct mm_vector v) {
     struct mm_device *dev = s->model->dev;
-    for (size_t i = 0; i < s->buckets_n; i++) {
-        struct mm_bucket *bucket = &s->buckets[i];
-        for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
-            struct mm_mat own = own_rows(s, s->order[k]);
-            if (own.rows)
-                dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
-                                  own.rows * own.cols);
-        }
-        if (spread(s) && bucket->layer != MM_NO_LAYER)
-            continue; /* it is gathered when a pass comes to it */
-        bucket->ticket = mm_comm_gather_rows(s->comm, s->gathers + bucket->first, bucket->n);
-        bucket->started = true;
+    for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
+        struct mm_mat own = own_rows(s, s->order[k]);
+        if (own.rows)
+            dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
+                              own.rows * own.cols);
     }
+    if (spread(s) && bucket->layer != MM_NO_LAYER)
+        return; /* it is gathered when a pass comes to it */
+    bucket->ticket = mm_comm_gather_rows(s->comm, s->gathers + bucket->first, bucket->n);
+    bucket->started = true;
+}
+
+void mm_shard_store_begin(struct mm_shard *s, struct mm_vector v) {
+    for (size_t i = 0; i < s->buckets_n; i++)
+        store_bucket(s, &s->buckets[i], v);
+    mm_spread_changed(s->model);
+}
+
+void mm_shard_store_begin_down(struct mm_shard *s, struct mm_vector v) {
+    for (size_t i = s->buckets_n; i-- > 0;)
+        store_bucket(s, &s->buckets[i], v);
     mm_spread_changed(s->model);
 }
 
@@ -261,6 +274,15 @@ static void arrive(void *self, int layer) {
 
 struct mm_layer_hook mm_shard_arrivals(struct mm_shard *s) {
     return (struct mm_layer_hook){.call = arrive, .self = s};
+}
+
+/* A bucket holds the layers from its lowest to below the next one's. */
+void mm_shard_await(struct mm_shard *s, int layer) {
+    size_t i = s->buckets_n;
+    while (i > 0 && s->buckets[i - 1].layer > layer)
+        i--;
+    if (i > 0)
+        wait(s, &s->buckets[i - 1]);
 }
 
 /* -- reducing gradients ------------------------------------------------------------------------ */

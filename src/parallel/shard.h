@@ -80,6 +80,11 @@ void mm_shard_store(struct mm_shard *shard, struct mm_vector v);
 void mm_shard_store_begin(struct mm_shard *shard, struct mm_vector v);
 void mm_shard_store_end(struct mm_shard *shard);
 struct mm_layer_hook mm_shard_arrivals(struct mm_shard *shard); /* Local. */
+/* Begins for a backward: the layers arrive from the top down, and mm_shard_await comes before each
+ * that is read. The tensors of no layer are not waited for before mm_shard_store_end: the set has
+ * none, or nobody reads them. Collective; the second one is local. */
+void mm_shard_store_begin_down(struct mm_shard *shard, struct mm_vector v);
+void mm_shard_await(struct mm_shard *shard, int layer);
 
 /* g (=) own rows of the whole gradients, summed over the ranks. Begin zeroes the whole gradients
  * that a backward adds to. Then come the backwards; the last of them has mm_shard_departures as its

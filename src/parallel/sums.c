@@ -55,6 +55,8 @@ void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
     }
     struct mm_mask none = {.m = {.n = g.n, .dtype = state_dtype}, .masking = false};
     sum_rows(s, g, none, NULL);
+    if (dev->dry)
+        return;
     for (size_t i = 0; i < mm_layout_all_rows(s->layout); i++)
         *sum += s->all[i].raw;
 }
@@ -70,6 +72,8 @@ void mm_sums_mask(const struct mm_sums *s, struct mm_mask_sums *out, struct mm_v
         return;
     }
     sum_rows(s, g, *mask, options);
+    if (dev->dry)
+        return;
     for (size_t t = 0; t < tensors; t++) {
         out[t] = (struct mm_mask_sums){0};
         for (size_t i = 0; i < l->rows[t]; i++, row++) {

@@ -108,7 +108,7 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
         size_t capacity = count * mm_data_longest(data, config);
-        mm_acts_create(&e->acts, arena, model, capacity, NULL);
+        mm_acts_create(&e->acts, arena, model, capacity, NULL, MM_KEEP_ALL);
         mm_scratch_create(&e->scratch, arena, model, capacity, MM_FORWARD_ONLY);
         e->tokens = mm_arena_take(arena, MM_FOR_SCRATCH, capacity, sizeof *e->tokens);
         e->last = mm_arena_mat(arena, MM_FOR_SCRATCH, model->dtype, count, model->arch.width);

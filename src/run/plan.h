@@ -1,4 +1,5 @@
-/* plan.h - `mudman-mpi plan`: checks everything and prints the memory of a rank by purpose. */
+/* plan.h - `mudman-mpi plan`: checks everything; prints the memory of a rank by purpose, and what
+ * ranks send each other in a loop and in a step of relearning; predicts how long those take. */
 #ifndef MM_PLAN_H
 #define MM_PLAN_H
 
@@ -7,8 +8,14 @@
 
 /* For a job of `ranks` ranks (0: as many as there are now), on rank 0, which has the largest share.
  * Counts what mm_place_plan says, settling config->model.dtype; takes no memory of a GPU and trains
- * nothing. Local: one rank calls. */
+ * nothing. machine: see mm_machine_read; NULL: no times. Local: one rank calls. */
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
-                       struct mm_error *err);
+                       const char *machine, struct mm_error *err);
+
+/* *peak (=) the bytes that a rank of this job will hold of its device, at most, for a config whose
+ * model.shard is not auto: of the rank with the largest share, not counting the program itself and
+ * its libraries. Errors as those of a run's inputs. Local. */
+enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config, bool cuda,
+                            size_t *peak, struct mm_error *err);
 
 #endif

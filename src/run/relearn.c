@@ -42,21 +42,34 @@ static struct mm_training *create(struct mm_job *job, struct mm_arena *arena, si
                                      job->phase.adapters);
 }
 
-static size_t bytes_of(struct mm_job *job, size_t i) {
+/* What attack i takes; and a step of it is rehearsed. */
+static size_t bytes_of(struct mm_job *job, size_t i, struct mm_rehearsal *step) {
     struct mm_arena *arena = mm_arena_create_dry(job->dev);
+    struct mm_attack how = mm_config_attack(job->config, i);
+    struct mm_training *training = create(job, arena, i);
+    struct mm_stopwatch watch = mm_stopwatch_start(0);
+    enum mm_stop_why why;
+    struct mm_error err;
     size_t bytes = 0;
-    mm_training_free(create(job, arena, i));
+    *step = mm_rehearsal_begin(job);
+    for (int sets = how.with_retain ? 2 : 1; sets > 0; sets--)
+        mm_training_rehearse(training, &how);
+    mm_stop_agree(&watch, job->comm, MM_OK, &why, &err);
+    mm_rehearsal_end(step, job);
+    mm_training_free(training);
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
         bytes += mm_arena_bytes(arena, (enum mm_purpose)purpose);
     mm_arena_free(arena);
     return bytes;
 }
 
-void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena) {
-    size_t largest = 0;
-    for (size_t i = 1; i < mm_config_attacks_n(job->config); i++)
-        if (bytes_of(job, i) > bytes_of(job, largest))
-            largest = i;
+void mm_relearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_rehearsal *steps) {
+    size_t largest = 0, most = 0;
+    for (size_t i = 0; i < mm_config_attacks_n(job->config); i++) {
+        size_t bytes = bytes_of(job, i, &steps[i]);
+        largest = bytes > most ? i : largest;
+        most = bytes > most ? bytes : most;
+    }
     keep_weights(job, arena);
     mm_training_free(create(job, arena, largest));
 }
@@ -86,7 +99,7 @@ static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error 
     return status;
 }
 
-static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
+static enum mm_status write_step(const struct mm_job *job, size_t index, double loss,
                                  struct mm_error *err) {
     enum mm_status status = MM_OK;
     if (job->metrics)
@@ -99,13 +112,13 @@ static enum mm_status write_step(struct mm_job *job, size_t index, double loss,
         mm_metrics_number(job->metrics, "loss", loss);
         status = mm_metrics_end(job->metrics, err);
     }
-    return mm_comm_agree(job->comm, status, err);
+    return status;
 }
 
 /* Relearning starts anew in a resume: where it alone did not fit, it would end so again. */
-static enum mm_status stop_here(struct attack *a, struct mm_error *err) {
+static enum mm_status stop_here(const struct attack *a, enum mm_stop_why why,
+                                struct mm_error *err) {
     const char *dir = a->job->config->output.dir;
-    enum mm_stop_why why = mm_stop_now(&a->stopwatch, a->job->comm);
     if (why == MM_GO_ON)
         return MM_OK;
     if (why == MM_STOP_LIMIT && !a->job->phase.advanced)
@@ -123,8 +136,10 @@ static enum mm_status one_step(struct attack *a, size_t i, double *loss, struct 
     *loss = step(a, &a->rows.forget, i);
     if (a->how.with_retain && !a->diverged)
         step(a, &a->rows.retain, i);
-    enum mm_status status = write_step(a->job, i, *loss, err);
-    return status == MM_OK ? stop_here(a, err) : status;
+    enum mm_stop_why why;
+    enum mm_status status =
+        mm_stop_agree(&a->stopwatch, a->job->comm, write_step(a->job, i, *loss, err), &why, err);
+    return status == MM_OK ? stop_here(a, why, err) : status;
 }
 
 static enum mm_status steps(struct attack *a, struct mm_error *err) {

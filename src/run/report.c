@@ -67,7 +67,7 @@ static double peak_resident_bytes(void) {
  * it took of the GPU's, else of the machine's. Collective. */
 static double peak_bytes(struct mm_job *job) {
     double bytes = job->dev->asynchronous
-                       ? (double)(mm_arena_peak_bytes(job->dev) + MM_CUDA_WORKSPACE_BYTES)
+                       ? (double)(mm_arena_peak_bytes(job->dev) + job->dev->own_bytes)
                        : peak_resident_bytes();
     return mm_comm_max(job->comm, bytes);
 }

@@ -111,6 +111,8 @@ static cJSON *attack_of(const struct mm_job *job, double score) {
     cJSON_AddNumberToObject(attack, "passes", (double)how.passes);
     cJSON_AddBoolToObject(attack, "with_retain", how.with_retain);
     cJSON_AddNumberToObject(attack, "lora_rank", (double)how.lora_rank);
+    cJSON_AddStringToObject(attack, "state_dtype",
+                            how.state_dtype == MM_DTYPE_BF16 ? "bfloat16" : "float32");
     return attack;
 }
 

@@ -94,12 +94,15 @@ const char *mm_stop_words(enum mm_stop_why why) {
     return why == MM_STOP_LIMIT ? "before the job's time limit" : "by a signal";
 }
 
-enum mm_stop_why mm_stop_now(struct mm_stopwatch *w, struct mm_comm *comm) {
+enum mm_status mm_stop_agree(struct mm_stopwatch *w, struct mm_comm *comm, enum mm_status status,
+                             enum mm_stop_why *why, struct mm_error *err) {
     double now = mm_now();
     if (now - w->last > w->longest)
         w->longest = now - w->last;
     w->last = now;
     bool near = ends - now < w->longest + 2 * w->save + MARGIN_SECONDS;
-    enum mm_stop_why mine = asked ? MM_STOP_SIGNAL : near ? MM_STOP_LIMIT : MM_GO_ON;
-    return (enum mm_stop_why)mm_comm_max(comm, mine);
+    int strongest = asked ? MM_STOP_SIGNAL : near ? MM_STOP_LIMIT : MM_GO_ON;
+    status = mm_comm_agree_with(comm, status, &strongest, err);
+    *why = (enum mm_stop_why)strongest;
+    return status;
 }

@@ -36,8 +36,11 @@ struct mm_stopwatch mm_stopwatch_start(double bytes);
 void mm_stopwatch_saved(struct mm_stopwatch *watch, double seconds);
 /* "by a signal", for messages. Local. */
 const char *mm_stop_words(enum mm_stop_why why);
-/* After a step: whether to stop here, the same on every rank. The limit is near when another step
- * like the longest, two checkpoints and half a minute do not fit any more. Collective. */
-enum mm_stop_why mm_stop_now(struct mm_stopwatch *watch, struct mm_comm *comm);
+/* After a step that ended with `status`: the first of all ranks that is not MM_OK, as mm_comm_agree
+ * has it, and *why (=) whether to stop here, the same on every rank. The limit is near when another
+ * step like the longest, two checkpoints and half a minute do not fit any more. It is all that
+ * ranks tell each other of a step in host memory. Collective. */
+enum mm_status mm_stop_agree(struct mm_stopwatch *watch, struct mm_comm *comm,
+                             enum mm_status status, enum mm_stop_why *why, struct mm_error *err);
 
 #endif

@@ -91,9 +91,18 @@ static void destroy(struct phase *ph) {
     mm_arena_free(ph->arena);
 }
 
-size_t mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_error *err) {
+size_t mm_unlearn_plan(struct mm_job *job, struct mm_arena *arena, struct mm_rehearsal *loop,
+                       struct mm_error *err) {
     struct phase ph;
-    size_t bytes = create(&ph, job, arena, err) == MM_OK ? mm_state_own_bytes(ph.run.state) : 0;
+    enum mm_stop_why why;
+    size_t bytes = 0;
+    if (create(&ph, job, arena, err) == MM_OK) {
+        bytes = mm_state_own_bytes(ph.run.state);
+        *loop = mm_rehearsal_begin(job);
+        ph.method->rehearse(ph.run.self);
+        mm_stop_agree(&ph.stopwatch, job->comm, MM_OK, &why, err);
+        mm_rehearsal_end(loop, job);
+    }
     ph.arena = NULL;
     destroy(&ph);
     return bytes;
@@ -192,7 +201,11 @@ static void ask_loop(struct phase *ph) {
 /* Waits for the first loop not done yet; its line, and whether it ends the run. */
 static enum mm_status end_loop(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_loop_scalars s = ph->method->scalars(ph->run.self);
-    enum mm_status status = mm_comm_agree(ph->job->comm, write_loop(ph, &s, err), err);
+    enum mm_stop_why why;
+    enum mm_status status =
+        mm_stop_agree(&ph->stopwatch, ph->job->comm, write_loop(ph, &s, err), &why, err);
+    if (!ph->stop)
+        ph->stop = why;
     if (status != MM_OK)
         return status;
     if (s.stop != MM_GUARD_NONE) {
@@ -230,8 +243,6 @@ static enum mm_status one_loop(struct phase *ph, char **reason, struct mm_error 
     enum mm_status status = end_loop(ph, reason, err);
     if (status == MM_OK)
         status = mm_saving_go_on(&ph->saving, err);
-    if (!ph->stop)
-        ph->stop = mm_stop_now(&ph->stopwatch, ph->job->comm);
     if (status == MM_OK && ph->asked == ph->done && due(ph, ph->done))
         status = after_loop(ph, reason, err);
     return status;

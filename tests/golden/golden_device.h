@@ -11,7 +11,8 @@
 
 static struct mm_comm *comm;
 static struct mm_device *dev;
-static bool sharded; /* model.shard: full */
+static bool sharded;    /* model.shard: full */
+static bool recomputes; /* model.recompute: layer */
 static enum mm_dtype arithmetic = MM_F32;
 
 /* n numbers of the device's memory as float32; the caller frees with mm_free. */
@@ -117,6 +118,7 @@ static inline struct fixture open_traces(const char *name, const char *file) {
         fail_msg("%s", err.text);
     mm_free(path);
     f.model = mm_model_create_in_slots(f.arena, &arch, arithmetic, 32, sharded ? MM_SLOTS : 0);
+    f.model->recompute = recomputes;
     f.spread = sharded ? mm_spread_create(f.arena, comm, f.model) : NULL;
     f.exact = mm_model_create(f.arena, &arch, MM_F32, 32);
     load_model(&f, f.model);

@@ -22,9 +22,10 @@ static inline void *late_copy(const void *from, size_t n, size_t bytes) {
     return memcpy(mm_calloc(n, bytes), from, n * bytes);
 }
 
-static inline void late_sum(struct mm_transport *self, double *values, size_t n, uint64_t watched) {
+static inline void late_sum(struct mm_transport *self, const struct mm_numbers *numbers,
+                            size_t parts, uint64_t watched) {
     struct late_transport *t = (struct late_transport *)self;
-    t->over->sum(t->over, values, n, watched);
+    t->over->sum(t->over, numbers, parts, watched);
 }
 
 static inline void late_reduce(struct mm_transport *self, mm_ticket ticket,

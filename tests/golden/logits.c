@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     MM_CHECK(load_whole(model, weights, &err) == MM_OK, "%s", err.text);
     struct mm_acts acts;
     struct mm_scratch scratch;
-    mm_acts_create(&acts, arena, model, rows * T, NULL);
+    mm_acts_create(&acts, arena, model, rows * T, NULL, MM_KEEP_ALL);
     mm_scratch_create(&scratch, arena, model, rows * T, MM_FORWARD_ONLY);
     struct mm_layer_hook none = {0};
     mm_forward(model, &acts, &scratch, set.tokens, rows, T, none);

@@ -28,7 +28,7 @@ static void check_logits(struct fixture *f, const uint32_t *tokens, size_t B, si
     struct mm_layer_hook none = {0};
     uint32_t *on_device = mm_arena_take(f->arena, MM_FOR_SCRATCH, n, sizeof *on_device);
     dev->queue->upload(dev, on_device, tokens, n * sizeof *tokens);
-    mm_acts_create(&acts, f->arena, f->model, n, NULL);
+    mm_acts_create(&acts, f->arena, f->model, n, NULL, MM_KEEP_ALL);
     mm_scratch_create(&scratch, f->arena, f->model, n, MM_FORWARD_ONLY);
     mm_forward(f->model, &acts, &scratch, on_device, B, T, none);
     struct mm_mat logits = mm_arena_mat(f->arena, MM_FOR_SCRATCH, arithmetic, n, V);
@@ -89,6 +89,7 @@ static void check_gradients(struct fixture *f, uint32_t *tokens, size_t B, size_
         snprintf(group, sizeof group, "loss/%s", names[fn]);
         double *want = trace_read(f->reference, group, NULL, NULL);
         mm_passes_gradient(p, &batch, objective, g, loss, NULL);
+        mm_comm_sum_waiting(comm);
         expect_near(f->name, names[fn], 0, fetch_scalar(loss), *want, 2e-6, 1e-2);
         mm_free(want);
         float *got = fetch(g.data, MM_F32, g.n);
@@ -467,6 +468,7 @@ int main(int argc, char **argv) {
     if (!skipped) {
         dev->exact = has_word(argc, argv, "exact");
         sharded = has_word(argc, argv, "sharded");
+        recomputes = has_word(argc, argv, "recompute");
         mm_spread_poison = !dev->asynchronous;
         if (has_word(argc, argv, "bfloat16"))
             arithmetic = MM_BF16;

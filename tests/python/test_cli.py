@@ -22,7 +22,7 @@ from model_helpers import (
 )
 
 KEYS = """
-model.path model.dtype model.state_dtype model.shard device seed data.retain data.forget data.retain_validation
+model.path model.dtype model.state_dtype model.shard model.recompute device seed data.retain data.forget data.retain_validation
 data.forget_validation data.retain_evaluation data.forget_evaluation data.batch_size data.micro_batch
 data.context_length unlearn.loops unlearn.passes unlearn.target_modules unlearn.lora_rank unlearn.unlearning_loss_fn
 unlearn.clip_at unlearn.npo_beta unlearn.simnpo_gamma unlearn.unlearning_rate unlearn.retaining_rate unlearn.adv_lr unlearn.retain_momentum
@@ -31,7 +31,7 @@ unlearn.discard_growing_weights unlearn.adv_update unlearn.adv_lora_rank unlearn
 unlearn.train_adversary unlearn.use_masking
 unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.rep_eng_retain_lr unlearn.square_norm
 unlearn.retain_cross_entropy unlearn.rmu_layer unlearn.rmu_coefficient unlearn.retain_loss_budget relearn.passes
-relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.attacks
+relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.state_dtype relearn.attacks
 evaluate.every_passes evaluate.batches evaluate.multiple_choice
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
 output.save_dtype output.hash_every_loops pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay

@@ -23,7 +23,8 @@ VOCAB = 131
 PLACES = [(1, 2), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (8, 1), (8, 2)]
 ATTACKS = (
     "[{name: sgd}, {name: adamw, optimizer: adamw, lr: 0.01}, "
-    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01}]"
+    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01},"
+    " {name: half, optimizer: adamw, lr: 0.01, state_dtype: bfloat16}]"
 )
 # A few that between them have every kind of sum: of the mask, of tensors, of layers, of sequences.
 VARIANTS = {

@@ -375,7 +375,7 @@ def test_result_says_what_it_stands_on(tiny: Case, finished: Path, tmp_path: Pat
     result = result_of(finished)
     assert result["attack_of_score"] == {
         "name": "relearn", "optimizer": "sgd", "lr": 0.1, "passes": 10, "with_retain": False,
-        "lora_rank": 0,
+        "lora_rank": 0, "state_dtype": "float32",
     }  # fmt: skip
     assert result["evaluation"] == {
         "forget": "data.forget_validation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from model_helpers import random_case, random_llama, write_questions
 VOCAB = 131
 ATTACKS = (
     "[{name: sgd}, {name: adamw, optimizer: adamw, lr: 0.01}, "
-    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01}]"
+    "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01},"
+    " {name: half, optimizer: adamw, lr: 0.01, state_dtype: bfloat16}]"
 )
 FULL = "model.shard=full"
 VARIANTS = {
@@ -105,6 +107,40 @@ def test_ranks_beyond_the_batch(case: Path, tmp_path: Path, ranks: int, exact: b
         assert_same_run(tmp_path / "seven", tmp_path / "full")
     told = succeed("plan", case, *more, "--ranks", ranks).err
     assert f"{ranks - 7} of {ranks} ranks have no" in told
+
+
+@pytest.mark.parametrize("graph", ["listing", "fresh"])
+@pytest.mark.parametrize("loss", ["neg_cross_entropy", "circuit_breaker"])
+def test_recomputed(case: Path, tmp_path: Path, graph: str, loss: str) -> None:
+    """Activations that are computed anew are the same bits, whole or spread; and take less memory."""
+    more = [f"unlearn.graph={graph}", f"unlearn.unlearning_loss_fn={loss}", "data.micro_batch=2",
+            f"relearn.attacks={ATTACKS}", "unlearn.target_modules=[q_proj]"]  # fmt: skip
+    again, kept = "model.recompute=layer", tmp_path / "kept"
+    succeed("run", case, f"output.dir={kept}", *more, ranks=2)
+    for name, shard in (("none", "model.shard=none"), ("full", FULL)):
+        run = tmp_path / name
+        succeed("run", case, f"output.dir={run}", *more, again, shard, ranks=2)
+        assert_same_run(kept, run)
+    activations = [
+        re.search(r"^activations +(.*)$", succeed("plan", case, *more, *which).out, re.M)[1]
+        for which in ([], [again])
+    ]
+    numbers = [[float(n) for n in re.findall(r"([0-9.]+) kB", text)] for text in activations]
+    assert numbers[1][1] < 0.8 * numbers[0][1] and numbers[1][2] < 0.6 * numbers[0][2]
+
+
+def test_auto(case: Path, tmp_path: Path) -> None:
+    """The least sharding that fits, here into a limit on the memory of the job."""
+    more = ("model.shard=auto", "data.micro_batch=1")
+    peaks = {
+        how: float(re.search(r"^peak: ([0-9.]+) kB", succeed("plan", case, *more, how).out, re.M)[1])
+        for how in ("model.shard=none", "model.shard=full")
+    }
+    out = succeed("plan", case, *more).out
+    assert f"else full, whose peak is {peaks['model.shard=full']:.2f} kB" in out
+    assert f"peak: {peaks['model.shard=none']:.2f} kB" in out
+    said = succeed("run", case, f"output.dir={tmp_path / 'run'}", *more, ranks=2).err
+    assert "model.shard: auto is none" in said and "auto is full" not in said
 
 
 def test_resumed_in_either_way(case: Path, tmp_path: Path) -> None:

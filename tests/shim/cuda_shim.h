@@ -231,7 +231,8 @@ cudaError_t cudaHostAlloc(void **block, size_t bytes, unsigned flags);
 cudaError_t cudaHostGetDevicePointer(void **on_device, void *block, unsigned flags);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *all);
 cudaError_t cudaMemsetAsync(void *block, int value, size_t bytes, cudaStream_t stream);
-/* Of memory that cudaHostAlloc didn't give: `host` is read at once, or written and waited for. */
+/* Of memory that cudaHostAlloc didn't give: `host` is read as late as any other, as by a GPU that
+ * reads the host's memory itself, or written and waited for. */
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 

@@ -92,16 +92,6 @@ ncclResult_t ncclAllGather(const void *send, void *receive, size_t count, ncclDa
     });
 }
 
-ncclResult_t ncclBroadcast(const void *send, void *receive, size_t count, ncclDataType_t type,
-                           int root, ncclComm_t comm, cudaStream_t stream) {
-    size_t bytes = count * bytes_of(type);
-    return add(stream, [=] {
-        if (comm->rank == root)
-            memmove(receive, send, bytes);
-        must(MPI_Bcast(receive, static_cast<int>(bytes), MPI_BYTE, root, comm->mpi));
-    });
-}
-
 ncclResult_t ncclReduceScatter(const void *send, void *receive, size_t count, ncclDataType_t type,
                                ncclRedOp_t, ncclComm_t comm, cudaStream_t stream) {
     if (type != ncclFloat32)

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <deque>
 #include <map>
-#include <memory>
 #include <vector>
 
 /* -- memory ------------------------------------------------------------------------------------ */
@@ -320,14 +319,6 @@ cudaError_t cudaMemsetAsync(void *block, int value, size_t bytes, cudaStream_t s
     return cudaSuccess;
 }
 
-/* From pageable memory: read at once, written when it is the stream's turn. */
-static void copy_from_pageable(void *dst, const void *src, size_t bytes, cudaStream_t stream) {
-    const char *first = static_cast<const char *>(src);
-    auto held = std::make_shared<std::vector<char>>(first, first + bytes);
-    not_while_capturing("a copy from pageable memory");
-    shim_enqueue(stream, [=] { memcpy(dst, held->data(), bytes); });
-}
-
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
     const void *host = kind == cudaMemcpyHostToDevice   ? src
@@ -337,14 +328,10 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
                   inside(device_blocks, src, bytes) != (host != src)))
         shim_fault("cudaMemcpyAsync: kind %d isn't where the memory is", kind);
     bool pageable = host && !inside(pinned_blocks, host, bytes);
-    if (pageable && kind == cudaMemcpyHostToDevice) {
-        copy_from_pageable(dst, src, bytes, stream);
-        return cudaSuccess;
-    }
     if (pageable)
-        not_while_capturing("a copy to pageable memory");
+        not_while_capturing("a copy of pageable memory");
     shim_enqueue(stream, [=] { memcpy(dst, src, bytes); });
-    if (pageable)
+    if (pageable && kind == cudaMemcpyDeviceToHost)
         run_until(stream, stream->noted);
     return cudaSuccess;
 }

@@ -25,6 +25,19 @@ add_stuck_test(comm_stuck_barrier comm_stuck barrier auto
 add_stuck_test(comm_stuck_bucket comm_stuck bucket auto
                "rank 0: loop 7: reduction #2 (1.02 kB, MPI) ${IN_TIME}")
 add_stuck_test(comm_stuck_dead comm_stuck dead auto ".") # whatever the launcher says
+# add_differs_test(MODE MESSAGE)
+mm_program(comm_differs unit/comm_differs.c mm_comm)
+function(add_differs_test mode message)
+  mm_test(comm_differs_${mode} TIMEOUT 60 COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/unit/comm_differs.sh
+                                                  $<TARGET_FILE:comm_differs> ${mode} ${message})
+endfunction()
+add_differs_test(same "it went on")
+add_differs_test(kind "collective 2 .*: ranks 0, 2: sum of 8 bytes over MPI. rank 1: maximum of 8 bytes over MPI")
+add_differs_test(bytes "collective 2 .*: ranks 0, 2: sum of 8 bytes over MPI. rank 1: sum of 16 bytes over MPI")
+add_differs_test(root "collective 3 .*: ranks 0, 2: broadcast .* from rank 0. rank 1: broadcast .* from rank 1")
+add_differs_test(shape "collective 4 .*: ranks 0, 2: gather of 64 bytes over MPI, shapes .*. rank 1: gather of 64 bytes")
+add_differs_test(dtype "collective 4 .*: ranks 0, 2: gather of 64 bytes over MPI, shapes .*. rank 1: gather of 64 bytes")
+add_differs_test(missing "collective 2 .*: ranks 0, 2: sum of 8 bytes over MPI. rank 1: broadcast of 8 bytes")
 foreach(ranks 1 2 3 4)
   foreach(dtype float32 bfloat16)
     add_comm_test(comm_rows_${dtype}_${ranks}_ranks ${ranks} $<TARGET_FILE:test_comm_rows> auto
@@ -57,6 +70,12 @@ foreach(ranks 1 2 3 4)
       set_tests_properties(${test} PROPERTIES LABELS shim)
     endforeach()
   endforeach()
+endforeach()
+add_comm_program(test_recorder_shim unit/test_recorder.c mm_shim_nccl mm_shim mm_method MPI::MPI_C)
+set_target_properties(test_recorder_shim PROPERTIES LINKER_LANGUAGE CXX)
+foreach(ranks 1 2 3)
+  add_comm_test(shim_recorder_${ranks}_ranks ${ranks} $<TARGET_FILE:test_recorder_shim>)
+  set_tests_properties(shim_recorder_${ranks}_ranks PROPERTIES LABELS shim)
 endforeach()
 # Ranks that share a GPU: staged, where nobody insists on NCCL.
 add_comm_test(shim_comm_rows_shared 2 $<TARGET_FILE:test_comm_rows_shim> auto float32)

@@ -115,8 +115,9 @@ static void full_device(void **state) {
     assert_int_equal(said_by_fill(&dev, text, sizeof text), MM_FAILED);
     static const char said[] =
         "out of memory on small: no 6.00 kB more for activations. It would be activations 6.00 kB "
-        "(try a lower data.micro_batch, with unlearn.graph fresh or reuse), base (b) 3.00 kB (try "
-        "more ranks or model.state_dtype: bfloat16), weights 2.50 kB (";
+        "(try model.recompute: layer, or a lower data.micro_batch with unlearn.graph fresh or "
+        "reuse), base (b) 3.00 kB (try more ranks or model.state_dtype: bfloat16), weights 2.50 kB "
+        "(";
     if (!strstr(text, said))
         fail_msg("said     %s\n  expected %s", text, said);
 

@@ -5,6 +5,9 @@
  * settle() ends every test on all ranks alike. */
 #include "tests/unit/ranks_note.h"
 
+#include "kernels/dry.h"
+#include "kernels/queue.h"
+
 #include <math.h>
 #include <unistd.h>
 
@@ -217,12 +220,59 @@ static void watched(void **state) {
     settle();
 }
 
-/* The last test: afterwards nothing collective is allowed. */
+/* Everything is counted and nothing is done; then the job is as it was. */
 static void pretend(void **state) {
     (void)state;
-    mm_comm_pretend(comm, 1000);
+    double value = 3;
+    int machines = mm_comm_machines(comm);
+    size_t before = mm_comm_traffic(comm)->of[MM_WATCHED_SUM].calls;
+    mm_comm_pretend(comm, 1000, (struct mm_links){.per_machine = 8});
     assert_int_equal(mm_comm_rank(comm), 0);
     assert_int_equal(mm_comm_size(comm), 1000);
+    assert_int_equal(mm_comm_machines(comm), 125);
+    mm_comm_sum(comm, &value, 1);
+    mm_comm_barrier(comm);
+    assert_true(value == 3);
+    char *text = mm_traffic_text(mm_comm_traffic(comm));
+    assert_string_equal(text, "1 sum of 8 bytes, 1 barrier");
+    mm_free(text);
+    mm_comm_pretend_end(comm);
+    assert_int_equal(mm_comm_size(comm), size);
+    assert_int_equal(mm_comm_machines(comm), machines);
+    assert_int_equal(mm_comm_traffic(comm)->of[MM_WATCHED_SUM].calls, before);
+    mm_comm_barrier(comm);
+}
+
+/* Four ranks on two machines: 3 steps of a ring, one of them between the machines. What crosses
+ * beside the device is waited for as far as the device is early. */
+static void pretended_time(void **state) {
+    (void)state;
+    struct mm_error err;
+    const struct mm_links links = {.per_machine = 2,
+                                   .inside = 100,
+                                   .across = 12,
+                                   .loss = 4,
+                                   .buckets = {.start = 1, .inside = 2, .across = 5},
+                                   .sums = {.start = 1},
+                                   .beside = true};
+    struct mm_device *dev = mm_device_create_dry(1, (struct mm_rates){.memory = 1, .start = 0.5});
+    struct mm_clock *clock = mm_dry_clock(dev);
+    struct mm_mat m = mm_mat((void *)64, MM_F32, 8, 1);
+    double seconds = 1 + 2 * 2 + 5 + 32 * 3 / 4.0 / 8;
+    mm_comm_pretend(comm, 4, links);
+    assert_int_equal(mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, MM_F32, &err), MM_OK);
+    mm_ticket first = mm_comm_gather_rows(comm, &m, 1), second = mm_comm_gather_rows(comm, &m, 1);
+    assert_true(clock->now == 0);
+    dev->queue->zero(dev, m.data, 6);
+    assert_true(clock->now == 6.5 && clock->seconds[MM_ON_UPDATES] == 6.5);
+    mm_comm_wait(comm, first);
+    assert_true(clock->now == seconds && clock->seconds[MM_ON_GATHERS] == seconds - 6.5);
+    mm_comm_wait(comm, second);
+    assert_true(clock->now == 2 * seconds && clock->between_ranks == 2 * seconds);
+    mm_comm_sum_device(comm, (double *)m.data, 2);
+    assert_true(clock->seconds[MM_ON_SUMS] == 1 + 64 * 3 / 4.0 / 8);
+    mm_comm_pretend_end(comm);
+    mm_device_free(dev);
 }
 
 int main(int argc, char **argv) {
@@ -230,7 +280,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(places),    cmocka_unit_test(row_blocks), cmocka_unit_test(any),
         cmocka_unit_test(largest),   cmocka_unit_test(agree),      cmocka_unit_test(barrier),
         cmocka_unit_test(broadcast), cmocka_unit_test(gather_all), cmocka_unit_test(sum_of_doubles),
-        cmocka_unit_test(watched),   cmocka_unit_test(pretend),
+        cmocka_unit_test(watched),   cmocka_unit_test(pretend),    cmocka_unit_test(pretended_time),
     };
     alarm(120); /* ranks that wait for each other forever are a failure too */
     comm = mm_comm_create(&argc, &argv);

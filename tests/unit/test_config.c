@@ -137,6 +137,23 @@ static void test_attacks(void **state) {
     mm_config_free(&c);
 }
 
+/* auto: as before the key was there. An attack takes what it says before what relearn says. */
+static void test_state_of_attacks(void **state) {
+    (void)state;
+    struct mm_config c = good(base, "relearn.optimizer=adamw");
+    assert_int_equal(mm_config_attack(&c, 0).state_dtype, MM_DTYPE_F32);
+    mm_config_free(&c);
+    c = good(base, "model.state_dtype=bfloat16");
+    assert_int_equal(mm_config_attack(&c, 0).state_dtype, MM_DTYPE_BF16);
+    mm_config_free(&c);
+    c = good(base, "relearn={state_dtype: bfloat16, attacks: [{name: a, optimizer: adamw}, "
+                   "{name: b, state_dtype: float32}, {name: c, state_dtype: auto}]}");
+    assert_int_equal(mm_config_attack(&c, 0).state_dtype, MM_DTYPE_BF16);
+    assert_int_equal(mm_config_attack(&c, 1).state_dtype, MM_DTYPE_F32);
+    assert_int_equal(mm_config_attack(&c, 2).state_dtype, MM_DTYPE_F32);
+    mm_config_free(&c);
+}
+
 static void test_enum_names(void **state) {
     (void)state;
     static const struct {
@@ -228,9 +245,9 @@ static void test_exact_micro_batch(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_defaults),          TEST(test_other_defaults), TEST(test_multiple_choice),
-        TEST(test_attacks),           TEST(test_enum_names),     TEST(test_numbers_accepted),
-        TEST(test_exact_micro_batch),
+        TEST(test_defaults),         TEST(test_other_defaults),    TEST(test_multiple_choice),
+        TEST(test_attacks),          TEST(test_state_of_attacks),  TEST(test_enum_names),
+        TEST(test_numbers_accepted), TEST(test_exact_micro_batch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -228,7 +228,7 @@ static void test_list_mistakes(void **state) {
          "t.yaml:17: relearn.attacks: two attacks are called a"},
         {"relearn.attacks:\n- name: a\n  rate: 1\n",
          "t.yaml:16: relearn.attacks: unknown key 'rate'; valid are name, optimizer, lr, passes, "
-         "with_retain and lora_rank"},
+         "with_retain, lora_rank and state_dtype"},
         {"relearn.attacks:\n- name: a\n  lr: 1\n  lr: 2\n",
          "t.yaml:17: relearn.attacks: repeated key 'lr' (first on line 16)"},
         {"relearn.attacks:\n- name: a\n  lr: 0\n",
@@ -337,6 +337,7 @@ static void test_keys_together(void **state) {
         {"unlearn.discard_growing_weights: 0.5", "is given with discard_growing_weights"},
         {"model.state_dtype: bfloat16", "needs model.state_dtype float32"},
         {"reduce_dtype: bfloat16", "needs reduce_dtype float32"},
+        {"relearn: {state_dtype: bfloat16}", "needs relearn.state_dtype float32"},
     };
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
         char more[128], message[128];

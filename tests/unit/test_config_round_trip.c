@@ -12,6 +12,7 @@ static const char *const changed[][2] = {
     {"model.dtype", "bfloat16"},
     {"model.state_dtype", "bfloat16"},
     {"model.shard", "full"},
+    {"model.recompute", "layer"},
     {"device", "cpu"},
     {"seed", "18446744073709551615"},
     {"data.retain", "/1"},
@@ -58,9 +59,10 @@ static const char *const changed[][2] = {
     {"relearn.with_retain", "true"},
     {"relearn.optimizer", "adamw"},
     {"relearn.lora_rank", "5"},
-    {"relearn.attacks",
-     "[{name: 'x, y', optimizer: adamw, lr: 0.1, passes: 8, with_retain: true, lora_rank: 4}, "
-     "{name: z, with_retain: false}, {name: z2, optimizer: sgd, lora_rank: 0}]"},
+    {"relearn.state_dtype", "float32"},
+    {"relearn.attacks", "[{name: 'x, y', optimizer: adamw, lr: 0.1, passes: 8, with_retain: true, "
+                        "lora_rank: 4, state_dtype: float32}, "
+                        "{name: z, with_retain: false}, {name: z2, optimizer: sgd, lora_rank: 0}]"},
     {"evaluate.every_passes", "31"},
     {"evaluate.batches", "4"},
     {"evaluate.multiple_choice", "[{name: 'x, y', file: /x, temperature: 1}, {name: z, file: /z}]"},

@@ -245,6 +245,33 @@ static void losses_pass_nan_on(void **state) {
             }
 }
 
+/* A logit of -infinity (a masked token) has the probability 0: it takes no part in the loss of the
+ * others, and its gradient is 0. A finite logit far below stands for it in double. */
+static void minus_infinity(void **state) {
+    (void)state;
+    static const size_t vocab[] = {2, 16, 37, 257};
+    FOR_DTYPES(dtype)
+    for (int fn = MM_LOSS_CROSS_ENTROPY; fn <= MM_LOSS_NEG_ENTROPY; fn++)
+        for (size_t k = 0; k < 4; k++) {
+            size_t V = vocab[k], rows = 5;
+            struct loss_case c = loss_make(dtype, (enum mm_loss_fn)fn, -1000, rows, V);
+            for (c.row = 0; c.row < rows; c.row++) {
+                double *z = c.z + c.row * V;
+                c.targets[c.row] = (uint32_t)(c.row % V);
+                for (size_t j = 0; j < V; j++)
+                    if (j != c.row % V && (j + c.row) % 3 != 2)
+                        z[j] = -1e4;
+                c.losses[c.row] = ref_loss(c.fn, -1000, z, c.targets[c.row], V);
+                loss_slopes(&c, c.d + c.row * V);
+                loss_sizes(&c);
+            }
+            for (size_t i = 0; i < rows * V; i++)
+                c.z[i] = c.z[i] > -1e4 ? c.z[i] : -INFINITY;
+            run_loss(&c, dtype, k % 2 ? 5 : 0);
+            pool_drop();
+        }
+}
+
 /* Terms of the mean are separate: a row's result does not depend on the rows beside it. */
 static void rows_are_separate(void **state) {
     (void)state;
@@ -277,6 +304,7 @@ int main(void) {
         cmocka_unit_test_teardown(clip, test_end),
         cmocka_unit_test_teardown(no_target, test_end),
         cmocka_unit_test_teardown(losses_pass_nan_on, test_end),
+        cmocka_unit_test_teardown(minus_infinity, test_end),
         cmocka_unit_test_teardown(rows_are_separate, test_end),
     };
     return cmocka_run_group_tests(tests, subjects_open, subjects_close);

@@ -69,8 +69,8 @@ static void list_ask(struct list *l) {
     struct mm_vector g = {l->dw.mat.data, b.n, MM_F32};
     const struct mm_mask mask = {m, true, l->offsets, 2};
     const struct mm_normalizing norm = {MM_NORM_GLOBAL_POST_MASK, false, (double)b.n, MM_F32};
-    dev->queue->upload(dev, l->x.mat.data, l->from, bytes_of(&l->x));
-    dev->queue->upload(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
+    dev->queue->upload_later(dev, l->x.mat.data, l->from, bytes_of(&l->x));
+    dev->queue->upload_later(dev, l->dy.mat.data, l->from + bytes_of(&l->x), bytes_of(&l->dy));
     ops->activate(dev, MM_SWIGLU, l->h.mat, l->x.mat);
     dev->queue->copy(dev, l->copy.mat.data, l->h.mat.data, bytes_of(&l->h));
     ops->linear(dev, l->y.mat, l->copy.mat, l->w.mat, NULL, MM_SET);
@@ -196,7 +196,7 @@ static void marks(void **state) {
             for (size_t k = 0; k < N; k++)
                 from[slot][k] = (float)(i + (int)k / 2.0);
             struct mm_mat x = mm_mat(on, MM_F32, 1, N);
-            s->dev->queue->upload(s->dev, on, from[slot], N * sizeof *on);
+            s->dev->queue->upload_later(s->dev, on, from[slot], N * sizeof *on);
             ops->scale(s->dev, x, x, -2);
             s->dev->queue->download_later(s->dev, to[slot], on, N * sizeof *on);
             s->dev->queue->mark(s->dev, slot);

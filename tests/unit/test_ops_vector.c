@@ -356,18 +356,18 @@ static void add(void **state) {
 }
 
 /* Loshchilov and Hutter, Algorithm 2, with the learning rate on both terms as PyTorch has it. */
-static void check_adamw(size_t n, size_t t, double weight_decay) {
+static void check_adamw(enum mm_dtype dtype, size_t n, size_t t, double weight_decay) {
     static const double betas[] = {0.9, 0.999};
     const double rate = 3e-3, epsilon = 1e-8, g_scale = 0.37;
     struct rng r = {n + t};
-    double *p = random_numbers(&r, MM_F32, n, 0.1), *g = random_numbers(&r, MM_F32, n, 1);
-    double *one = random_numbers(&r, MM_F32, n, t > 1 ? 0.2 : 0), *two = numbers(n);
+    double *p = random_numbers(&r, dtype, n, 0.1), *g = random_numbers(&r, MM_F32, n, 1);
+    double *one = random_numbers(&r, dtype, n, t > 1 ? 0.2 : 0), *two = numbers(n);
     double *want_p = numbers(n), *want_1 = numbers(n), *want_2 = numbers(n);
     double *size_p = numbers(n), *size_1 = numbers(n);
     g[n / 2] = 0; /* nothing to divide by but epsilon, where the moments are zero too */
     for (size_t i = 0; i < n; i++) {
         double d = g_scale * g[i];
-        two[i] = t > 1 ? (double)(float)(0.1 * rng_uniform(&r)) : 0;
+        two[i] = t > 1 ? (double)rounded(dtype, (float)(0.1 * rng_uniform(&r))) : 0;
         want_1[i] = betas[0] * one[i] + (1 - betas[0]) * d;
         size_1[i] = fabs(betas[0] * one[i]) + fabs((1 - betas[0]) * d);
         want_2[i] = betas[1] * two[i] + (1 - betas[1]) * d * d;
@@ -379,8 +379,8 @@ static void check_adamw(size_t n, size_t t, double weight_decay) {
     }
     struct mm_adamw how = {g_scale, rate, {betas[0], betas[1]}, epsilon, weight_decay, t};
     FOR_DEVICES(s) {
-        struct box bp = box_row(s, MM_F32, n, p), bg = box_row(s, MM_F32, n, g);
-        struct box b1 = box_row(s, MM_F32, n, one), b2 = box_row(s, MM_F32, n, two);
+        struct box bp = box_row(s, dtype, n, p), bg = box_row(s, MM_F32, n, g);
+        struct box b1 = box_row(s, dtype, n, one), b2 = box_row(s, dtype, n, two);
         s->dev->ops->adamw_step(s->dev, box_vector(&bp), box_vector(&b1), box_vector(&b2),
                                 box_vector(&bg), &how);
         expect_close(&b1, "adamw_step first", want_1, size_1, 4);
@@ -396,7 +396,8 @@ static void adamw_step(void **state) {
     static const size_t steps[] = {1, 2, 10, 100000};
     for (size_t i = 0; i < LENGTHS; i++)
         for (size_t k = 0; k < 4; k++)
-            check_adamw(lengths[i], steps[k], k % 2 ? 0.1 : 0);
+            for (int half = 0; half < 2; half++)
+                check_adamw(half ? MM_BF16 : MM_F32, lengths[i], steps[k], k % 2 ? 0.1 : 0);
 }
 
 int main(void) {

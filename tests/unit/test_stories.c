@@ -38,7 +38,7 @@ static int open_model(void **state) {
     fixture.model = mm_model_create(fixture.arena, &arch, MM_F32, CONTEXT);
     if (load_whole(fixture.model, weights, &err))
         fail_msg("%s", err.text);
-    mm_acts_create(&fixture.acts, fixture.arena, fixture.model, CONTEXT, NULL);
+    mm_acts_create(&fixture.acts, fixture.arena, fixture.model, CONTEXT, NULL, MM_KEEP_ALL);
     mm_scratch_create(&fixture.scratch, fixture.arena, fixture.model, CONTEXT, MM_FORWARD_ONLY);
     fixture.logits = mm_arena_mat(fixture.arena, MM_FOR_SCRATCH, MM_F32, CONTEXT, arch.vocab);
     mm_weights_free(weights);

@@ -1,0 +1,114 @@
+/* transport_dry.c - buckets that are not sent: for plans, on a dry device (kernels/dry.h), whose
+ * clock moves on as if they were.
+ *
+ * A ring of R ranks on N machines takes S bytes, in R - 1 steps of which N - 1 wait for a network:
+ *
+ *   seconds = start + (R - N)·hop + (N - 1)·hop_across + S·(R - 1)/R / rate
+ *   rate    = inside, on one machine; else across - loss·log2(N), or inside where that is less
+ *
+ * as the model is by which NCCL chooses (NVIDIA/nccl, its file graph/tuning). A bucket counts as
+ * one message. Sums are the same ring with the links' figures for small messages. Where the
+ * transport works beside the device, a bucket begins when the device has come to it and the one
+ * before is done, and the device waits at mm_comm_wait; else at once. */
+#include <math.h>
+#include <stdio.h>
+
+#include "comm/mpi_comm.h"
+#include "kernels/dry.h"
+
+struct dry_transport {
+    struct mm_transport base;
+    const struct mm_comm *comm;
+    struct mm_clock *clock;
+    double free_at; /* s: the network */
+    double done[MM_BUCKETS];
+    enum mm_spent kind[MM_BUCKETS];
+};
+
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+
+static double rate_of(const struct mm_links *l, int machines) {
+    double across = l->across - l->loss * log2(machines);
+    return machines == 1 || l->inside < across ? l->inside : across;
+}
+
+static double ring_seconds(const struct mm_comm *comm, struct mm_hops hops, double bytes) {
+    const struct mm_links *l = &comm->links;
+    double R = comm->size, N = comm->machines, rate = rate_of(l, comm->machines);
+    if (comm->size == 1)
+        return 0;
+    return hops.start + (R - N) * hops.inside + (N - 1) * hops.across +
+           (rate > 0 ? bytes * (R - 1) / R / rate : 0);
+}
+
+/* From the moment that the device comes to it. */
+static double begin(struct dry_transport *t, struct mm_hops hops, double bytes) {
+    double seconds = ring_seconds(t->comm, hops, bytes);
+    t->free_at = larger(t->free_at, t->clock->now) + seconds;
+    t->clock->between_ranks += seconds;
+    return t->free_at;
+}
+
+static void wait_until(struct dry_transport *t, double done, enum mm_spent on) {
+    if (done > t->clock->now)
+        mm_clock_spend(t->clock, on, done - t->clock->now);
+}
+
+static void start(struct dry_transport *t, mm_ticket ticket, double bytes, enum mm_spent on) {
+    t->done[ticket] = begin(t, t->comm->links.buckets, bytes);
+    t->kind[ticket] = on;
+    if (!t->comm->links.beside)
+        wait_until(t, t->done[ticket], on);
+}
+
+static void dry_sum(struct mm_transport *base, const struct mm_numbers *numbers, size_t parts,
+                    uint64_t watched) {
+    struct dry_transport *t = (struct dry_transport *)base;
+    (void)watched;
+    double all = (double)mm_numbers_n(numbers, parts) * sizeof(double) * t->comm->size;
+    wait_until(t, begin(t, t->comm->links.sums, all), MM_ON_SUMS);
+}
+
+static void dry_reduce(struct mm_transport *base, mm_ticket ticket,
+                       const struct mm_reduction *tensors, size_t n, uint64_t watched) {
+    double bytes = 0;
+    (void)watched;
+    for (size_t i = 0; i < n; i++)
+        bytes += (double)tensors[i].full.rows * (double)tensors[i].full.cols *
+                 (double)mm_dtype_bytes(base->reduce_dtype);
+    start((struct dry_transport *)base, ticket, bytes, MM_ON_REDUCTIONS);
+}
+
+static void dry_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
+                       size_t n, uint64_t watched) {
+    double bytes = 0;
+    (void)watched;
+    for (size_t i = 0; i < n; i++)
+        bytes += (double)tensors[i].rows * (double)tensors[i].cols *
+                 (double)mm_dtype_bytes(tensors[i].dtype);
+    start((struct dry_transport *)base, ticket, bytes, MM_ON_GATHERS);
+}
+
+static void dry_wait(struct mm_transport *base, mm_ticket ticket) {
+    struct dry_transport *t = (struct dry_transport *)base;
+    wait_until(t, t->done[ticket], t->kind[ticket]);
+}
+
+static void dry_free(struct mm_transport *base) {
+    mm_free(base);
+}
+
+struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev) {
+    struct dry_transport *t = mm_calloc(1, sizeof *t);
+    t->base = (struct mm_transport){.name = "none: a plan",
+                                    .sum = dry_sum,
+                                    .reduce = dry_reduce,
+                                    .gather = dry_gather,
+                                    .wait = dry_wait,
+                                    .free = dry_free};
+    t->comm = comm;
+    t->clock = mm_dry_clock(dev);
+    return &t->base;
+}

@@ -1,0 +1,93 @@
+"""What plan says of the collectives of a loop and a step is what a run makes: number and bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from job_helpers import succeed
+from test_shard import ATTACKS, case_in
+
+# Evaluation, save and export come after the last loop, and there is nothing else beside loops and steps.
+PLAIN = (
+    "output.hash_every_loops=0",
+    "checkpoint.every_loops=100",
+    "evaluate.every_passes=1000",
+    "data.micro_batch=2",
+)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case_in(tmp_path_factory.mktemp("traffic"))
+
+
+def told(text: str) -> dict[str, str]:
+    """What was said of each thing: {"a loop": "3 reductions of ..."}."""
+    return dict(re.findall(r"collectives of (.*?): (.*)$", text, re.M))
+
+
+def made(case: Path, folder: Path, *overrides: str, ranks: int, checked: pytest.MonkeyPatch) -> dict:
+    checked.setenv("MUDMAN_CHECK_COLLECTIVES", "1")
+    outcome = succeed("run", case, f"output.dir={folder}", *overrides, ranks=ranks)
+    checked.delenv("MUDMAN_CHECK_COLLECTIVES")
+    return told(outcome.err)
+
+
+def compare(case: Path, folder: Path, *overrides: str, ranks: int, checked: pytest.MonkeyPatch) -> dict:
+    """Every loop but the last, with a fork and without; a step. What plan says is returned."""
+    run = made(case, folder, *PLAIN, *overrides, ranks=ranks, checked=checked)
+    plan = told(succeed("plan", case, *PLAIN, *overrides, "--ranks", ranks).out)
+    loops = [text for what, text in run.items() if what.startswith("loop ")]
+    assert loops[:3] == [plan["a loop"]] * 3
+    if "a step of relearning" in plan:
+        assert run["relearning step 0"] == plan["a step of relearning"]
+    return plan
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_plan_counts_what_a_run_makes(
+    case: Path, tmp_path: Path, ranks: int, shard: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(case, tmp_path / "run", f"model.shard={shard}", ranks=ranks, checked=monkeypatch)
+
+
+def test_one_rank_has_none(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shard in ("none", "full"):
+        run = tmp_path / shard
+        plan = compare(case, run, f"model.shard={shard}", ranks=1, checked=monkeypatch)
+        assert set(plan.values()) == {"nothing"}
+
+
+VARIANTS = {
+    "fresh": ("unlearn.graph=fresh", "unlearn.normalization=per_parameter"),
+    "reuse": ("unlearn.graph=reuse", "model.shard=full"),
+    "no_adversary": ("unlearn.train_adversary=false",),
+    "npo": ("unlearn.unlearning_loss_fn=npo", "unlearn.graph=fresh"),
+    "stream_activation": ("unlearn.unlearning_loss_fn=stream_activation", "model.shard=full"),
+    "circuit_breaker": ("unlearn.unlearning_loss_fn=circuit_breaker", "unlearn.rep_eng_retain_lr=0.5"),
+    "adapters": ("unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
+    "base_of_adapters": ("unlearn.lora_rank=3", "unlearn.train_adversary=false"),
+    "exact": ("reduction=exact", "model.shard=full"),
+    "exact_adapters": ("reduction=exact", "unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(
+    case: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare(case, tmp_path / "run", *VARIANTS[variant], ranks=3, checked=monkeypatch)
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+def test_attacks(case: Path, tmp_path: Path, shard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sections do not tell attacks apart: each alone, as the only one of a list."""
+    for name, how in re.findall(r"\{name: (\w+)(.*?)\}", ATTACKS):
+        one = (f"relearn.attacks=[{{name: {name}{how}}}]", f"model.shard={shard}", *PLAIN)
+        run = made(case, tmp_path / name, *one, ranks=3, checked=monkeypatch)
+        plan = told(succeed("plan", case, *one, "--ranks", 3).out)
+        assert run["relearning step 0"] == plan[f"a step of relearning by {name}"]

@@ -1,0 +1,89 @@
+/* test_ops_rounding.c - the steps of every backend on float32 vectors to the last bit: every
+ * product and every sum is rounded by itself and in the order that is written here, no two joined
+ * in one instruction, so that the states of all backends agree. bfloat16: test_ops_half.c. */
+#include "tests/unit/ops_subject.h"
+
+struct as_written {
+    double *retain_m, *retain_b, *adversary, *forget, *unlearn, *sgd, *first, *second, *adamw;
+};
+
+/* Compiled without contraction, as all of the host's code. */
+static struct as_written written(size_t n, const double *x, const double *y, const double *g,
+                                 const struct mm_adamw *how) {
+    struct as_written w = {numbers(n), numbers(n), numbers(n), numbers(n), numbers(n),
+                           numbers(n), numbers(n), numbers(n), numbers(n)};
+    const double *betas = how->betas, t = (double)how->t;
+    float momentum = (float)0.95, fresh = (float)(1 - 0.95), rate = (float)0.3;
+    float decay = (float)0.7, rest = (float)(1 - 0.7);
+    float beta1 = (float)betas[0], rest1 = (float)(1 - betas[0]);
+    float beta2 = (float)betas[1], rest2 = (float)(1 - betas[1]);
+    float keep = (float)(1 - how->rate * how->weight_decay);
+    float step = (float)(how->rate / (1 - pow(betas[0], t)));
+    float correction = (float)(1 / sqrt(1 - pow(betas[1], t)));
+    for (size_t i = 0; i < n; i++) {
+        float p = (float)x[i], q = (float)y[i], d = (float)g[i], scaled = d * (float)how->g_scale;
+        float square = q * q, m = p * momentum + d * fresh, one = beta1 * q + rest1 * scaled;
+        float two = beta2 * square + rest2 * scaled * scaled;
+        w.retain_m[i] = m;
+        w.retain_b[i] = q - rate * m;
+        w.forget[i] = p * momentum + d * fresh;
+        w.adversary[i] = (p - d * rate) * decay + q * rest;
+        w.unlearn[i] = p - d * rate;
+        w.sgd[i] = p - d * rate;
+        w.first[i] = one;
+        w.second[i] = two;
+        w.adamw[i] = p * keep - step * one / (sqrtf(two) * correction + (float)how->epsilon);
+    }
+    return w;
+}
+
+static void rounds_as_written(void **state) {
+    (void)state;
+    const size_t n = 1021, at[] = {0, n};
+    struct rng r = {3};
+    double *x = random_numbers(&r, MM_F32, n, 1), *y = random_numbers(&r, MM_F32, n, 1);
+    double *g = random_numbers(&r, MM_F32, n, 1), *square = numbers(n);
+    struct mm_adamw how = {0.37, 3e-3, {0.9, 0.999}, 1e-8, 0.1, 3};
+    struct as_written w = written(n, x, y, g, &how);
+    for (size_t i = 0; i < n; i++)
+        square[i] = (float)((float)y[i] * (float)y[i]);
+    FOR_DEVICES(s) {
+        const struct mm_ops *ops = s->dev->ops;
+        struct box bg = box_row(s, MM_F32, n, g), two = box_row(s, MM_F32, n, square);
+        struct box p = box_row(s, MM_F32, n, x), q = box_row(s, MM_F32, n, y);
+        ops->retain_step(s->dev, box_vector(&p), box_vector(&q), box_vector(&bg), 0.95, 0.3,
+                         stop_put(s, 0));
+        expect_exact(&p, "retain_step m", w.retain_m);
+        expect_exact(&q, "retain_step b", w.retain_b);
+        p = box_row(s, MM_F32, n, x), q = box_row(s, MM_F32, n, y);
+        ops->adversary_step(s->dev, box_vector(&p), box_vector(&q), box_vector(&bg), 0.3, 0.7,
+                            stop_put(s, 0));
+        expect_exact(&p, "adversary_step", w.adversary);
+        p = box_row(s, MM_F32, n, x);
+        struct mm_mask mask = {box_vector(&q), false, device_put(s, at, sizeof at), 1};
+        struct mm_mask_sums none = {0}, *sums = device_put(s, &none, sizeof none);
+        struct mm_unlearn_options options = {
+            .f = box_vector(&p), .momentum = 0.95, .discard = 1, .stop = stop_put(s, 0)};
+        struct box taken = box_row(s, MM_F32, n, g);
+        ops->mask_sums(s->dev, sums, box_vector(&taken), &mask, &options);
+        expect_exact(&p, "mask_sums f", w.forget);
+        p = box_row(s, MM_F32, n, x);
+        ops->unlearn_step(s->dev, box_vector(&p), box_vector(&bg), &mask, scalar_put(s, 1), 0.3,
+                          NULL, stop_put(s, 0));
+        expect_exact(&p, "unlearn_step", w.unlearn);
+        p = box_row(s, MM_F32, n, x);
+        ops->sgd_step(s->dev, box_vector(&p), box_vector(&bg), 0.3);
+        expect_exact(&p, "sgd_step", w.sgd);
+        p = box_row(s, MM_F32, n, x), q = box_row(s, MM_F32, n, y);
+        ops->adamw_step(s->dev, box_vector(&p), box_vector(&q), box_vector(&two), box_vector(&bg),
+                        &how);
+        expect_exact(&q, "adamw_step first", w.first);
+        expect_exact(&two, "adamw_step second", w.second);
+        expect_exact(&p, "adamw_step p", w.adamw);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(rounds_as_written, test_end)};
+    return cmocka_run_group_tests(tests, subjects_open, subjects_close);
+}
