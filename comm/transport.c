@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "kernels/ops.h"
 #include "kernels/queue.h"
 
 /* -- one rank: nothing to send ----------------------------------------------------------------- */
@@ -27,8 +28,8 @@ static void alone_reduce(struct mm_transport *base, mm_ticket ticket,
     for (size_t i = 0; i < n; i++) {
         size_t own_n = tensors[i].rows * tensors[i].full.cols;
         const float *full = tensors[i].full.data;
-        for (size_t k = 0; tensors[i].add && k < own_n; k++)
-            tensors[i].own[k] += full[k];
+        if (tensors[i].add)
+            dev->ops->add(dev, tensors[i].own, full, own_n);
         if (!tensors[i].add && tensors[i].own != full)
             dev->queue->copy(dev, tensors[i].own, full, own_n * sizeof *full);
     }

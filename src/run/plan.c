@@ -118,13 +118,10 @@ static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
 /* The CPU's device stands for the GPU: dry arenas ask nothing of it. */
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
                        struct mm_error *err) {
-    bool cuda;
-    enum mm_status status = mm_place_plan(config, &cuda, err);
-    if (status != MM_OK)
-        return status;
+    bool cuda = mm_place_plan(config);
     mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm));
     struct mm_device *dev = mm_device_create_cpu();
-    status = plan_on(comm, dev, config, cuda, err);
+    enum mm_status status = plan_on(comm, dev, config, cuda, err);
     mm_device_free(dev);
     return status;
 }
