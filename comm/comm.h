@@ -147,8 +147,9 @@ struct mm_reduction {
     struct mm_mat full;
     size_t rows;
     float *own;
-    int ranks; /* sums over ranks 0 ... ranks-1 only; 0: over all. For CPUs only, as is `add` */
-    bool add;  /* own (+=) instead of (=) */
+    int ranks; /* sums over ranks 0 ... ranks-1 only, in rank order whatever the transport; 0: over
+                  all */
+    bool add;  /* own (+=) instead of (=); only with `ranks` */
 };
 
 /* At most MM_BUCKETS buckets may have been started and not been waited for. */

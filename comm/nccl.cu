@@ -44,9 +44,10 @@ struct over_nccl {
     int rank, size;
     ncclComm_t nccl;
     cudaEvent_t ready, summed, done[MM_BUCKETS];
-    uint64_t *steps;                /* on the device: marks so far */
-    struct grown *outbox, *doubles; /* rounded gradients to send | every rank's numbers of a sum */
-    struct grown *room;             /* for the blocks of one matrix that the ranks do not divide */
+    uint64_t *steps;              /* on the device: marks so far */
+    struct grown *outbox, *inbox; /* rounded gradients to send | gradients of leaves received */
+    struct grown *doubles;        /* every rank's numbers of a sum */
+    struct grown *room;           /* for the blocks of one matrix that the ranks do not divide */
 };
 
 static struct over_nccl *over_nccl(struct mm_transport *base) {
@@ -96,17 +97,20 @@ __global__ static void round_kernel(bf16 *out, const float *in, size_t n) {
 __device__ static inline double widened(double x) {
     return x;
 }
+__device__ static inline float widened(float x) {
+    return x;
+}
 __device__ static inline float widened(bf16 x) {
     return to_float(x);
 }
 
-/* sum[i] = parts[i] + parts[n + i] + ..., in rank order, in S */
+/* sum[i] = (`add`: +=) parts[i] + parts[n + i] + ..., in rank order, in S */
 template <typename S, typename P>
-__global__ static void add_kernel(S *sum, const P *parts, int size, size_t n) {
+__global__ static void add_kernel(S *sum, const P *parts, int size, size_t n, bool add) {
     size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
     if (i >= n)
         return;
-    S total = widened(parts[i]);
+    S first = widened(parts[i]), total = add ? sum[i] + first : first;
     for (int r = 1; r < size; r++)
         total += widened(parts[static_cast<size_t>(r) * n + i]);
     sum[i] = total;
@@ -159,7 +163,8 @@ static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers
     for (size_t i = 0; i < parts; at += numbers[i++].n * size)
         if (numbers[i].n)
             MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(numbers[i].n, BLOCK), BLOCK, 0,
-                         numbers[i].values, static_cast<const double *>(at), t->size, numbers[i].n);
+                         numbers[i].values, static_cast<const double *>(at), t->size, numbers[i].n,
+                         false);
     finish(t, t->summed, watched);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
@@ -233,14 +238,62 @@ static void reduce_rounded(struct over_nccl *t, const struct mm_reduction *tenso
         size_t own_n = blocks_of(t, r).own_n;
         if (own_n)
             MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(own_n, BLOCK), BLOCK, 0, r->own,
-                         static_cast<const bf16 *>(r->full.data), t->size, own_n);
+                         static_cast<const bf16 *>(r->full.data), t->size, own_n, false);
     }
+}
+
+/* -- reductions of leaves, one a rank: NCCL's own sums are in an order of its own ----------------
+ */
+
+/* Rows of this rank's leaf go to their owners; this rank's rows come from all that have a leaf. */
+static void exchange_leaves(struct over_nccl *t, const struct mm_reduction *r, float *in) {
+    struct blocks block = blocks_of(t, r);
+    const float *full = static_cast<const float *>(r->full.data);
+    for (int peer = 0; peer < t->size; peer++) {
+        size_t its_n = mm_rows_of(r->rows, t->size, peer).count * r->full.cols;
+        if (t->rank < r->ranks && its_n)
+            CHECK_NCCL(ncclSend(full + static_cast<size_t>(peer) * block.n, its_n, ncclFloat32,
+                                peer, t->nccl, t->stream));
+        if (peer < r->ranks && block.own_n)
+            CHECK_NCCL(ncclRecv(in + static_cast<size_t>(peer) * block.own_n, block.own_n,
+                                ncclFloat32, peer, t->nccl, t->stream));
+    }
+}
+
+static size_t leaves_n(const struct over_nccl *t, const struct mm_reduction *r) {
+    return blocks_of(t, r).own_n * static_cast<size_t>(t->size);
+}
+
+static void reduce_leaves(struct over_nccl *t, const struct mm_reduction *tensors, size_t n,
+                          float *inbox) {
+    float *in = inbox;
+    CHECK_NCCL(ncclGroupStart());
+    for (const struct mm_reduction *r = tensors; r < tensors + n; in += leaves_n(t, r), r++)
+        exchange_leaves(t, r, in);
+    CHECK_NCCL(ncclGroupEnd());
+    in = inbox;
+    for (const struct mm_reduction *r = tensors; r < tensors + n; in += leaves_n(t, r), r++) {
+        size_t own_n = blocks_of(t, r).own_n;
+        if (own_n)
+            MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(own_n, BLOCK), BLOCK, 0, r->own,
+                         static_cast<const float *>(in), r->ranks, own_n, r->add);
+    }
+}
+
+static float *reserve_inbox(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
+    size_t elements = 0;
+    for (size_t i = 0; i < n; i++)
+        elements += leaves_n(t, &tensors[i]);
+    return static_cast<float *>(reserve(t, &t->inbox, elements * sizeof(float)));
 }
 
 static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
+    bool leaves = n && tensors[0].ranks;
     bf16 *outbox = nullptr;
+    float *inbox = leaves ? reserve_inbox(t, tensors, n) : nullptr;
+    MM_CHECK(!leaves || !rounds(t), "leaves are not rounded");
     if (rounds(t)) {
         size_t elements = 0;
         for (size_t i = 0; i < n; i++)
@@ -248,7 +301,9 @@ static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
         outbox = static_cast<bf16 *>(reserve(t, &t->outbox, elements * sizeof *outbox));
     }
     leave_device(t, watched);
-    if (rounds(t))
+    if (leaves)
+        reduce_leaves(t, tensors, n, inbox);
+    else if (rounds(t))
         reduce_rounded(t, tensors, n, outbox);
     else
         reduce_unrounded(t, tensors, n);
@@ -390,6 +445,7 @@ static void nccl_free(struct mm_transport *base) {
     MM_CUDA(cudaStreamSynchronize(t->stream));
     CHECK_NCCL(ncclCommDestroy(t->nccl));
     drop(t, t->outbox);
+    drop(t, t->inbox);
     drop(t, t->doubles);
     drop(t, t->room);
     t->dev->queue->free(t->dev, t->steps);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "kernels/ops.h"
 #include "kernels/queue.h"
 
 /* -- one rank: nothing to send ----------------------------------------------------------------- */
@@ -26,12 +27,12 @@ static void alone_reduce(struct mm_transport *base, mm_ticket ticket,
     (void)ticket;
     (void)watched;
     for (size_t i = 0; i < n; i++) {
-        size_t own_n = tensors[i].rows * tensors[i].full.cols;
-        const float *full = tensors[i].full.data;
-        for (size_t k = 0; tensors[i].add && k < own_n; k++)
-            tensors[i].own[k] += full[k];
-        if (!tensors[i].add && tensors[i].own != full)
-            dev->queue->copy(dev, tensors[i].own, full, own_n * sizeof *full);
+        struct mm_mat full = mm_mat_rows(tensors[i].full, 0, tensors[i].rows);
+        struct mm_mat own = mm_mat(tensors[i].own, MM_F32, full.rows, full.cols);
+        if (tensors[i].add)
+            dev->ops->add(dev, own, own, full);
+        else if (own.data != full.data)
+            dev->queue->copy(dev, own.data, full.data, full.rows * full.cols * sizeof(float));
     }
 }
 

@@ -73,7 +73,7 @@ static void add_in_rank_order(float *own, const void *parts, enum mm_dtype dtype
     }
 }
 
-/* `full` in host memory, of which the padding may be anything; `own` may be at its beginning. */
+/* `full` in host memory, of which the padding may be anything. */
 static void reduce_in_host(struct over_mpi *t, const float *full, const struct mm_reduction *r,
                            float *own) {
     int size = t->comm->size;
@@ -105,13 +105,15 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
             reduce_in_host(t, r->full.data, r, r->own);
             continue;
         }
-        MM_CHECK(!r->ranks && !r->add, "a reduction of single leaves on a GPU");
-        float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes);
+        size_t own_bytes = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count * row_bytes;
+        float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes + own_bytes);
+        float *own = stage + r->full.rows * r->full.cols;
         t->dev->queue->download(t->dev, stage, r->full.data, r->rows * row_bytes);
-        reduce_in_host(t, stage, r, stage);
-        size_t own_rows = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count;
-        if (own_rows)
-            t->dev->queue->upload_later(t->dev, r->own, stage, own_rows * row_bytes);
+        if (r->add && own_bytes)
+            t->dev->queue->download(t->dev, own, r->own, own_bytes);
+        reduce_in_host(t, stage, r, own);
+        if (own_bytes)
+            t->dev->queue->upload_later(t->dev, r->own, own, own_bytes);
     }
 }
 

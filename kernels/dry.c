@@ -88,6 +88,10 @@ static void dry_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct m
     pass(dev, MM_ON_LAYERS, bytes_of(dx) + 2 * bytes_of(dtable));
 }
 
+static void dry_add(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
+    pass(dev, MM_ON_LAYERS, bytes_of(sum) + bytes_of(x) + bytes_of(y));
+}
+
 static void dry_norm(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
                      struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats) {
     (void)how;
@@ -282,12 +286,6 @@ static void dry_unlearn_step(struct mm_device *dev, struct mm_vector b, struct m
          2 * bytes_in(b) + bytes_in(g) + bytes_in(mask->m) + options_bytes(options));
 }
 
-static void dry_add(struct mm_device *dev, float *y, const float *x, size_t n) {
-    (void)y;
-    (void)x;
-    pass(dev, MM_ON_UPDATES, (double)n * 3 * sizeof(float));
-}
-
 static void dry_sgd_step(struct mm_device *dev, struct mm_vector p, struct mm_vector g,
                          double rate) {
     (void)rate;
@@ -339,7 +337,15 @@ static void dry_download(struct mm_device *dev, void *host, const void *src, siz
     memset(host, 0, bytes);
 }
 
-static const struct mm_queue queue = {.zero = dry_zero, .copy = dry_copy, .download = dry_download};
+static void dry_upload(struct mm_device *dev, void *dst, const void *host, size_t bytes) {
+    (void)dev;
+    (void)dst;
+    (void)host;
+    (void)bytes;
+}
+
+static const struct mm_queue queue = {
+    .zero = dry_zero, .copy = dry_copy, .upload = dry_upload, .download = dry_download};
 
 static void dry_free(struct mm_device *dev) {
     mm_free(dev->context);

@@ -162,7 +162,8 @@ __device__ static inline void store_group(T *p, const float (&in)[N], size_t fir
 /* 2^x and 1/x, a few units of float32's last place off. */
 __device__ static inline float exp2_fast(float x) {
 #ifdef MM_CUDA_SHIM
-    return exp2f(x);
+    float y = exp2f(x);
+    return x == 0 ? y : shim_noisy(y, y * 0x1p-22f);
 #else
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -171,7 +172,7 @@ __device__ static inline float exp2_fast(float x) {
 }
 __device__ static inline float reciprocal_fast(float x) {
 #ifdef MM_CUDA_SHIM
-    return 1.0f / x;
+    return shim_noisy(1.0f / x, 0x1p-23f / x);
 #else
     float y;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

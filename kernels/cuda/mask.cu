@@ -41,7 +41,7 @@ __device__ static inline bool is_wide(const struct parts &p, struct part part) {
     return p.aligned && part.low % QUAD == 0 && part.high % QUAD == 0;
 }
 __device__ static inline size_t first_quad(struct part part) {
-    return part.low / QUAD * QUAD + QUAD * threadIdx.x;
+    return part.low + QUAD * threadIdx.x;
 }
 
 /* For each part of this block's chunk. */
@@ -124,10 +124,11 @@ __device__ static inline struct mm_mask_sums part_sums(const struct sums_args<S>
     unsigned kept_n = 0;
 #pragma unroll 4
     for (size_t first = first_quad(part); first < part.high; first += QUAD * BLOCK) {
-        float x[QUAD], y[QUAD];
+        float x[QUAD], y[QUAD] = {};
         bool keep[QUAD];
         load_group<WIDE>(x, a.g, first, part.low, part.high);
-        load_group<WIDE>(y, a.m, first, part.low, part.high);
+        if (a.masking)
+            load_group<WIDE>(y, a.m, first, part.low, part.high);
         for (unsigned k = 0; k < QUAD; k++) {
             x[k] = round_to<S>(x[k]);
             raw += static_cast<double>(x[k]) * static_cast<double>(x[k]);
@@ -148,17 +149,35 @@ __device__ static inline struct mm_mask_sums part_sums(const struct sums_args<S>
     return {raw, kept, static_cast<double>(kept_n)};
 }
 
+template <typename S, bool OPTIONS>
+__device__ static inline struct mm_mask_sums block_sums(const struct sums_args<S> &a,
+                                                        struct part part, bool momentum) {
+    struct mm_mask_sums s = is_wide(a.parts, part)
+                                ? part_sums<S, true, OPTIONS>(a, part, momentum)
+                                : part_sums<S, false, OPTIONS>(a, part, momentum);
+    s.raw = block_sum(s.raw);
+    s.kept = block_sum(s.kept);
+    s.kept_n = block_sum(s.kept_n);
+    return s;
+}
+
+/* On an exact device, a block a tensor: its order is its own, wherever in the vector it lies. */
+template <typename S, bool OPTIONS>
+__global__ static void whole_sums_kernel(struct sums_args<S> a, struct mm_mask_sums *sums) {
+    bool momentum = OPTIONS && a.options.f && !*a.options.stop;
+    size_t t = blockIdx.x;
+    struct part part = {t, a.parts.offsets[t], a.parts.offsets[t + 1]};
+    struct mm_mask_sums s = block_sums<S, OPTIONS>(a, part, momentum);
+    if (threadIdx.x == 0)
+        sums[t] = s;
+}
+
 template <typename S, bool OPTIONS> __global__ static void mask_sums_kernel(struct sums_args<S> a) {
     struct mm_mask_sums *partial = a.partial;
     struct parts parts = a.parts;
     bool momentum = OPTIONS && a.options.f && !*a.options.stop;
     FOR_PARTS(part, parts) {
-        struct mm_mask_sums s = is_wide(parts, part)
-                                    ? part_sums<S, true, OPTIONS>(a, part, momentum)
-                                    : part_sums<S, false, OPTIONS>(a, part, momentum);
-        s.raw = block_sum(s.raw);
-        s.kept = block_sum(s.kept);
-        s.kept_n = block_sum(s.kept_n);
+        struct mm_mask_sums s = block_sums<S, OPTIONS>(a, part, momentum);
         if (threadIdx.x == 0)
             partial[blockIdx.x + part.tensor] = s;
     }
@@ -194,6 +213,12 @@ static void mask_sums(struct mm_device *dev, struct mm_mask_sums *sums, struct m
             static_cast<const S *>(mask->m.data), mask->masking, options_of<S>(options)
     };
     auto kernel = options ? mask_sums_kernel<S, true> : mask_sums_kernel<S, false>;
+    auto whole = options ? whole_sums_kernel<S, true> : whole_sums_kernel<S, false>;
+    if (dev->exact) {
+        if (tensors)
+            MM_LAUNCH(whole, tensors, BLOCK, 0, dev, a, sums);
+        return;
+    }
     if (chunks)
         MM_LAUNCH(kernel, chunks, BLOCK, 0, dev, a);
     if (tensors)

@@ -155,6 +155,8 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b
         for (int e = 0; e < 4; e++)
             c[e] += pair_product(warp[lane_row() * 4 + k % 4].a[k / 4 * 2 + e / 2],
                                  warp[(lane_col() + e % 2) * 4 + k % 4].b[k / 4]);
+    for (float &x : c)
+        x = shim_noisy(x, fabsf(x) * 0x1p-23f);
 }
 
 template <bool TRANSPOSED>

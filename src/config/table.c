@@ -243,9 +243,9 @@ const struct mm_config_row mm_config_rows[] = {
            "The rate falls as a cosine to this share of lr."),
     NUMBER(pretrain.clip, "1.0", POSITIVE, ASIDE,
            "A gradient with a larger norm is scaled to this norm."),
-    ENUM(reduction, "fast", reduction_names, 0,
-         "exact: results are the same to the bit on any number of ranks and threads. It runs on "
-         "CPUs only and is slower."),
+    ENUM(
+        reduction, "fast", reduction_names, 0,
+        "exact: results are the same to the bit on any number of ranks and threads. It is slower."),
     ENUM(reduce_dtype, "float32", state_names, 0,
          "The type of gradients on their way between ranks. Their sums are float32."),
     ENUM(transport, "auto", transport_names, RESUMABLE | ASIDE,

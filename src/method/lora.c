@@ -59,19 +59,22 @@ static size_t most_rows(const struct mm_lora *l) {
 /* One rank's own rows of A are the whole: those are p and g themselves then. */
 static void take_whole(struct mm_lora *l, struct mm_arena *arena) {
     size_t n = l->n, all = 0, size = (size_t)mm_comm_size(l->comm);
+    bool exact = l->shard->model->dev->exact;
     size_t padded = mm_rows_block(l->rank, (int)size) * size;
     l->whole_at = mm_calloc(n, sizeof *l->whole_at);
     for (size_t i = 0; i < n; i++) {
         l->whole_at[i] = all;
         all += padded * param_of(l, i)->cols;
+        if (exact) /* see room_of in src/parallel/shard.c */
+            all = (all + 63) / 64 * 64;
     }
-    if (size > 1) {
+    if (size > 1 || exact) {
         l->whole_a = mm_arena_take(arena, MM_FOR_SCRATCH, all, sizeof *l->whole_a);
         l->whole_da = mm_arena_take(arena, MM_FOR_GRADIENTS, all, sizeof *l->whole_da);
     } else {
         l->whole_da = l->g.data;
     }
-    if (l->shard->model->dev->exact)
+    if (exact)
         l->whole_b = mm_arena_take(arena, MM_FOR_SCRATCH, most_rows(l) * l->rank, sizeof(float));
     l->gathers = mm_calloc(n, sizeof *l->gathers);
     l->reductions = mm_calloc(n, sizeof *l->reductions);
@@ -128,7 +131,7 @@ static float *part(const struct mm_lora *l, struct mm_vector v, size_t i) {
 }
 
 static struct mm_mat a_of(const struct mm_lora *l, size_t i) {
-    float *whole = mm_comm_size(l->comm) > 1 ? l->whole_a + l->whole_at[i] : part(l, l->p, i);
+    float *whole = l->whole_a ? l->whole_a + l->whole_at[i] : part(l, l->p, i);
     return mm_mat(whole, MM_F32, l->rank, param_of(l, i)->cols);
 }
 

@@ -18,10 +18,11 @@ struct mm_recorder mm_recorder_create(struct mm_comm *comm, struct mm_device *de
     r.kinds = mm_calloc(kinds_n, sizeof *r.kinds);
     if (dry)
         return r;
-    r.records = dev->asynchronous && mm_comm_records(comm);
+    r.records = dev->asynchronous && mm_comm_records(comm) && !dev->exact;
     if (dev->asynchronous && !r.records)
-        mm_log0(MM_LOG_INFO, "loops are not recorded, which costs speed only: transport %s",
-                mm_comm_transport_name(comm));
+        mm_log0(MM_LOG_INFO, "loops are not recorded, which costs speed only: %s%s",
+                dev->exact ? "reduction: exact" : "transport ",
+                dev->exact ? "" : mm_comm_transport_name(comm));
     return r;
 }
 

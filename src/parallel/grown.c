@@ -1,8 +1,6 @@
 /* grown.c - see grown.h. */
 #include "src/parallel/grown.h"
 
-#include <string.h>
-
 #include "kernels/queue.h"
 
 void mm_grown_begin(struct mm_grown *g, double *values, size_t n) {
@@ -16,13 +14,15 @@ void mm_grown_begin(struct mm_grown *g, double *values, size_t n) {
 /* totals += values of each rank that had a leaf, one after the other. */
 static void add_leaves(const struct mm_grown *g, size_t which, size_t leaves) {
     size_t n = g->all[which].n, bytes = n * sizeof(double);
-    double *all = mm_calloc((size_t)mm_comm_size(g->comm), bytes);
-    mm_comm_gather_all(g->comm, g->all[which].values, bytes, all);
-    if (!g->dev->dry)
-        memset(g->all[which].values, 0, bytes);
+    double *mine = mm_calloc(n, sizeof *mine),
+           *all = mm_calloc((size_t)mm_comm_size(g->comm), bytes);
+    g->dev->queue->download(g->dev, mine, g->all[which].values, bytes);
+    mm_comm_gather_all(g->comm, mine, bytes, all);
     for (size_t r = 0; r < leaves; r++)
         for (size_t i = 0; i < n; i++)
             g->all[which].totals[i] += all[r * n + i];
+    g->dev->queue->zero(g->dev, g->all[which].values, bytes);
+    mm_free(mine);
     mm_free(all);
 }
 
@@ -33,10 +33,9 @@ void mm_grown_step(struct mm_grown *g, size_t leaves) {
 
 void mm_grown_end(struct mm_grown *g) {
     for (size_t k = 0; k < g->n; k++) {
-        if (g->all[k].totals && g->dev->dry)
-            ; /* there is nothing to add */
-        else if (g->all[k].totals)
-            memcpy(g->all[k].values, g->all[k].totals, g->all[k].n * sizeof(double));
+        if (g->all[k].totals)
+            g->dev->queue->upload(g->dev, g->all[k].values, g->all[k].totals,
+                                  g->all[k].n * sizeof(double));
         else
             mm_comm_sum_later(g->comm, g->all[k].values, g->all[k].n);
         mm_free(g->all[k].totals);

@@ -86,10 +86,16 @@ static size_t padded(const struct mm_shard *s, size_t t) {
     return mm_rows_block(param_of(s, t)->rows, size) * (size_t)size * param_of(s, t)->cols;
 }
 
+/* Elements that its memory takes. On an exact device none begins at another multiple of 256 bytes
+ * for another number of ranks: products may choose their order of sums by the addresses. */
+static size_t room_of(const struct mm_shard *s, size_t t) {
+    return s->model->dev->exact ? (padded(s, t) + 63) / 64 * 64 : padded(s, t);
+}
+
 static size_t bucket_elements(const struct mm_shard *s, const struct mm_bucket *bucket) {
     size_t n = 0;
     for (size_t k = bucket->first; k < bucket->first + bucket->n; k++)
-        n += padded(s, s->order[k]);
+        n += room_of(s, s->order[k]);
     return n;
 }
 
@@ -99,7 +105,7 @@ static void place_whole(struct mm_shard *s, struct mm_arena *arena) {
     size_t used = 0;
     for (size_t t = 0; t < s->tensors_n; t++) {
         s->grads[s->param[t]] = s->grads_block + used;
-        used += padded(s, t);
+        used += room_of(s, t);
     }
 }
 
@@ -120,7 +126,7 @@ static void place_in_slots(struct mm_shard *s, struct mm_arena *arena) {
         size_t used = bucket->layer == MM_NO_LAYER ? 0 : fixed + i % SLOTS * most;
         for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
             s->grads[s->param[s->order[k]]] = s->grads_block + used;
-            used += padded(s, s->order[k]);
+            used += room_of(s, s->order[k]);
         }
     }
 }
@@ -162,7 +168,7 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
         size_t t = s->tensors_n++;
         s->param[t] = p;
         mm_layout_add(&s->layout, model->params[p].rows, model->params[p].cols);
-        s->grads_n += padded(s, t);
+        s->grads_n += room_of(s, t);
     }
     create_buckets(s, arena);
     if (!mm_arena_dry(arena))

@@ -9,11 +9,13 @@ static struct mm_device *device_of(const struct mm_sums *s) {
 
 static void find_rows(const struct mm_sums *s) {
     const struct mm_layout *l = s->layout;
-    size_t n = 0;
+    size_t n = 0, *offsets = mm_calloc(mm_layout_own_rows(l) + 1, sizeof *offsets);
     for (size_t t = 0; t < l->tensors_n; t++)
         for (size_t i = 0; i < mm_layout_own(l, t).count; i++)
-            s->row_offsets[n++] = l->offsets[t] + i * l->cols[t];
-    s->row_offsets[n] = mm_layout_elements(l);
+            offsets[n++] = l->offsets[t] + i * l->cols[t];
+    offsets[n] = mm_layout_elements(l);
+    device_of(s)->queue->upload(device_of(s), s->row_offsets, offsets, (n + 1) * sizeof *offsets);
+    mm_free(offsets);
 }
 
 struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *layout) {
@@ -23,7 +25,6 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *la
     if (layout->dev->exact) {
         s.row_offsets = mm_arena_take(arena, MM_FOR_SCRATCH, own + 1, sizeof *s.row_offsets);
         s.rows = mm_arena_take(arena, MM_FOR_SCRATCH, own, sizeof *s.rows);
-        s.all = mm_arena_take(arena, MM_FOR_SCRATCH, mm_layout_all_rows(layout), sizeof *s.all);
     }
     if (mm_arena_dry(arena))
         return s;
@@ -34,31 +35,40 @@ struct mm_sums mm_sums_create(struct mm_arena *arena, const struct mm_layout *la
     return s;
 }
 
-/* all = every row's sums; g and the mask's m are this rank's. The device is the CPU. */
-static void sum_rows(const struct mm_sums *s, struct mm_vector g, struct mm_mask mask,
-                     const struct mm_unlearn_options *options) {
+/* Every row's sums, of all ranks, in host memory; the caller frees. g and the mask's m are this
+ * rank's. */
+static struct mm_mask_sums *sum_rows(const struct mm_sums *s, struct mm_vector g,
+                                     struct mm_mask mask,
+                                     const struct mm_unlearn_options *options) {
     struct mm_device *dev = device_of(s);
+    size_t own = mm_layout_own_rows(s->layout);
+    struct mm_mask_sums *mine = mm_calloc(own, sizeof *mine);
+    struct mm_mask_sums *all = mm_calloc(mm_layout_all_rows(s->layout), sizeof *all);
     mask.offsets = s->row_offsets;
-    mask.tensors_n = mm_layout_own_rows(s->layout);
+    mask.tensors_n = own;
     dev->ops->mask_sums(dev, s->rows, g, &mask, options);
-    mm_layout_gather(s->layout, s->rows, sizeof *s->rows, s->all);
+    dev->queue->download(dev, mine, s->rows, own * sizeof *mine);
+    mm_layout_gather(s->layout, mine, sizeof *mine, all);
+    mm_free(mine);
+    return all;
 }
 
 void mm_sums_squares(const struct mm_sums *s, double *sum, struct mm_vector g,
                      enum mm_dtype state_dtype) {
     struct mm_device *dev = device_of(s);
-    dev->queue->zero(dev, sum, sizeof *sum);
     if (!s->row_offsets) {
+        dev->queue->zero(dev, sum, sizeof *sum);
         dev->ops->sum_squares(dev, sum, g, state_dtype);
         mm_comm_sum_device(s->layout->comm, sum, 1);
         return;
     }
     struct mm_mask none = {.m = {.n = g.n, .dtype = state_dtype}, .masking = false};
-    sum_rows(s, g, none, NULL);
-    if (dev->dry)
-        return;
+    struct mm_mask_sums *all = sum_rows(s, g, none, NULL);
+    double total = 0;
     for (size_t i = 0; i < mm_layout_all_rows(s->layout); i++)
-        *sum += s->all[i].raw;
+        total += all[i].raw;
+    dev->queue->upload(dev, sum, &total, sizeof total);
+    mm_free(all);
 }
 
 void mm_sums_mask(const struct mm_sums *s, struct mm_mask_sums *out, struct mm_vector g,
@@ -71,15 +81,15 @@ void mm_sums_mask(const struct mm_sums *s, struct mm_mask_sums *out, struct mm_v
         mm_comm_sum_device(l->comm, (double *)out, tensors * sizeof *out / sizeof(double));
         return;
     }
-    sum_rows(s, g, *mask, options);
-    if (dev->dry)
-        return;
-    for (size_t t = 0; t < tensors; t++) {
-        out[t] = (struct mm_mask_sums){0};
+    struct mm_mask_sums *all = sum_rows(s, g, *mask, options);
+    struct mm_mask_sums *totals = mm_calloc(tensors, sizeof *totals);
+    for (size_t t = 0; t < tensors; t++)
         for (size_t i = 0; i < l->rows[t]; i++, row++) {
-            out[t].raw += s->all[row].raw;
-            out[t].kept += s->all[row].kept;
-            out[t].kept_n += s->all[row].kept_n;
+            totals[t].raw += all[row].raw;
+            totals[t].kept += all[row].kept;
+            totals[t].kept_n += all[row].kept_n;
         }
-    }
+    dev->queue->upload(dev, out, totals, tensors * sizeof *totals);
+    mm_free(totals);
+    mm_free(all);
 }

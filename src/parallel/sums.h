@@ -3,7 +3,8 @@
  * Each rank sums its own rows, and the sums of the ranks are added in rank order. So the sum is cut
  * where the rows are cut, and its last bits depend on the number of ranks. On an `exact` device
  * each row is summed by itself, and the sums of the rows are added in their order, which gives the
- * same bits on any number of ranks. The cost is a gather of the sums of all rows. */
+ * same bits on any number of ranks. The cost is a gather of the sums of all rows, through
+ * host memory, for which a GPU is waited for. */
 #ifndef MM_SUMS_H
 #define MM_SUMS_H
 
@@ -12,9 +13,9 @@
 struct mm_sums {
     const struct mm_layout *layout; /* borrowed */
     size_t *offsets;                /* [tensors_n + 1] layout->offsets, in device memory */
-    size_t *row_offsets;       /* exact: [own rows + 1] where each begins in a vector; else NULL */
-    struct mm_mask_sums *rows; /* exact: [own rows] */
-    struct mm_mask_sums *all;  /* exact: [all rows] */
+    size_t *row_offsets;       /* exact: [own rows + 1] where each begins in a vector, in device
+                                  memory; else NULL */
+    struct mm_mask_sums *rows; /* exact: [own rows], in device memory */
 };
 
 /* Memory is the arena's. Local. */

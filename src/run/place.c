@@ -20,15 +20,6 @@ static void warn_slow(const struct mm_config *config, bool cuda) {
                 "computed in float32 after conversion, and model.dtype: float32 is faster");
 }
 
-static enum mm_status check_reduction(const struct mm_config *config, bool cuda,
-                                      struct mm_error *err) {
-    if (cuda && config->reduction == MM_REDUCTION_EXACT)
-        return mm_fail(err, MM_BAD_INPUT,
-                       "reduction: exact is for CPUs, and the device is a GPU: set device: cpu or "
-                       "reduction: fast");
-    return MM_OK;
-}
-
 /* A GPU on every rank, or on none: the text says where and why. */
 static enum mm_status open_gpu(struct mm_device **dev, struct mm_comm *comm, struct mm_error *err) {
     int count = mm_cuda_device_count();
@@ -89,7 +80,6 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
         return status;
     bool cuda = (*dev)->asynchronous;
     mm_threads_settle(comm, !cuda);
-    status = check_reduction(config, cuda, err);
     settle_dtype(config, cuda, resumed);
     warn_slow(config, cuda);
     if (status == MM_OK)
@@ -104,10 +94,10 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     return status;
 }
 
-enum mm_status mm_place_plan(struct mm_config *config, bool *cuda, struct mm_error *err) {
+bool mm_place_plan(struct mm_config *config) {
     bool wanted = config->model.dtype == MM_DTYPE_BF16;
-    *cuda = config->device == MM_DEVICE_CUDA ||
-            (config->device == MM_DEVICE_AUTO && (wanted || mm_cuda_device_count() > 0));
-    settle_dtype(config, *cuda, false);
-    return check_reduction(config, *cuda, err);
+    bool cuda = config->device == MM_DEVICE_CUDA ||
+                (config->device == MM_DEVICE_AUTO && (wanted || mm_cuda_device_count() > 0));
+    settle_dtype(config, cuda, false);
+    return cuda;
 }

@@ -15,10 +15,9 @@
 enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struct mm_config *config,
                              bool resumed, struct mm_error *err);
 
-/* What `plan` counts for, without asking anything of a GPU but whether there is one: *cuda, and
+/* Whether `plan` counts for GPUs, without asking anything of one but whether it is there; sets
  * config->model.dtype where it is auto. device: cuda plans for a GPU wherever it is asked; auto
- * does where one is visible or the arithmetic is bfloat16. MM_BAD_INPUT: reduction: exact on a GPU.
- * Local. */
-enum mm_status mm_place_plan(struct mm_config *config, bool *cuda, struct mm_error *err);
+ * does where one is visible or the arithmetic is bfloat16. Local. */
+bool mm_place_plan(struct mm_config *config);
 
 #endif

@@ -225,13 +225,11 @@ enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config
 
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks, const char *name,
                        struct mm_error *err) {
-    bool cuda;
     struct mm_machine machine = {.links.per_machine = RANKS_OF_A_MACHINE};
     enum mm_status status = name ? mm_machine_read(&machine, name, err) : MM_OK;
     if (name && config->device == MM_DEVICE_AUTO)
         config->device = machine.cuda ? MM_DEVICE_CUDA : MM_DEVICE_CPU;
-    if (status == MM_OK)
-        status = mm_place_plan(config, &cuda, err);
+    bool cuda = mm_place_plan(config);
     if (status == MM_OK && name && cuda != machine.cuda)
         status = mm_fail(err, MM_BAD_INPUT, "--machine %s has %s, but device is %s", name,
                          machine.cuda ? "GPUs" : "no GPUs", cuda ? "cuda" : "cpu");

@@ -29,10 +29,10 @@ PROGRAMS = {
     "device": ["", "half"],
     "layer": ["layer", ""],
     "loss": ["loss", "sequence"],
-    "mask": ["vector", "half", "ablations"],
+    "mask": ["vector", "half", "ablations", "rounding"],
     "norm": ["layer"],
     "state": ["state"],
-    "vector": ["vector", "half", "", "ablations"],
+    "vector": ["vector", "half", "", "ablations", "rounding"],
 }
 # What a removal cannot show, by kind and source: a reason.
 UNNOTICED: dict[tuple[str, str], str] = {}

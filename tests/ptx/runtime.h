@@ -18,6 +18,7 @@
 #define CUgraphExec_st shim_graph
 #include <cuda_runtime_api.h>
 
+float shim_noisy(float x, float room);
 void shim_enqueue(cudaStream_t stream, std::function<void()> work);
 [[noreturn]] void shim_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool shim_device_block(const void *p, char **first, size_t *bytes);

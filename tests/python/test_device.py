@@ -152,6 +152,31 @@ def test_bfloat16_goes_on_without_the_device(tiny: Case, tmp_path: Path) -> None
     assert_close_metrics(whole, cut, 0.05)
 
 
+# -- on several ranks, each with a GPU of its own, where there are as many ------------------------------
+
+EXACT = {
+    "bfloat16": ((2, 3, 4), BFLOAT16, "unlearn.forget_momentum=0.5"),
+    "adapters": ((2,), FLOAT32, "unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
+    "sharded": ((2,), FLOAT32, "model.shard=full", "unlearn.graph=fresh"),
+}
+
+
+@on_device
+@pytest.mark.parametrize("variant", EXACT)
+def test_exact(tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str) -> None:
+    """reduction: exact: the same bits on any number of ranks, resumed on another one, or staged."""
+    monkeypatch.setenv("MM_SHIM_GPU", "rank")
+    several, *overrides = EXACT[variant]
+    few = ["device=cuda", "reduction=exact", "data.micro_batch=1", "checkpoint.keep=8", *overrides]
+    for ranks in (1, *several):
+        outcome = tiny.run(tmp_path / str(ranks), *few, ranks=ranks, binary=CUDA, limit=LIMIT)
+        assert ranks == 1 or "shim" not in CUDA.name or "NCCL 2" in outcome.err
+        assert_same_run(tmp_path / "1", tmp_path / str(ranks))
+    cut = cut_copy(tmp_path / "2", tmp_path / "cut", 3)
+    succeed("resume", cut, "transport=staged", ranks=3, binary=CUDA, limit=LIMIT)
+    assert_same_run(tmp_path / "1", cut)
+
+
 # -- without a run ------------------------------------------------------------------------------------
 
 

@@ -157,9 +157,3 @@ def test_fewer_leaves_than_ranks(case: Path, tmp_path: Path) -> None:
 def test_not_with_rounded_reductions(case: Path) -> None:
     message = fail(2, "plan", case, "reduce_dtype=bfloat16")
     assert "reduce_dtype" in message and "reduction: exact" in message
-
-
-def test_not_on_a_gpu(case: Path) -> None:
-    """plan needs none to say so."""
-    message = fail(2, "plan", case, "device=cuda")
-    assert "reduction: exact is for CPUs" in message and "set device: cpu" in message

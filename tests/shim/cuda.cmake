@@ -38,7 +38,7 @@ if(MUDMAN_CUDA_FOUND)
   foreach(source ${OPERATION_TESTS})
     get_filename_component(name ${source} NAME_WE)
     string(REPLACE "test_" "ptx_" test ${name})
-    mm_test(${test} LABELS ptx COMMAND ${name}_ptx)
+    mm_test(${test} LABELS ptx ENVIRONMENT MM_NOISE=1 COMMAND ${name}_ptx)
   endforeach()
 endif()
 
@@ -77,9 +77,10 @@ endforeach()
 add_programs(shim golden/test_golden.c ${SHIM_LIBRARIES})
 # They take minutes: 5 times what the slowest takes on two cores, at least.
 mm_test(shim_golden TIMEOUT 1500 LABELS shim COMMAND test_golden_shim)
-mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1
-        COMMAND test_golden_shim float32)
-mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim COMMAND $<TARGET_FILE:test_golden_shim> float32)
+mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1
+        COMMAND test_golden_shim float32 sharded)
+mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_GPU=rank
+        COMMAND $<TARGET_FILE:test_golden_shim> float32 sharded nccl)
 
 # The whole program on the host: what the tests of devices run where there is no GPU.
 mm_program(mudman-mpi-shim ${CMAKE_SOURCE_DIR}/src/main.c ${SHIM_LIBRARIES})

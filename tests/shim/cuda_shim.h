@@ -152,6 +152,10 @@ static inline unsigned __float_as_uint(float x) {
     memcpy(&bits, &x, 4);
     return bits;
 }
+/* x, or with MM_NOISE=SEED in the environment another number within `room` of it, as hardware may
+ * give that adds in another order or approximates: the same of the same x, and drawn by the seed. */
+float shim_noisy(float x, float room);
+
 template <typename V> static inline V __ldg(const V *p) {
     return *p;
 }

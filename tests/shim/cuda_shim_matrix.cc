@@ -1,6 +1,8 @@
 /* cuda_shim_matrix.cc - in place of kernels/cuda/matrix.cu, whose library needs a GPU. */
 #include "kernels/cuda/cuda.h"
 
+#include <math.h>
+
 #include <vector>
 
 static double get(struct mm_mat m, size_t row, size_t col) {
@@ -30,9 +32,13 @@ static void product(struct mm_mat c, struct mm_mat a, bool a_turned, struct mm_m
     for (size_t i = 0; i < c.rows; i++)
         for (size_t j = 0; j < c.cols; j++) {
             double sum = (bias ? get(row, 0, j) : 0) + (accumulate ? get(c, i, j) : 0);
-            for (size_t l = 0; l < k; l++)
-                sum += left[i * k + l] * right[j * k + l];
-            put(c, i, j, sum);
+            double size = 0;
+            for (size_t l = 0; l < k; l++) {
+                double part = left[i * k + l] * right[j * k + l];
+                sum += part;
+                size += fabs(part);
+            }
+            put(c, i, j, shim_noisy(static_cast<float>(sum), static_cast<float>(size * 0x1p-23)));
         }
 }
 

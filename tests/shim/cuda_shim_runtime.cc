@@ -1,5 +1,6 @@
 /* cuda_shim_runtime.cc - the CUDA runtime of cuda_shim.h: one device, whose memory is the host's.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -7,6 +8,25 @@
 #include <deque>
 #include <map>
 #include <vector>
+
+/* -- noise ------------------------------------------------------------------------------------- */
+
+static uint64_t mixed(uint64_t z) { /* splitmix64 */
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+float shim_noisy(float x, float room) {
+    static const char *const text = getenv("MM_NOISE");
+    static const uint64_t seed = text ? strtoull(text, NULL, 10) : 0;
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (!seed || !isfinite(room))
+        return x;
+    return x + room * (2 * static_cast<float>(mixed(mixed(seed) + bits) >> 40) * 0x1p-24f - 1);
+}
 
 /* -- memory ------------------------------------------------------------------------------------ */
 
@@ -363,9 +383,11 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
     return cudaSuccess;
 }
 
-/* MM_SHIM_GPU: so that ranks may have a GPU each. */
+/* MM_SHIM_GPU: so that ranks may have a GPU each: a number, or "rank": the rank's. */
 cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int index) {
     const char *other = getenv("MM_SHIM_GPU");
+    if (other && strcmp(other, "rank") == 0)
+        other = getenv("OMPI_COMM_WORLD_RANK");
     snprintf(text, static_cast<size_t>(bytes), "0000:%02x:00.0",
              static_cast<unsigned>(other ? atoi(other) : index));
     return cudaSuccess;

@@ -98,7 +98,7 @@ static struct loss_case loss_make(enum mm_dtype dtype, enum mm_loss_fn fn, doubl
 /* Losses alone, with gradients, and with gradients in place of the logits. */
 static void run_loss(const struct loss_case *c, enum mm_dtype dtype, size_t pad) {
     const char *name = loss_names[c->fn];
-    double factor = 8 + (double)c->V / 4000; /* a sum of so many terms */
+    double factor = 12 + (double)c->V / 4000; /* a sum of so many terms */
     struct mm_loss how = {.fn = c->fn, .clip_at = (float)c->clip_at, .scale = (float)c->scale};
     FOR_SUBJECTS(s, dtype) {
         struct mm_mat none = {0};

@@ -83,7 +83,46 @@ static void rounds_as_written(void **state) {
     }
 }
 
+/* Two tensors of n equal elements, `between` others between them: their sums, on an exact device,
+ * of the elements as they are, masked, and masked with some discarded. */
+static void check_sums(enum mm_dtype dtype, size_t n, size_t between) {
+    const size_t at[] = {0, n, n + between, 2 * n + between};
+    struct rng r = {between};
+    double *g = random_numbers(&r, MM_F32, at[3], 1), *m = random_numbers(&r, dtype, at[3], 1);
+    for (size_t i = 0; i < n; i++) {
+        g[at[2] + i] = g[i];
+        m[at[2] + i] = m[i];
+    }
+    FOR_DEVICES(s) {
+        struct box bg = box_row(s, MM_F32, at[3], g), bm = box_row(s, dtype, at[3], m);
+        struct mm_vector signs = box_vector(&bm);
+        struct mm_mask mask = {signs, true, device_put(s, at, sizeof at), 3};
+        struct mm_mask none = {{NULL, at[3], dtype}, false, mask.offsets, 3};
+        struct mm_unlearn_options discard = {.b = signs, .discard = 0.5, .stop = stop_put(s, 0)};
+        struct mm_mask_sums sums[3] = {{0}}, *on = device_put(s, sums, sizeof sums);
+        for (int how = 0; how < 3; how++) {
+            s->dev->exact = true;
+            s->dev->ops->mask_sums(s->dev, on, box_vector(&bg), how ? &mask : &none,
+                                   how == 2 ? &discard : NULL);
+            s->dev->exact = false;
+            device_get(s, sums, on, sizeof sums);
+            assert_memory_equal(&sums[0], &sums[2], sizeof sums[0]);
+            assert_true(how ? sums[0].kept_n < 0.6 * (double)n : sums[0].kept == sums[0].raw);
+        }
+    }
+    pool_drop();
+}
+
+/* They are the same wherever in the vector a tensor lies, as its rows lie elsewhere for every
+ * number of ranks. */
+static void sums_wherever_it_lies(void **state) {
+    (void)state;
+    for (size_t k = 0; k < 12; k++)
+        check_sums(k % 2 ? MM_F32 : MM_BF16, 9000 + k, 1 + 1234 * k);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(rounds_as_written, test_end)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(rounds_as_written, test_end),
+                                       cmocka_unit_test_teardown(sums_wherever_it_lies, test_end)};
     return cmocka_run_group_tests(tests, subjects_open, subjects_close);
 }

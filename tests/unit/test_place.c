@@ -18,10 +18,7 @@ static struct mm_config config_of(enum mm_device_choice device, enum mm_dtype_ch
 static void plan_is(enum mm_device_choice device, enum mm_dtype_choice dtype, bool cuda,
                     enum mm_dtype arithmetic) {
     struct mm_config c = config_of(device, dtype);
-    struct mm_error err;
-    bool got;
-    assert_int_equal(mm_place_plan(&c, &got, &err), MM_OK);
-    assert_int_equal(got, cuda);
+    assert_int_equal(mm_place_plan(&c), cuda);
     assert_int_not_equal(c.model.dtype, MM_DTYPE_AUTO);
     assert_int_equal(mm_config_dtype(&c), arithmetic);
     assert_int_equal(c.device, device);
