@@ -100,7 +100,8 @@ def test_variants(case: Path, tmp_path: Path, variant: str) -> None:
 def test_ranks_beyond_the_batch(case: Path, tmp_path: Path, ranks: int, exact: bool) -> None:
     """Seven sequences on more ranks: the same as on seven, which have one each."""
     more = ["reduction=exact", "data.micro_batch=1"] if exact else ["data.micro_batch=1"]
-    more += ["unlearn.rep_eng_retain_lr=0.5", f"relearn.attacks={ATTACKS}"]
+    attacks = "[{name: sgd}, {name: lora, lora_rank: 3}]"
+    more += ["unlearn.rep_eng_retain_lr=0.5", f"relearn.attacks={attacks}"]
     assert_same(case, tmp_path, *more, ranks=ranks)
     if exact:
         succeed("run", case, f"output.dir={tmp_path / 'seven'}", *more, ranks=7)
