@@ -33,12 +33,10 @@ void mm_grown_step(struct mm_grown *g, size_t leaves) {
 
 void mm_grown_end(struct mm_grown *g) {
     for (size_t k = 0; k < g->n; k++) {
-        if (g->all[k].totals && g->dev->dry)
-            ; /* there is nothing to add */
-        else if (g->all[k].totals)
-            memcpy(g->all[k].values, g->all[k].totals, g->all[k].n * sizeof(double));
-        else
+        if (!g->all[k].totals)
             mm_comm_sum_later(g->comm, g->all[k].values, g->all[k].n);
+        else if (!g->dev->dry)
+            memcpy(g->all[k].values, g->all[k].totals, g->all[k].n * sizeof(double));
         mm_free(g->all[k].totals);
     }
     g->n = 0;
