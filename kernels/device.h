@@ -18,6 +18,7 @@ struct mm_device {
     void *context;           /* the backend's own */
     bool exact;              /* reduction: exact; the CPU's matrix products are then cut into pieces
                                 that depend on nothing but the shape */
+    size_t free_bytes;       /* a GPU's, when it was opened; 0: not known */
     size_t own_bytes;        /* of its memory that the backend took for itself, beside the arenas */
     struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
     size_t arenas_peak;

@@ -71,11 +71,14 @@ enum mm_normalization { /* docs/method.md 5 */
 enum mm_into { MM_SET, MM_ADD };
 
 enum mm_norm_kind { MM_RMS_NORM, MM_LAYER_NORM };
-/* A norm of rows of C elements. weight, bias [C], of the rows' dtype; bias NULL: none. */
+/* A norm of rows of C elements. Each row is `parts` parts side by side, at least one, which are
+ * normalized each by itself with the same weight, bias [C/parts], of the rows' dtype; bias NULL:
+ * none. With several parts no residual is added. */
 struct mm_norm {
     enum mm_norm_kind kind;
     float epsilon;
     const void *weight, *bias;
+    size_t parts;
 };
 enum mm_turn { MM_TURN, MM_TURN_BACK };
 enum mm_activation { MM_SWIGLU, MM_GELU }; /* silu(gate)·up | exact GELU (erf) */
@@ -193,7 +196,8 @@ struct mm_ops {
     void (*embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
                        const uint32_t *tokens);
     /* sum = x + delta (delta.data NULL: sum is not written, x is normalized as it is);
-     * y = normalized sum · weight (+ bias). stats [n, 2] float32: mean (0 for RMS), 1/deviation.
+     * y = normalized sum · weight (+ bias). stats [n·parts, 2] float32: mean (0 for RMS) and
+     * 1/deviation of each part.
      * sum may be x itself. A row whose sum of squares overflows becomes NaN, y and 1/deviation:
      * zeros would look like a finite loss, and the guard would not see the wreck. */
     void (*norm)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
@@ -250,6 +254,8 @@ struct mm_ops {
     /* *sum += scale · (values[0] + ... + values[n-1]), in double, in order */
     void (*sum)(struct mm_device *dev, double *sum, const float *values, size_t n, double scale);
 
+    /* sum = x + y, all contiguous and of one dtype, float32 or bfloat16; sum may be x or y */
+    void (*add)(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y);
     /* y = factor·x, contiguous, y may be x */
     void (*scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor);
     /* *y = factor · *x */
@@ -290,8 +296,6 @@ struct mm_ops {
                          const struct mm_unlearn_options *options, const uint32_t *stop);
 
     /* -- vectors: relearning and pretraining --------------------------------------------------- */
-    /* y = y + x, float32, n elements */
-    void (*add)(struct mm_device *dev, float *y, const float *x, size_t n);
     /* p = p - rate·g, float32; p of bfloat16: the product and the difference round */
     void (*sgd_step)(struct mm_device *dev, struct mm_vector p, struct mm_vector g, double rate);
     /* A step of AdamW (Loshchilov and Hutter, Algorithm 2); first, second: the moments, of p's
@@ -305,9 +309,9 @@ struct mm_ops {
 #define MM_OPERATIONS(op)                                                                          \
     op(linear) op(linear_dx) op(linear_dw) op(bias_db) op(embed) op(embed_grad) op(norm)           \
         op(norm_grad) op(rope) op(attention) op(attention_grad) op(activate) op(activate_grad)     \
-            op(loss) op(sequence_loss) op(state_loss) op(add_squares) op(sum) op(scale)            \
+            op(loss) op(sequence_loss) op(state_loss) op(add_squares) op(sum) op(add) op(scale)    \
                 op(scale_scalar) op(sum_squares) op(guard) op(guard_dead) op(fork) op(retain_step) \
-                    op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step) op(add)    \
+                    op(adversary_step) op(mask_sums) op(unlearn_scale) op(unlearn_step)            \
                         op(sgd_step) op(adamw_step)
 
 #endif

@@ -31,9 +31,12 @@ static bool trains(enum mm_command command) {
 
 /* From here on the config says how long ranks wait for each other. */
 static enum mm_status open_place(struct mm_comm *comm, struct mm_device **dev,
-                                 struct mm_config *config, bool resumed, struct mm_error *err) {
+                                 struct mm_config *config, enum mm_command command,
+                                 struct mm_error *err) {
     mm_comm_watch_begin(comm, MM_PATIENCE_FOR_FILES * config->timeout, "start-up", MM_UNNUMBERED);
-    enum mm_status status = mm_place_open(dev, comm, config, resumed, err);
+    if (!trains(command) && config->model.shard == MM_SHARD_AUTO)
+        config->model.shard = MM_SHARD_NONE;
+    enum mm_status status = mm_place_open(dev, comm, config, command == MM_RESUME, err);
     mm_comm_watch_begin(comm, MM_PATIENCE_FOR_FILES * config->timeout, "start-up", MM_UNNUMBERED);
     return status;
 }
@@ -155,7 +158,7 @@ static enum mm_status resume_run(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK && mm_comm_rank(comm) == 0)
         mm_resume_warn_edited(dir, &config, line->overrides, line->overrides_n);
     if (status == MM_OK)
-        status = open_place(comm, dev, &config, true, err);
+        status = open_place(comm, dev, &config, MM_RESUME, err);
     if (status == MM_OK)
         status = train(comm, *dev, &config, &begin, err);
     free(dir);
@@ -200,7 +203,7 @@ static enum mm_status with_config(struct mm_comm *comm, struct mm_device **dev,
     if (status == MM_OK)
         status = mm_identity_agree_config(comm, &config, err);
     if (status == MM_OK && line->command != MM_PLAN)
-        status = open_place(comm, dev, &config, false, err);
+        status = open_place(comm, dev, &config, line->command, err);
     if (status == MM_OK)
         switch (line->command) {
         case MM_RUN:

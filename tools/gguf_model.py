@@ -2,7 +2,7 @@
 
 llama.cpp rotates neighbouring pairs where Hugging Face rotates halves of a head. In its
 architecture "llama" (which Mistral shares) it therefore stores the rows of q and k in another
-order, which is undone here; in "qwen2" it doesn't.
+order, which is undone here; in the others it doesn't.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 from gguf_file import GgufFile, shown
 
 PERMUTED = ("llama", "mistral")
-ARCHITECTURES = (*PERMUTED, "qwen2")
+ARCHITECTURES = (*PERMUTED, "qwen2", "qwen3", "olmo2")
+QK_NORMS = ("qwen3", "olmo2")  # have norms of q and k
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
 }
 # Settings of the architecture that are read below, or say nothing about the arithmetic.
 READ = {
@@ -165,10 +168,12 @@ class GgufModel:
             return {"sliding_window": window or None}
         if self.family == "qwen2":
             return {"use_sliding_window": False}
-        return {
-            "attention_bias": "blk.0.attn_q.bias" in self.file.tensors,
-            "mlp_bias": "blk.0.ffn_up.bias" in self.file.tensors,
-        }
+        attention_bias = {"attention_bias": "blk.0.attn_q.bias" in self.file.tensors}
+        if self.family == "qwen3":
+            return attention_bias | {"use_sliding_window": False}
+        if self.family == "olmo2":
+            return attention_bias
+        return attention_bias | {"mlp_bias": "blk.0.ffn_up.bias" in self.file.tensors}
 
     def _rows(self, name: str) -> int:
         if name not in self.file.tensors:
@@ -214,11 +219,13 @@ class GgufModel:
         o_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
         qkv_bias = o_bias or self.family == "qwen2"
         found = {
-            f"{ours}.input_layernorm.weight": Source(f"{theirs}.attn_norm.weight", (width,)),
-            f"{ours}.post_attention_layernorm.weight": Source(
-                f"{theirs}.ffn_norm.weight", (width,)
-            ),
+            f"{ours}.{name}.weight": Source(f"{theirs}.{stored}.weight", (width,))
+            for name, stored in self._layer_norms()
         }
+        if self.family in QK_NORMS:
+            q, k = (d, d) if self.family == "qwen3" else (heads * d, kv_heads * d)
+            found[f"{ours}.self_attn.q_norm.weight"] = Source(f"{theirs}.attn_q_norm.weight", (q,))
+            found[f"{ours}.self_attn.k_norm.weight"] = Source(f"{theirs}.attn_k_norm.weight", (k,))
         for name, rows, columns, part, pairs, bias in (
             ("attn_q", heads * d, width, "self_attn.q_proj", heads, qkv_bias),
             ("attn_k", kv_heads * d, width, "self_attn.k_proj", kv_heads, qkv_bias),
@@ -233,6 +240,15 @@ class GgufModel:
             if bias:
                 found[f"{ours}.{part}.bias"] = Source(f"{theirs}.{name}.bias", (rows,), n)
         return found
+
+    def _layer_norms(self) -> tuple[tuple[str, str], ...]:
+        """Of the residual stream: our names, theirs."""
+        if self.family == "olmo2":
+            return (
+                ("post_attention_layernorm", "post_attention_norm"),
+                ("post_feedforward_layernorm", "post_ffw_norm"),
+            )
+        return ("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")
 
     def _check_tensors(self) -> None:
         for source in self.sources.values():

@@ -146,6 +146,7 @@ def read_search(path: Path, name: str | None = None, wanted: Sequence[str] | Non
 def _variants(path: Path, content: dict[str, Any], name: str) -> tuple[Variant, ...]:
     """The named variants, or without any the one that changes nothing and has the search's name."""
     ranges = _mapping(path, "parameters", content["parameters"])
+    fixed = _mapping(path, "overrides", content.get("overrides"))
     changes = _mapping(path, "variants", content.get("variants")) or {name: None}
     variants = []
     for variant, change in changes.items():
@@ -166,7 +167,7 @@ def _variants(path: Path, content: dict[str, Any], name: str) -> tuple[Variant, 
             raise InputError(f"{path}: {place}: no parameter is left to search")
         overrides = _mapping(path, f"{place}.overrides", change.get("overrides"))
         for parameter in changed:
-            if parameter in overrides:
+            if parameter in fixed | overrides:
                 raise InputError(f"{path}: {place}: {parameter} is both searched and fixed")
         parameters = {key: _range(path, key, fields) for key, fields in changed.items()}
         variants.append(Variant(str(variant), overrides, parameters))

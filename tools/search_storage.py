@@ -120,6 +120,9 @@ def _open_database(url: str, engine: dict) -> RDBStorage:
 # -- journals -----------------------------------------------------------------------------------
 
 
+_FIRST_BYTES = b'{"op_code":'
+
+
 class Journal(JournalFileBackend):
     """Optuna's journal of which every line stays whole."""
 
@@ -127,6 +130,11 @@ class Journal(JournalFileBackend):
         # Absolute: Optuna's lock is a link to the journal by this very path, and recovers from a
         # killed holder only where the link leads there.
         super().__init__(str(path), lock_obj=_JournalLock(path))
+        # What looks like a torn line is cut later; a file of something else must not be.
+        with open(path, "rb") as file:
+            head = file.read(len(_FIRST_BYTES))
+        if head.strip(b"\0") and not _FIRST_BYTES.startswith(head):
+            raise InputError(f"{path}: not a journal of Optuna")
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         number = log_number_from

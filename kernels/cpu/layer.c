@@ -40,17 +40,27 @@ static const float *add_residual(struct mm_mat sum, struct mm_mat x, struct mm_m
     return row_get(sum, i, room);
 }
 
+/* The i-th part of the rows of m, when each row has `parts`, as a row by itself. */
+static struct mm_mat part_of(struct mm_mat m, size_t parts, size_t i) {
+    size_t C = m.cols / parts;
+    return parts == 1 ? mm_mat_rows(m, i, 1)
+                      : mm_mat_cols(mm_mat_rows(m, i / parts, 1), i % parts * C, C);
+}
+
 void CPU_NAME(cpu_norm)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
                         struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats) {
-    size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
+    size_t C = x.cols / how->parts, each = room_for(C), threads = (size_t)omp_get_max_threads();
+    MM_CHECK(how->parts == 1 || !delta.data, "a residual beside %zu parts", how->parts);
     float *shared = scratch(dev, 2 * (threads + 1) * each * sizeof *shared);
     const float *w = floats_of(how->weight, x.dtype, C, shared);
     const float *b = how->bias ? floats_of(how->bias, x.dtype, C, shared + each) : NULL;
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < x.rows; i++) {
-        float *room = room_of_thread(shared + 2 * each, 2 * each), *out = row_at(y, i, room + each);
-        const float *in =
-            delta.data ? add_residual(sum, x, delta, i, room, room + each) : row_get(x, i, room);
+    for (size_t i = 0; i < x.rows * how->parts; i++) {
+        struct mm_mat y_part = part_of(y, how->parts, i);
+        float *room = room_of_thread(shared + 2 * each, 2 * each),
+              *out = row_at(y_part, 0, room + each);
+        const float *in = delta.data ? add_residual(sum, x, delta, i, room, room + each)
+                                     : row_get(part_of(x, how->parts, i), 0, room);
         float mean = how->kind == MM_LAYER_NORM ? row_sum(in, C) / (float)C : 0.0f;
         for (size_t j = 0; j < C; j++)
             out[j] = in[j] - mean;
@@ -59,7 +69,7 @@ void CPU_NAME(cpu_norm)(struct mm_device *dev, const struct mm_norm *how, struct
             inverse = NAN;
         for (size_t j = 0; j < C; j++)
             out[j] = out[j] * inverse * w[j] + (b ? b[j] : 0.0f);
-        row_put(y, i, out);
+        row_put(y_part, 0, out);
         stats[2 * i] = mean;
         stats[2 * i + 1] = inverse;
     }
@@ -88,14 +98,14 @@ static void norm_grad_row(enum mm_norm_kind kind, float *dx, const float *dy, co
         dx[j] += r * (dy[j] * w[j] - average - (x[j] - mean) * r * slope);
 }
 
-/* dweight and dbias, columns [first, first + count), in the order of the rows. */
-static void norm_weight_grad(struct mm_mat dy, struct mm_mat x, const float *stats, size_t first,
-                             size_t count, float *dweight, float *dbias) {
+/* dweight and dbias, columns [first, first + count), in the order of the rows and their parts. */
+static void norm_weight_grad(struct mm_mat dy, struct mm_mat x, size_t parts, const float *stats,
+                             size_t first, size_t count, float *dweight, float *dbias) {
     float room[2][LANES];
-    for (size_t i = 0; i < x.rows; i++) {
+    for (size_t i = 0; i < x.rows * parts; i++) {
         float mean = stats[2 * i], r = stats[2 * i + 1];
-        const float *in = part_get(x, i, first, count, room[0]);
-        const float *g = part_get(dy, i, first, count, room[1]);
+        const float *in = part_get(part_of(x, parts, i), 0, first, count, room[0]);
+        const float *g = part_get(part_of(dy, parts, i), 0, first, count, room[1]);
         for (size_t j = 0; dweight && j < count; j++)
             dweight[first + j] += g[j] * ((in[j] - mean) * r);
         for (size_t j = 0; dbias && j < count; j++)
@@ -106,21 +116,23 @@ static void norm_weight_grad(struct mm_mat dy, struct mm_mat x, const float *sta
 void CPU_NAME(cpu_norm_grad)(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
                              struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
                              float *dbias) {
-    size_t C = x.cols, each = room_for(C), threads = (size_t)omp_get_max_threads();
+    size_t parts = how->parts, C = x.cols / parts, each = room_for(C),
+           threads = (size_t)omp_get_max_threads();
     float *shared = scratch(dev, (1 + 3 * threads) * each * sizeof *shared);
     const float *w = floats_of(how->weight, x.dtype, C, shared);
 #pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < x.rows; i++) {
-        float *room = room_of_thread(shared + each, 3 * each), *out = row_open(dx, i, room);
-        norm_grad_row(how->kind, out, row_get(dy, i, room + each), row_get(x, i, room + 2 * each),
-                      stats + 2 * i, w, C);
-        row_put(dx, i, out);
+    for (size_t i = 0; i < x.rows * parts; i++) {
+        struct mm_mat dx_part = part_of(dx, parts, i);
+        float *room = room_of_thread(shared + each, 3 * each), *out = row_open(dx_part, 0, room);
+        norm_grad_row(how->kind, out, row_get(part_of(dy, parts, i), 0, room + each),
+                      row_get(part_of(x, parts, i), 0, room + 2 * each), stats + 2 * i, w, C);
+        row_put(dx_part, 0, out);
     }
     if (!dweight && !dbias)
         return;
 #pragma omp parallel for schedule(static)
     for (size_t first = 0; first < C; first += LANES)
-        norm_weight_grad(dy, x, stats, first, C - first < LANES ? C - first : LANES, dweight,
+        norm_weight_grad(dy, x, parts, stats, first, C - first < LANES ? C - first : LANES, dweight,
                          dbias);
 }
 

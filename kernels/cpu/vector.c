@@ -114,6 +114,14 @@ void CPU_NAME(cpu_scale)(struct mm_device *dev, struct mm_mat y, struct mm_mat x
         put(half, y.data, i, factor * get(half, x.data, i));
 }
 
+void CPU_NAME(cpu_add)(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
+    (void)dev;
+    bool half = x.dtype == MM_BF16;
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < x.rows * x.cols; i++)
+        put(half, sum.data, i, get(half, x.data, i) + get(half, y.data, i));
+}
+
 void CPU_NAME(cpu_scale_scalar)(struct mm_device *dev, double *y, const double *x, double factor) {
     (void)dev;
     *y = factor * *x;
@@ -383,13 +391,6 @@ void CPU_NAME(cpu_unlearn_step)(struct mm_device *dev, struct mm_vector b, struc
 }
 
 /* -- relearning and pretraining ---------------------------------------------------------------- */
-
-void CPU_NAME(cpu_add)(struct mm_device *dev, float *y, const float *x, size_t n) {
-    (void)dev;
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < n; i++)
-        y[i] += x[i];
-}
 
 static inline void sgd_range(bool half, size_t first, size_t n, void *p, const float *g,
                              float rate) {

@@ -371,6 +371,8 @@ struct mm_device *mm_device_create_cuda(int index, struct mm_error *err) {
     fill_ops(&context->ops);
     dev->name = context->name;
     dev->own_bytes = MM_CUDA_WORKSPACE_BYTES;
+    size_t all;
+    MM_CUDA(cudaMemGetInfo(&dev->free_bytes, &all));
     dev->asynchronous = true;
     dev->queue = &context->queue;
     dev->ops = &context->ops;

@@ -1,5 +1,6 @@
-/* norm.cu - RMS and layer norm with the residual fused, and their gradients. A block takes a row,
- * each of its threads the same elements from the first load to the last store, in registers. */
+/* norm.cu - RMS and layer norm with the residual fused, and their gradients. A block takes a part
+ * of a row (blockIdx.y of row blockIdx.x), each of its threads the same elements from the first
+ * load to the last store, in registers. */
 #include "kernels/cuda/block.h"
 
 #define NORM_THREADS 1024u
@@ -32,6 +33,20 @@ __device__ static inline float group_sum(const float (&v)[GROUP]) {
     return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
+/* This block's part of m, of C elements. */
+template <typename T> __device__ static inline T *part_of(struct mm_mat m, size_t C) {
+    return row_of<T>(m, blockIdx.x) + blockIdx.y * C;
+}
+/* Its place among the statistics. */
+__device__ static inline size_t stats_at() {
+    return 2 * (static_cast<size_t>(blockIdx.x) * gridDim.y + blockIdx.y);
+}
+
+static dim3 parts_grid(size_t rows, size_t parts) {
+    MM_CHECK(parts <= 65535, "%zu parts", parts);
+    return dim3(blocks_for(rows, 1), static_cast<unsigned>(parts));
+}
+
 /* -- forward ----------------------------------------------------------------------------------- */
 
 struct norm_args {
@@ -46,8 +61,8 @@ struct norm_args {
 template <typename T, bool WIDE>
 __device__ static inline void add_residual(float (&v)[GROUP], const struct norm_args &a,
                                            size_t first) {
-    size_t C = a.x.cols;
-    const T *x = row_of<T>(a.x, blockIdx.x);
+    size_t C = a.x.cols / gridDim.y;
+    const T *x = part_of<T>(a.x, C);
     if (!a.delta.data)
         return load_group<WIDE>(v, x, first, 0, C);
     float d[GROUP];
@@ -60,8 +75,8 @@ __device__ static inline void add_residual(float (&v)[GROUP], const struct norm_
 
 template <typename T, bool WIDE, unsigned GROUPS>
 __global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_args a) {
-    size_t C = a.x.cols;
-    T *out = row_of<T>(a.y, blockIdx.x);
+    size_t C = a.x.cols / gridDim.y;
+    T *out = part_of<T>(a.y, C);
     float v[GROUPS][GROUP] = {}, w[GROUPS][GROUP] = {}, b[GROUP] = {};
     float total = 0.0f, squares = 0.0f, mean = 0.0f;
 #pragma unroll
@@ -92,26 +107,29 @@ __global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_a
             store_group<WIDE>(out, v[i], column_of(i), 0, C);
         }
     if (threadIdx.x == 0) {
-        a.stats[2 * blockIdx.x] = mean;
-        a.stats[2 * blockIdx.x + 1] = inverse;
+        a.stats[stats_at()] = mean;
+        a.stats[stats_at() + 1] = inverse;
     }
 }
 
 template <unsigned GROUPS> struct launch_norm {
     template <typename T, bool WIDE>
-    static void with(struct mm_device *dev, const struct norm_args &a) {
+    static void with(struct mm_device *dev, const struct norm_args &a, size_t parts) {
         auto kernel = norm_kernel<T, WIDE, GROUPS>;
-        MM_LAUNCH(kernel, blocks_for(a.x.rows, 1), row_threads(a.x.cols, NORM_THREADS), 0, dev, a);
+        MM_LAUNCH(kernel, parts_grid(a.x.rows, parts), row_threads(a.x.cols / parts, NORM_THREADS),
+                  0, dev, a);
     }
 };
 
 void cuda_norm(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum, struct mm_mat x,
                struct mm_mat delta, struct mm_mat y, float *stats) {
-    bool wide = rows_wide(x) && rows_wide(y) && aligned16(how->weight) && aligned16(how->bias) &&
-                (!delta.data || (rows_wide(sum) && rows_wide(delta)));
+    size_t C = x.cols / how->parts;
+    bool wide = C % GROUP == 0 && rows_wide(x) && rows_wide(y) && aligned16(how->weight) &&
+                aligned16(how->bias) && (!delta.data || (rows_wide(sum) && rows_wide(delta)));
+    MM_CHECK(how->parts == 1 || !delta.data, "a residual beside %zu parts", how->parts);
     struct norm_args a = {how->kind, how->epsilon, sum, x, delta, y, how->weight, how->bias, stats};
     if (x.rows)
-        LAUNCH_ROWS(launch_norm, x.dtype, wide, x.cols, dev, a);
+        LAUNCH_ROWS(launch_norm, x.dtype, wide, C, dev, a, how->parts);
 }
 
 /* -- gradient ---------------------------------------------------------------------------------- */
@@ -127,17 +145,17 @@ struct norm_grad_args {
  * RMS: dx += r·(v - u·avg(v·u)); layer norm: dx += r·(v - avg(v) - u·avg(v·u)). */
 template <typename T, bool WIDE, unsigned GROUPS>
 __global__ static void __launch_bounds__(NORM_THREADS) norm_grad_kernel(struct norm_grad_args a) {
-    size_t C = a.x.cols;
-    T *dx = row_of<T>(a.dx, blockIdx.x);
-    float mean = a.stats[2 * blockIdx.x], r = a.stats[2 * blockIdx.x + 1];
+    size_t C = a.x.cols / gridDim.y;
+    T *dx = part_of<T>(a.dx, C);
+    float mean = a.stats[stats_at()], r = a.stats[stats_at() + 1];
     float u[GROUPS][GROUP] = {}, v[GROUPS][GROUP] = {}, out[GROUPS][GROUP] = {};
     float sum = 0.0f, dot = 0.0f, average = 0.0f;
 #pragma unroll
     for (unsigned i = 0; i < GROUPS; i++)
         if (column_of(i) < C) {
             float w[GROUP];
-            load_group<WIDE>(u[i], row_of<T>(a.x, blockIdx.x), column_of(i), 0, C);
-            load_group<WIDE>(v[i], row_of<T>(a.dy, blockIdx.x), column_of(i), 0, C);
+            load_group<WIDE>(u[i], part_of<T>(a.x, C), column_of(i), 0, C);
+            load_group<WIDE>(v[i], part_of<T>(a.dy, C), column_of(i), 0, C);
             load_group<WIDE>(w, as<T>(a.weight), column_of(i), 0, C);
             load_group<WIDE>(out[i], dx, column_of(i), 0, C);
             for (unsigned k = 0; k < GROUP; k++) { /* beyond C, v is 0 */
@@ -161,22 +179,27 @@ __global__ static void __launch_bounds__(NORM_THREADS) norm_grad_kernel(struct n
 
 template <unsigned GROUPS> struct launch_norm_grad {
     template <typename T, bool WIDE>
-    static void with(struct mm_device *dev, const struct norm_grad_args &a) {
+    static void with(struct mm_device *dev, const struct norm_grad_args &a, size_t parts) {
         auto kernel = norm_grad_kernel<T, WIDE, GROUPS>;
-        MM_LAUNCH(kernel, blocks_for(a.x.rows, 1), row_threads(a.x.cols, NORM_THREADS), 0, dev, a);
+        MM_LAUNCH(kernel, parts_grid(a.x.rows, parts), row_threads(a.x.cols / parts, NORM_THREADS),
+                  0, dev, a);
     }
 };
 
-/* sums [slabs, 2, C] = over each slab of rows, dy·u and dy by column. */
-template <typename T> __global__ static void slab_kernel(struct norm_grad_args a, float *sums) {
-    size_t C = a.x.cols, column = blockIdx.y * static_cast<size_t>(blockDim.x) + threadIdx.x;
-    size_t first = blockIdx.x * SLAB, last = first + SLAB < a.x.rows ? first + SLAB : a.x.rows;
+/* sums [slabs, 2, C] = over each slab of parts of rows, dy·u and dy by column. */
+template <typename T>
+__global__ static void slab_kernel(struct norm_grad_args a, size_t parts, float *sums) {
+    size_t C = a.x.cols / parts,
+           column = blockIdx.y * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    size_t n = a.x.rows * parts, first = blockIdx.x * SLAB,
+           last = first + SLAB < n ? first + SLAB : n;
     float weight = 0.0f, bias = 0.0f;
     if (column >= C)
         return;
 #pragma unroll 8
     for (size_t i = first; i < last; i++) {
-        float g = to_float(row_of<T>(a.dy, i)[column]), x = to_float(row_of<T>(a.x, i)[column]);
+        size_t row = i / parts, at = i % parts * C + column;
+        float g = to_float(row_of<T>(a.dy, row)[at]), x = to_float(row_of<T>(a.x, row)[at]);
         weight += g * ((x - a.stats[2 * i]) * a.stats[2 * i + 1]);
         bias += g;
     }
@@ -202,12 +225,12 @@ __global__ static void slabs_kernel(const float *sums, size_t slabs, size_t C, f
 }
 
 template <typename T>
-static void weight_grads(struct mm_device *dev, const struct norm_grad_args &a, float *dweight,
-                         float *dbias) {
-    size_t C = a.x.cols;
-    unsigned slabs = blocks_for(a.x.rows, SLAB), across = blocks_for(C, BLOCK);
+static void weight_grads(struct mm_device *dev, const struct norm_grad_args &a, size_t parts,
+                         float *dweight, float *dbias) {
+    size_t C = a.x.cols / parts;
+    unsigned slabs = blocks_for(a.x.rows * parts, SLAB), across = blocks_for(C, BLOCK);
     float *sums = static_cast<float *>(cuda_scratch(dev, slabs * 2 * C * sizeof(float)));
-    MM_LAUNCH(slab_kernel<T>, dim3(slabs, across), BLOCK, 0, dev, a, sums);
+    MM_LAUNCH(slab_kernel<T>, dim3(slabs, across), BLOCK, 0, dev, a, parts, sums);
     /* few columns, many slabs: small blocks reach more processors */
     MM_LAUNCH(slabs_kernel, blocks_for(C, WARP), WARP, 0, dev, sums, slabs, C, dweight, dbias);
 }
@@ -215,11 +238,13 @@ static void weight_grads(struct mm_device *dev, const struct norm_grad_args &a, 
 void cuda_norm_grad(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
                     struct mm_mat dy, struct mm_mat x, const float *stats, float *dweight,
                     float *dbias) {
-    bool wide = rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(how->weight);
+    size_t C = x.cols / how->parts;
+    bool wide =
+        C % GROUP == 0 && rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(how->weight);
     struct norm_grad_args a = {how->kind, dx, dy, x, stats, how->weight};
     if (!x.rows || !x.cols)
         return;
-    LAUNCH_ROWS(launch_norm_grad, x.dtype, wide, x.cols, dev, a);
+    LAUNCH_ROWS(launch_norm_grad, x.dtype, wide, C, dev, a, how->parts);
     if (dweight || dbias)
-        MM_BY_DTYPE(x.dtype, weight_grads, dev, a, dweight, dbias);
+        MM_BY_DTYPE(x.dtype, weight_grads, dev, a, how->parts, dweight, dbias);
 }

@@ -130,15 +130,15 @@ void cuda_scale(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float f
              factor);
 }
 
-template <typename S> struct addition { /* p += g */
+template <typename S> struct addition { /* p = q + r */
     static const unsigned writes = WRITES_P;
-    __device__ void operator()(float &p, float &, float &, float g) const {
-        p += g;
+    __device__ void operator()(float &p, float &q, float &r, float) const {
+        p = q + r;
     }
 };
 
-void cuda_add(struct mm_device *dev, float *y, const float *x, size_t n) {
-    RUN_PASS(MM_F32, addition, dev, y, nullptr, nullptr, x, n, nullptr);
+void cuda_add(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
+    RUN_PASS(x.dtype, addition, dev, sum.data, x.data, y.data, nullptr, x.rows * x.cols, nullptr);
 }
 
 template <typename S> struct sgd {

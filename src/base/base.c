@@ -52,6 +52,12 @@ void mm_log_init(int rank, enum mm_log_level level) {
     process.level = level;
 }
 
+enum mm_log_level mm_log_set(enum mm_log_level level) {
+    enum mm_log_level before = process.level;
+    process.level = level;
+    return before;
+}
+
 static void log_line(enum mm_log_level level, const char *format, va_list args) {
     static const char *const names[] = {"error: ", "warning: ", "", "debug: "};
     if (level > process.level)

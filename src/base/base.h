@@ -53,6 +53,9 @@ void mm_set_abort_hook(void (*hook)(int exit_status));
 /* Log: who speaks (set once at start-up) and how much. */
 enum mm_log_level { MM_LOG_ERROR, MM_LOG_WARN, MM_LOG_INFO, MM_LOG_DEBUG };
 void mm_log_init(int rank, enum mm_log_level level);
+/* From now on only lines of this level and of more urgent ones are written; returns the level that
+ * it was. */
+enum mm_log_level mm_log_set(enum mm_log_level level);
 /* One line on stderr from every rank that calls (mm_log) or from rank 0 only (mm_log0). */
 void mm_log(enum mm_log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void mm_log0(enum mm_log_level level, const char *format, ...)

@@ -10,9 +10,9 @@
 void mm_lora_choose(const struct mm_model *model, bool *wanted) {
     for (size_t l = 0; l < model->arch.layers; l++) {
         const struct mm_layer *layer = &model->layers[l];
-        const struct mm_linear *const linears[] = {&layer->qkv, &layer->o, &layer->up,
+        const struct mm_linear *const linears[] = {&layer->qkv, &layer->v, &layer->o, &layer->up,
                                                    &layer->down};
-        for (size_t i = 0; i < 4; i++)
+        for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
             for (size_t k = 0; k < linears[i]->parts_n; k++)
                 wanted[linears[i]->part[k]] = true;
     }
@@ -236,9 +236,8 @@ static void exact_weights(struct mm_lora *l, struct mm_vector w, size_t i) {
     size_t n = rows.rows * rows.cols;
     gather_whole(l, whole_b(l, i), b_of(l, l->g, i));
     dev->ops->linear_dx(dev, product, whole_b(l, i), a_of(l, i), MM_SET);
-    if (n) {
-        dev->ops->add(dev, rows.data, own_of(l, product).data, n);
-    }
+    if (n)
+        dev->ops->add(dev, rows, rows, own_of(l, product));
 }
 
 /* ---------------------------------------------------------------------------------------------- */

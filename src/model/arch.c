@@ -141,7 +141,10 @@ static void read_heads(struct mm_fields *f, const struct mm_family_row *row, str
         return;
     size_t share = arch->width / h->heads;
     bool own = row->head_field && !(row->head_null && !mm_field_given(f, "head_dim"));
-    h->head_dim = own ? mm_field_count(f, "head_dim", share) : share;
+    if (own && row->head_dim)
+        h->head_dim = read_size(f, arch, "head_dim", row->head_dim);
+    else
+        h->head_dim = own ? mm_field_count(f, "head_dim", share) : share;
     if (row->whole_heads && arch->width % h->heads)
         mm_fields_fault(f, "hidden_size %zu is not a multiple of num_attention_heads %zu",
                         arch->width, h->heads);
@@ -196,6 +199,8 @@ static void read_fields(struct mm_fields *f, struct mm_arch *arch) {
         return;
     check_sizes(f, arch);
     arch->norm = row->norm;
+    arch->norm_after = row->norm_after;
+    arch->qk_norm = row->qk_norm;
     double epsilon = mm_field_number(f, row->epsilon_field, row->epsilon);
     if (epsilon < 0)
         mm_fields_fault(f, "'%s' is below 0", row->epsilon_field);

@@ -1,13 +1,17 @@
 /* arch.h - a transformer described by data: what config.json says, for every family alike.
  *
- * Llama family (Llama 2, 3, 3.1, 3.2, SmolLM, Mistral, Qwen2) and GPT-NeoX (pythia). A field that
- * would change results and is not supported is an error, never ignored. All functions local. */
+ * Llama family (Llama 2, 3, 3.1, 3.2, SmolLM, Mistral, Qwen2, Qwen3), OLMo-2 and GPT-NeoX (pythia).
+ * A field that would change results and is not supported is an error, never ignored. All functions
+ * local. */
 #ifndef MM_ARCH_H
 #define MM_ARCH_H
 
 #include "kernels/ops.h"
 
-enum mm_family { MM_LLAMA, MM_MISTRAL, MM_QWEN2, MM_NEOX };
+enum mm_family { MM_LLAMA, MM_MISTRAL, MM_QWEN2, MM_QWEN3, MM_OLMO2, MM_NEOX };
+
+/* Whether q and k are normalized before the rotation, and over what. */
+enum mm_qk_norm { MM_QK_PLAIN, MM_QK_BY_HEAD, MM_QK_BY_ROW };
 
 struct mm_arch {
     enum mm_family family;
@@ -16,8 +20,10 @@ struct mm_arch {
     enum mm_norm_kind norm;
     float epsilon;
     enum mm_activation activation;
-    bool parallel; /* x + attention(norm1 x) + mlp(norm2 x), else one after the other */
-    bool tied;     /* the head is the embedding */
+    bool parallel;   /* x + attention(norm1 x) + mlp(norm2 x), else one after the other */
+    bool norm_after; /* x + norm1(attention x), then x + norm2(mlp x): not with `parallel` */
+    enum mm_qk_norm qk_norm;
+    bool tied; /* the head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
     double rope_theta;
     struct { /* Llama 3's rope scaling; factor 0: none */

@@ -7,8 +7,8 @@
 /* What the families that grew out of llama share. */
 #define LLAMA_LIKE                                                                                 \
     .width = 4096, .layers = 32, .heads = 32, .kv_field = true, .head_field = true,                \
-    .norm = MM_RMS_NORM, .epsilon_field = "rms_norm_eps", .epsilon = 1e-6,                         \
-    .activation = MM_SWIGLU, .hidden_act = {"silu", "swish"}, .theta_field = "rope_theta",         \
+    .norm = MM_RMS_NORM, .epsilon_field = "rms_norm_eps", .activation = MM_SWIGLU,                 \
+    .hidden_act = {"silu", "swish"}, .theta_field = "rope_theta",                                  \
     .share_field = "partial_rotary_factor", .share = 1
 
 static const struct mm_family_row rows[] = {
@@ -22,6 +22,7 @@ static const struct mm_family_row rows[] = {
         .whole_heads = true,
         .bias_field = true,
         .mlp_bias_field = true,
+        .epsilon = 1e-6,
         LLAMA_LIKE,
     },
     {
@@ -33,6 +34,7 @@ static const struct mm_family_row rows[] = {
         .positions = 131072,
         .head_null = true,
         .window = MM_WINDOW_ALL_LAYERS,
+        .epsilon = 1e-6,
         LLAMA_LIKE,
     },
     {
@@ -44,6 +46,33 @@ static const struct mm_family_row rows[] = {
         .positions = 32768,
         .qkv_bias = true,
         .window = MM_WINDOW_PER_LAYER,
+        .epsilon = 1e-6,
+        LLAMA_LIKE,
+    },
+    {
+        .model_type = "qwen3",
+        .family = MM_QWEN3,
+        .vocab = 151936,
+        .mlp = 22016,
+        .kv_heads = 32,
+        .positions = 32768,
+        .head_dim = 128,
+        .bias_field = true,
+        .window = MM_WINDOW_PER_LAYER,
+        .qk_norm = MM_QK_BY_HEAD,
+        .epsilon = 1e-6,
+        LLAMA_LIKE,
+    },
+    {
+        .model_type = "olmo2",
+        .family = MM_OLMO2,
+        .vocab = 50304,
+        .mlp = 11008,
+        .positions = 2048,
+        .bias_field = true,
+        .norm_after = true,
+        .qk_norm = MM_QK_BY_ROW,
+        .epsilon = 1e-5,
         LLAMA_LIKE,
     },
     {

@@ -23,12 +23,15 @@ struct mm_family_row {
     bool kv_field;         /* num_key_value_heads exists */
     bool head_field;       /* head_dim exists; otherwise it is hidden_size / num_attention_heads */
     bool head_null;        /* head_dim may be null */
+    size_t head_dim;       /* where head_dim is absent; 0: hidden_size / num_attention_heads */
     bool whole_heads;      /* hidden_size must be a multiple of num_attention_heads */
     bool bias_field, bias; /* attention_bias exists; its default */
     bool qkv_bias;         /* q, k and v have biases, whatever attention_bias is */
     bool mlp_bias_field, mlp_bias;
     enum mm_window_rule window;
     enum mm_norm_kind norm;
+    bool norm_after;
+    enum mm_qk_norm qk_norm;
     const char *epsilon_field;
     double epsilon;
     enum mm_activation activation;

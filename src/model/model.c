@@ -53,17 +53,19 @@ static size_t add(struct builder *b, size_t rows, size_t cols, const char *name)
     return index;
 }
 
-static struct mm_norm_weights add_norm(struct builder *b, const char *name) {
-    struct mm_norm_weights norm = {0};
+/* Of rows of `cols` elements in `parts` parts. */
+static struct mm_norm_weights add_norm(struct builder *b, const char *name, size_t cols,
+                                       size_t parts) {
+    struct mm_norm_weights norm = {.parts = parts};
     char text[64];
     snprintf(text, sizeof text, "%s.weight", name);
     begin_group(b);
-    norm.weight_part = add(b, b->model->arch.width, 0, text);
+    norm.weight_part = add(b, cols / parts, 0, text);
     if (b->model->arch.norm == MM_LAYER_NORM) {
         snprintf(text, sizeof text, "%s.bias", name);
         norm.has_bias = true;
         begin_group(b);
-        norm.bias_part = add(b, b->model->arch.width, 0, text);
+        norm.bias_part = add(b, cols / parts, 0, text);
     }
     return norm;
 }
@@ -89,21 +91,39 @@ static struct mm_linear add_linear(struct builder *b, const char *module, const 
     return linear;
 }
 
-static void add_layer(struct builder *b, struct mm_layer *layer) {
+/* The products into q, k and v, and the norms of q and k. */
+static void add_qkv(struct builder *b, struct mm_layer *layer, const char *attention) {
     const struct mm_arch *a = &b->model->arch;
     const struct mm_heads *h = &a->heads;
-    bool neox = a->family == MM_NEOX;
+    bool neox = a->family == MM_NEOX, heads = a->qk_norm == MM_QK_BY_HEAD;
     size_t q = h->heads * h->head_dim, kv = h->kv_heads * h->head_dim;
-    const char *const attention = neox ? "attention" : "self_attn";
-    layer->norm1 = add_norm(b, "input_layernorm");
     layer->qkv = add_linear(b, attention,
                             neox ? (const char *const[]){"query_key_value"}
                                  : (const char *const[]){"q_proj", "k_proj", "v_proj"},
                             neox ? (const size_t[]){3 * q} : (const size_t[]){q, kv, kv},
-                            neox ? 1 : 3, a->width, a->qkv_bias);
+                            neox         ? 1
+                            : a->qk_norm ? 2
+                                         : 3,
+                            a->width, a->qkv_bias);
+    if (a->qk_norm == MM_QK_PLAIN)
+        return;
+    layer->v = add_linear(b, attention, (const char *const[]){"v_proj"}, (const size_t[]){kv}, 1,
+                          a->width, a->qkv_bias);
+    layer->q_norm = add_norm(b, "self_attn.q_norm", q, heads ? h->heads : 1);
+    layer->k_norm = add_norm(b, "self_attn.k_norm", kv, heads ? h->kv_heads : 1);
+}
+
+static void add_layer(struct builder *b, struct mm_layer *layer) {
+    const struct mm_arch *a = &b->model->arch;
+    bool neox = a->family == MM_NEOX, after = a->norm_after;
+    size_t q = a->heads.heads * a->heads.head_dim;
+    const char *const attention = neox ? "attention" : "self_attn";
+    layer->norm1 = add_norm(b, after ? "post_attention_layernorm" : "input_layernorm", a->width, 1);
+    add_qkv(b, layer, attention);
     layer->o = add_linear(b, attention, (const char *const[]){neox ? "dense" : "o_proj"},
                           (const size_t[]){a->width}, 1, q, a->o_bias);
-    layer->norm2 = add_norm(b, "post_attention_layernorm");
+    layer->norm2 =
+        add_norm(b, after ? "post_feedforward_layernorm" : "post_attention_layernorm", a->width, 1);
     layer->up = add_linear(b, "mlp",
                            neox ? (const char *const[]){"dense_h_to_4h"}
                                 : (const char *const[]){"gate_proj", "up_proj"},
@@ -135,6 +155,11 @@ static void bind(struct mm_model *m, const size_t *offsets) {
         struct mm_layer *layer = &m->layers[l];
         bind_norm(m, &layer->norm1);
         bind_norm(m, &layer->norm2);
+        if (m->arch.qk_norm) {
+            bind_norm(m, &layer->q_norm);
+            bind_norm(m, &layer->k_norm);
+            bind_linear(m, &layer->v);
+        }
         bind_linear(m, &layer->qkv);
         bind_linear(m, &layer->o);
         bind_linear(m, &layer->up);
@@ -193,7 +218,7 @@ struct mm_model *mm_model_create_in_slots(struct mm_arena *arena, const struct m
     }
     b.layers_n = b.end - b.before;
     b.layer = MM_NO_LAYER;
-    m->final_norm = add_norm(&b, neox ? "final_layer_norm" : "norm");
+    m->final_norm = add_norm(&b, neox ? "final_layer_norm" : "norm", arch->width, 1);
     m->head_part = m->embed_part;
     if (!arch->tied) {
         begin_group(&b);
@@ -236,6 +261,8 @@ void mm_model_hold(const struct mm_model *m, const bool *changing) {
     m->dev->ops->let_go(m->dev);
     for (size_t l = 0; l < m->arch.layers && !m->slots_n; l++) {
         hold(m, &m->layers[l].qkv, changing);
+        if (m->arch.qk_norm)
+            hold(m, &m->layers[l].v, changing);
         hold(m, &m->layers[l].o, changing);
         hold(m, &m->layers[l].up, changing);
         hold(m, &m->layers[l].down, changing);

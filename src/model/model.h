@@ -1,7 +1,8 @@
 /* model.h - the working weights of one transformer: a table of named tensors in one block.
  *
  * Loading, the choice of W, sharding, checkpoints and export go by this table. Tensors that one
- * matrix product can serve lie side by side: q, k and v; gate and up. All functions are local.
+ * matrix product can serve lie side by side: q, k and v, or q and k where they are normalized;
+ * gate and up. All functions are local.
  *
  * The layers need not all be there at once. With slots, layer l takes the memory of slot
  * l mod slots_n, which it shares with other layers, and a source fills the slot when a pass comes
@@ -33,11 +34,14 @@ struct mm_norm_weights {
     const void *weight, *bias; /* bias NULL for RMS */
     bool has_bias;
     size_t weight_part, bias_part;
+    size_t parts; /* of a row, each normalized by itself */
 };
 
 struct mm_layer {
     struct mm_norm_weights norm1, norm2;
-    struct mm_linear qkv, o, up, down;
+    struct mm_norm_weights q_norm, k_norm; /* where arch.qk_norm says so */
+    struct mm_linear qkv, v;               /* v: no parts, unless qkv is q and k alone */
+    struct mm_linear o, up, down;
 };
 
 /* Where the weights of layers come from. `need` makes layer `layer` present, and may begin to fetch

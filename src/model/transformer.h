@@ -14,11 +14,14 @@
 struct mm_kept_layer {
     struct mm_mat x_in, x_mid; /* [n, C] residual stream before each norm; parallel: x_mid unused */
     float *stats1, *stats2;    /* [n, 2] */
-    struct mm_mat y1, y2; /* [n, C] norm outputs; data NULL where no weight gradient reads it */
-    struct mm_mat qkv;    /* [n, (H + 2·kv)·d], rotated */
-    float *lse;           /* [B, H, T] */
-    struct mm_mat att;    /* [n, H·d] */
-    struct mm_mat u;      /* [n, 2M] gate and up | [n, M] */
+    struct mm_mat y1, y2;     /* [n, C] norm outputs; data NULL where no weight gradient reads it */
+    struct mm_mat out1, out2; /* [n, C] what norms after attention and MLP read; else data NULL */
+    struct mm_mat qk;         /* [n, (H + kv)·d] q and k before their norms; none: data NULL */
+    float *q_stats, *k_stats; /* [n·parts, 2] of those norms */
+    struct mm_mat qkv;        /* [n, (H + 2·kv)·d], rotated */
+    float *lse;               /* [B, H, T] */
+    struct mm_mat att;        /* [n, H·d] */
+    struct mm_mat u;          /* [n, 2M] gate and up | [n, M] */
 };
 
 /* The activations of one micro-batch. */
@@ -28,9 +31,8 @@ struct mm_acts {
     bool embedding;  /* the embedding's gradient is wanted: the backward goes all the way */
     size_t kept_n;
     struct mm_kept_layer *kept;
-    /* What layers that are recomputed share, beside x_in: their `kept` have its memory. Its data
-     * are NULL where nothing is recomputed. */
-    struct mm_kept_layer work;
+    bool recomputes;           /* the backward computes each layer anew, in `work` */
+    struct mm_kept_layer work; /* what layers that are recomputed share: their `kept` point there */
     /* [n, C] what flows: the forward's branch that is not added yet, and the backward's gradient.
      * data NULL: that of the scratch, so that one micro-batch at a time can be under way. */
     struct mm_mat delta, dx;
@@ -49,6 +51,7 @@ struct mm_scratch {
     struct mm_mat dx, dy;     /* [n, C] from here on: for the backward only */
     struct mm_mat dh, du;     /* [n, M], [n, 2M] or [n, M] */
     struct mm_mat datt, dqkv; /* [n, H·d], [n, (H + 2·kv)·d] */
+    struct mm_mat dqk;        /* [n, (H + kv)·d], where q and k are normalized */
 };
 
 /* What a forward keeps for the backward: all that it reads; each layer's input alone, from which

@@ -40,9 +40,9 @@ static void find_overwritten(struct mm_shard *s) {
     bool *product = mm_calloc(m->params_n, sizeof *product);
     for (size_t l = 0; l < m->arch.layers; l++) {
         const struct mm_layer *layer = &m->layers[l];
-        const struct mm_linear *const linears[] = {&layer->qkv, &layer->o, &layer->up,
+        const struct mm_linear *const linears[] = {&layer->qkv, &layer->v, &layer->o, &layer->up,
                                                    &layer->down};
-        for (size_t i = 0; i < 4; i++)
+        for (size_t i = 0; i < sizeof linears / sizeof *linears; i++)
             for (size_t k = 0; k < linears[i]->parts_n; k++)
                 product[linears[i]->part[k]] = true;
     }

@@ -2,6 +2,7 @@
 #include "src/run/place.h"
 
 #include "kernels/blas.h"
+#include "src/run/fit.h"
 #include "src/run/threads.h"
 
 /* auto is bfloat16 on GPUs and float32 on CPUs, of all kinds: where a job happens to land must not
@@ -91,6 +92,8 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     status = check_reduction(config, cuda, err);
     settle_dtype(config, cuda, resumed);
     warn_slow(config, cuda);
+    if (status == MM_OK)
+        status = mm_fit_shard(comm, *dev, config, err);
     if (status == MM_OK)
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);

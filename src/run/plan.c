@@ -50,26 +50,45 @@ static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t 
     printf("trials: %s more, the weights to start every trial from\n", text[0]);
 }
 
-static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3],
-                       size_t copy_bytes, bool cuda) {
-    size_t sums[3] = {0}, fixed[3] = {cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&job->data)};
+/* What a job holds: always, while it unlearns, and while it relearns. */
+struct planned {
+    struct mm_job job;
+    struct mm_arena *arenas[3];
+    size_t copy; /* of the state in host memory, from which a checkpoint is written */
+    struct mm_rehearsal loop, *steps;
+    bool cuda;
+};
+
+/* The sum of column i. */
+static size_t held(const struct planned *p, int i) {
+    size_t sum = 0;
+    for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
+        sum += mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
+    if (i == 0)
+        sum += p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data);
+    return i == 1 && !p->cuda ? sum + p->copy : sum;
+}
+
+static size_t peak_of(const struct planned *p) {
+    size_t unlearning = held(p, 1), relearning = held(p, 2);
+    return held(p, 0) + (unlearning > relearning ? unlearning : relearning);
+}
+
+static void print_memory(const struct planned *p) {
+    size_t fixed[3] = {p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data)};
     printf("%-24s %12s %12s %12s\n", "bytes a rank", "always", "unlearning", "relearning");
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
         size_t row[3];
         for (int i = 0; i < 3; i++)
-            sums[i] += row[i] = mm_arena_bytes(arenas[i], (enum mm_purpose)purpose);
+            row[i] = mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
         if (row[0] + row[1] + row[2])
             print_row(mm_purpose_names[purpose], row);
     }
-    print_row(cuda ? "device workspace" : "token files", fixed);
-    sums[0] += fixed[0];
-    if (!cuda) {
-        size_t copy[3] = {0, copy_bytes};
-        print_row("checkpoint copy", copy);
-        sums[1] += copy[1];
-    }
-    print_row("sum", sums);
-    print_peak(job, copy_bytes, cuda, sums[0] + (sums[1] > sums[2] ? sums[1] : sums[2]));
+    print_row(p->cuda ? "device workspace" : "token files", fixed);
+    if (!p->cuda)
+        print_row("checkpoint copy", (size_t[3]){0, p->copy, 0});
+    print_row("sum", (size_t[3]){held(p, 0), held(p, 1), held(p, 2)});
+    print_peak(&p->job, p->copy, p->cuda, peak_of(p));
 }
 
 static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
@@ -111,37 +130,96 @@ static void print_rehearsals(const struct mm_config *config, const struct mm_reh
     }
 }
 
-static enum mm_status plan_on(struct mm_comm *comm, struct mm_device *dev,
-                              const struct mm_config *config, bool cuda, bool timed,
-                              struct mm_error *err) {
-    struct mm_job job;
+static void close_plan(struct planned *p) {
+    mm_free(p->steps);
+    mm_arena_free(p->arenas[1]);
+    mm_arena_free(p->arenas[2]);
+    mm_job_close(&p->job);
+}
+
+static enum mm_status fill(struct planned *p, struct mm_error *err) {
+    const struct mm_config *c = p->job.config;
+    bool *wanted = mm_calloc(p->job.model->params_n, sizeof *wanted);
+    enum mm_status status = mm_model_choose(p->job.model, c->unlearn.target_modules,
+                                            c->unlearn.target_modules_n, wanted, err);
+    mm_free(wanted);
+    if (status == MM_OK)
+        status = mm_hidden_loss_check(c, p->job.model->arch.layers, err);
+    if (status != MM_OK)
+        return status;
+    p->copy = mm_unlearn_plan(&p->job, p->arenas[1], &p->loop, err);
+    if (mm_config_relearn_passes(c))
+        mm_relearn_plan(&p->job, p->arenas[2], p->steps);
+    return MM_OK;
+}
+
+/* On a dry device, while comm pretends. Unless it fails, the caller closes it. */
+static enum mm_status open_plan(struct planned *p, struct mm_comm *comm, struct mm_device *dev,
+                                const struct mm_config *config, bool cuda, struct mm_error *err) {
+    *p = (struct planned){.cuda = cuda};
+    enum mm_status status = mm_job_open(&p->job, comm, dev, config, MM_JOB_PLAN, err);
+    if (status != MM_OK)
+        return status;
+    p->arenas[0] = p->job.arena;
+    p->arenas[1] = mm_arena_create_dry(dev);
+    p->arenas[2] = mm_arena_create_dry(dev);
+    p->steps = mm_calloc(mm_config_attacks_n(config), sizeof *p->steps);
+    status = fill(p, err);
+    if (status != MM_OK)
+        close_plan(p);
+    return status;
+}
+
+static enum mm_status print_plan(struct mm_comm *comm, struct mm_device *dev,
+                                 const struct mm_config *config, bool cuda, bool timed,
+                                 struct mm_error *err) {
+    struct planned p;
     size_t loops;
     enum mm_status status = mm_job_loops(config, &loops, err);
     if (status == MM_OK)
-        status = mm_job_open(&job, comm, dev, config, MM_JOB_PLAN, err);
+        status = open_plan(&p, comm, dev, config, cuda, err);
     if (status != MM_OK)
         return status;
-    struct mm_arena *arenas[3] = {job.arena, mm_arena_create_dry(dev), mm_arena_create_dry(dev)};
-    struct mm_rehearsal loop, *steps = mm_calloc(mm_config_attacks_n(config), sizeof *steps);
-    bool *wanted = mm_calloc(job.model->params_n, sizeof *wanted);
-    status = mm_model_choose(job.model, config->unlearn.target_modules,
-                             config->unlearn.target_modules_n, wanted, err);
-    mm_free(wanted);
+    print_head(&p.job, loops, cuda);
+    print_memory(&p);
+    print_rehearsals(config, &p.loop, p.steps, timed);
+    mm_rows_print(&p.job.data, config, loops);
+    close_plan(&p);
+    return MM_OK;
+}
+
+/* What model.shard: auto chooses between; the plan that was printed is of none. */
+static enum mm_status print_choice(struct mm_comm *comm, struct mm_device *dev,
+                                   struct mm_config *config, bool cuda, struct mm_error *err) {
+    struct planned p;
+    char text[32];
+    config->model.shard = MM_SHARD_FULL;
+    enum mm_status status = open_plan(&p, comm, dev, config, cuda, err);
+    if (status != MM_OK)
+        return status;
+    printf("model.shard: auto is none where every rank has the memory above, else full, whose peak "
+           "is %s\n",
+           mm_bytes_text(text, (double)peak_of(&p)));
+    close_plan(&p);
+    return MM_OK;
+}
+
+enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config, bool cuda,
+                            size_t *peak, struct mm_error *err) {
+    struct mm_machine unknown = {.links.per_machine = RANKS_OF_A_MACHINE};
+    struct mm_device *dev =
+        mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, unknown.rates);
+    struct planned p;
+    mm_comm_pretend(comm, mm_comm_size(comm), unknown.links);
+    enum mm_status status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
     if (status == MM_OK)
-        status = mm_hidden_loss_check(config, job.model->arch.layers, err);
+        status = open_plan(&p, comm, dev, config, cuda, err);
     if (status == MM_OK) {
-        size_t copy = mm_unlearn_plan(&job, arenas[1], &loop, err);
-        if (mm_config_relearn_passes(config))
-            mm_relearn_plan(&job, arenas[2], steps);
-        print_head(&job, loops, cuda);
-        print_plan(&job, arenas, copy, cuda);
-        print_rehearsals(config, &loop, steps, timed);
-        mm_rows_print(&job.data, config, loops);
+        *peak = peak_of(&p);
+        close_plan(&p);
     }
-    mm_free(steps);
-    mm_arena_free(arenas[1]);
-    mm_arena_free(arenas[2]);
-    mm_job_close(&job);
+    mm_comm_pretend_end(comm);
+    mm_device_free(dev);
     return status;
 }
 
@@ -163,8 +241,13 @@ enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks
         mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, machine.rates);
     mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm), machine.links);
     status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
+    bool choice = config->model.shard == MM_SHARD_AUTO;
+    if (choice)
+        config->model.shard = MM_SHARD_NONE;
     if (status == MM_OK)
-        status = plan_on(comm, dev, config, cuda, name != NULL, err);
+        status = print_plan(comm, dev, config, cuda, name != NULL, err);
+    if (status == MM_OK && choice)
+        status = print_choice(comm, dev, config, cuda, err);
     mm_comm_pretend_end(comm);
     mm_device_free(dev);
     return status;

@@ -36,6 +36,8 @@ void mm_stop_listen(void) {
     struct sigaction action = {.sa_handler = note, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGUSR1, &action, NULL);
+    sigaction(SIGUSR2, &action, NULL);
+    sigaction(SIGXCPU, &action, NULL);
     action.sa_handler = note_or_end;
     sigaddset(&action.sa_mask, SIGTERM); /* one at a time */
     sigaddset(&action.sa_mask, SIGINT);

@@ -1,5 +1,6 @@
-/* stop.h - when a run has to end early: a signal (SIGTERM, SIGUSR1, SIGINT, SIGHUP), or the time
- * limit of the job it runs in. */
+/* stop.h - when a run has to end early: a signal, or the time limit of the job it runs in. The
+ * signals are SIGTERM, SIGINT, SIGHUP and those that schedulers send before they kill: SIGUSR1,
+ * SIGUSR2, SIGXCPU (a soft limit of processor time). */
 #ifndef MM_STOP_H
 #define MM_STOP_H
 

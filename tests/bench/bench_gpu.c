@@ -98,7 +98,7 @@ static double flops_dw(const struct bench *b) {
 static struct mm_norm norm_of(const struct bench *b) {
     const struct mm_arch *a = &b->shape.arch;
     const void *bias = a->norm == MM_LAYER_NORM ? b->table.data : NULL;
-    return (struct mm_norm){a->norm, a->epsilon, b->table.data, bias};
+    return (struct mm_norm){a->norm, a->epsilon, b->table.data, bias, 1};
 }
 static void run_norm(const struct bench *b) {
     struct mm_norm how = norm_of(b);

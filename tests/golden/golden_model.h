@@ -7,8 +7,8 @@
 
 #include "src/parallel/passes.h"
 
-static const char *const cases[] = {"llama-gqa-tied", "llama3-untied", "qwen2", "neox-parallel",
-                                    "neox-serial"};
+static const char *const cases[] = {"llama-gqa-tied", "llama3-untied", "qwen2",      "qwen3",
+                                    "olmo2",          "neox-parallel", "neox-serial"};
 #define CASES (sizeof cases / sizeof *cases)
 
 /* One of them, and an arena that ends with it. */

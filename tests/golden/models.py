@@ -115,6 +115,62 @@ QWEN2 = {
     "vocab_size": 53,
 }
 
+# The head size is not hidden / heads; q and k are normalized head by head. The transformers 5 form.
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "dtype": "float32",
+    "eos_token_id": 2,
+    "head_dim": 6,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 20,
+    "layer_types": ["full_attention", "full_attention"],
+    "max_position_embeddings": 64,
+    "max_window_layers": 2,
+    "model_type": "qwen3",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "transformers_version": "5.0.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 53,
+}
+
+# Norms after attention and MLP; q and k are normalized over all heads together. The transformers 4 form.
+OLMO2 = {
+    "architectures": ["Olmo2ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "initializer_range": 0.02,
+    "intermediate_size": 20,
+    "max_position_embeddings": 64,
+    "model_type": "olmo2",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,  # else PyTorch forms no gradient of its embedding
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 500000,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "transformers_version": "4.47.0",
+    "use_cache": True,
+    "vocab_size": 47,
+}
+
 # Head size 8 of which a quarter, 2, is rotated.
 NEOX_PARALLEL = {
     "architectures": ["GPTNeoXForCausalLM"],
@@ -176,6 +232,8 @@ CASES = {
         Case("llama-gqa-tied", LLAMA_GQA_TIED, context=12, weight_seed=101, token_seed=12, tied=True),
         Case("llama3-untied", LLAMA3_UNTIED, context=11, weight_seed=102, token_seed=0, tied=False),
         Case("qwen2", QWEN2, context=11, weight_seed=107, token_seed=0, tied=True),
+        Case("qwen3", QWEN3, context=11, weight_seed=108, token_seed=0, tied=True),
+        Case("olmo2", OLMO2, context=11, weight_seed=109, token_seed=0, tied=False),
         Case("neox-parallel", NEOX_PARALLEL, context=12, weight_seed=104, token_seed=0, tied=False),
         Case("neox-serial", NEOX_SERIAL, context=11, weight_seed=105, token_seed=0, tied=False),
     )
@@ -183,7 +241,9 @@ CASES = {
 
 
 def llama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of Llama and Qwen2; the latter has biases on q, k and v."""
+    """Tensor names and shapes of Llama and what grew out of it: Qwen2 has biases on q, k and v, Qwen3 and OLMo-2
+    norms of q and k, OLMo-2 its other norms behind attention and MLP."""
+    kind = config["model_type"]
     hidden, mlp, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     head = config.get("head_dim", hidden // config["num_attention_heads"])
     rows = {
@@ -196,14 +256,20 @@ def llama_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         at = f"model.layers.{layer}"
         for name, n in rows.items():
             shapes[f"{at}.self_attn.{name}.weight"] = (n, hidden)
-            if config["model_type"] == "qwen2":
+            if kind == "qwen2":
                 shapes[f"{at}.self_attn.{name}.bias"] = (n,)
         shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, rows["q_proj"])
         shapes[f"{at}.mlp.gate_proj.weight"] = (mlp, hidden)
         shapes[f"{at}.mlp.up_proj.weight"] = (mlp, hidden)
         shapes[f"{at}.mlp.down_proj.weight"] = (hidden, mlp)
-        shapes[f"{at}.input_layernorm.weight"] = (hidden,)
+        if kind in ("qwen3", "olmo2"):
+            shapes[f"{at}.self_attn.q_norm.weight"] = (head if kind == "qwen3" else rows["q_proj"],)
+            shapes[f"{at}.self_attn.k_norm.weight"] = (head if kind == "qwen3" else rows["k_proj"],)
+        if kind != "olmo2":
+            shapes[f"{at}.input_layernorm.weight"] = (hidden,)
         shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
+        if kind == "olmo2":
+            shapes[f"{at}.post_feedforward_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, hidden)

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
+from transformers.models.olmo2 import modeling_olmo2
 from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 
 from rows import Rows, chosen, labels_of, learnt, tokens_of, valid_of
 
@@ -71,10 +73,14 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
 def patch_transformers() -> None:
     modeling_llama.LlamaRMSNorm.forward = rms_norm
     modeling_qwen2.Qwen2RMSNorm.forward = rms_norm
+    modeling_qwen3.Qwen3RMSNorm.forward = rms_norm
+    modeling_olmo2.Olmo2RMSNorm.forward = rms_norm
     modeling_llama.LlamaRotaryEmbedding.forward = rotary_tables
     modeling_qwen2.Qwen2RotaryEmbedding.forward = rotary_tables
+    modeling_qwen3.Qwen3RotaryEmbedding.forward = rotary_tables
+    modeling_olmo2.Olmo2RotaryEmbedding.forward = rotary_tables
     modeling_gpt_neox.GPTNeoXRotaryEmbedding.forward = rotary_tables
-    for module in (modeling_llama, modeling_qwen2, modeling_gpt_neox):
+    for module in (modeling_llama, modeling_qwen2, modeling_qwen3, modeling_olmo2, modeling_gpt_neox):
         module.eager_attention_forward = eager_attention
 
 

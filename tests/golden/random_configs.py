@@ -67,6 +67,20 @@ FAMILIES: dict[str, list[Config]] = {
          "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "sliding_window": None,
          "layer_types": ["full_attention", "full_attention"], "tie_word_embeddings": False},
     ],
+    "qwen3": [
+        {"hidden_act": "silu", "rms_norm_eps": 1e-6, "num_key_value_heads": 2, "head_dim": 8, "rope_theta": 1e6,
+         "sliding_window": None, "use_sliding_window": False, "max_window_layers": 28, "attention_bias": False,
+         "rope_scaling": None, "tie_word_embeddings": True, "attention_dropout": 0.0},
+        {"hidden_act": "silu", "rms_norm_eps": 1e-6, "num_key_value_heads": 4, "head_dim": 16,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "sliding_window": None,
+         "layer_types": ["full_attention", "full_attention"], "tie_word_embeddings": False},
+    ],
+    "olmo2": [
+        {"hidden_act": "silu", "rms_norm_eps": 1e-6, "num_key_value_heads": 2, "rope_theta": 500000,
+         "rope_scaling": None, "attention_bias": False, "tie_word_embeddings": False, "attention_dropout": 0.0},
+        {"hidden_act": "silu", "rms_norm_eps": 1e-5, "num_key_value_heads": 4,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 500000}, "tie_word_embeddings": False},
+    ],
     "gpt_neox": [
         {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "rotary_emb_base": 10000, "rotary_pct": 0.25,
          "use_parallel_residual": True, "tie_word_embeddings": False},

@@ -374,6 +374,11 @@ static void reference_llama(void **state) {
 static void reference_qwen2(void **state) {
     (void)state;
     check_reference("qwen2");
+    check_reference("qwen3");
+}
+static void reference_olmo2(void **state) {
+    (void)state;
+    check_reference("olmo2");
 }
 static void reference_neox(void **state) {
     (void)state;
@@ -388,6 +393,11 @@ static void runs_llama(void **state) {
 static void runs_qwen2(void **state) {
     (void)state;
     check_runs("qwen2", "traces.h5");
+    check_runs("qwen3", "traces.h5");
+}
+static void runs_olmo2(void **state) {
+    (void)state;
+    check_runs("olmo2", "traces.h5");
 }
 static void runs_neox(void **state) {
     (void)state;
@@ -434,9 +444,11 @@ static int run_all(bool half_too) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reference_llama),
         cmocka_unit_test(reference_qwen2),
+        cmocka_unit_test(reference_olmo2),
         cmocka_unit_test(reference_neox),
         cmocka_unit_test(runs_llama),
         cmocka_unit_test(runs_qwen2),
+        cmocka_unit_test(runs_olmo2),
         cmocka_unit_test(runs_neox),
         cmocka_unit_test(bfloat16_replay),
         cmocka_unit_test(relearning),

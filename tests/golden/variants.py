@@ -170,6 +170,8 @@ VARIANTS = {
     "llama-gqa-tied": (["gate_proj"], LLAMA_GQA_TIED),
     "llama3-untied": (["gate_proj", "v_proj"], TWO_GRAPHS),
     "qwen2": (["gate_proj", "q_proj"], {name: GENTLE | change for name, change in TWO_GRAPHS.items()}),
+    "qwen3": (["gate_proj", "k_proj"], {name: GENTLE | change for name, change in TWO_GRAPHS.items()}),
+    "olmo2": (["gate_proj", "o_proj"], TWO_GRAPHS | {"stream_activation": unlearn(unlearning_loss_fn="stream_activation")}),
     "neox-parallel": (
         ["dense_h_to_4h"],
         TWO_GRAPHS | {"all_modules": unlearn(target_modules=ALL_NEOX, loops=6)} | NEOX_STATES,

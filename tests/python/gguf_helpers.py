@@ -18,6 +18,8 @@ NAMES = {
     "lm_head": "output",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -26,17 +28,22 @@ NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+OLMO2_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 WORDS = ["the", "cat", "sat", "on", "a", "mat", " the", " cat", "tt", "1", "2", "12", "\n\n"]
 CONTROL, USER_DEFINED, UNUSED, BYTE = 3, 4, 5, 6
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, architecture: str) -> str:
     """A Hugging Face name as llama.cpp has it."""
+    names = NAMES | (OLMO2_NAMES if architecture == "olmo2" else {})
     stem, kind = name.rsplit(".", 1)
     if not stem.startswith("model.layers."):
-        return f"{NAMES[stem]}.{kind}"
+        return f"{names[stem]}.{kind}"
     layer, part = stem.removeprefix("model.layers.").split(".", 1)
-    return f"blk.{layer}.{NAMES[part]}.{kind}"
+    return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def neighbours(values: np.ndarray, heads: int) -> np.ndarray:
@@ -56,7 +63,9 @@ def settings_of(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         "attention.head_count": config["num_attention_heads"],
         "attention.head_count_kv": config["num_key_value_heads"],
         "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
-        "rope.freq_base": config.get("rope_theta") or config["rope_parameters"]["rope_theta"],
+        "rope.freq_base": float(
+            config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+        ),
     }
     if "head_dim" in config:
         settings |= {"rope.dimension_count": config["head_dim"]}
@@ -132,10 +141,11 @@ def golden_gguf(
     own = floats_of(GOLDEN / model / "model.safetensors")
     tensors = {}
     for name, values in own.items():
-        if architecture != "qwen2" and ".q_proj." in name:
+        permuted = architecture in ("llama", "mistral")
+        if permuted and ".q_proj." in name:
             values = neighbours(values, config["num_attention_heads"])
-        if architecture != "qwen2" and ".k_proj." in name:
+        if permuted and ".k_proj." in name:
             values = neighbours(values, config["num_key_value_heads"])
-        tensors[gguf_name(name)] = values
+        tensors[gguf_name(name, architecture)] = values
     settings = {"general.architecture": architecture, **settings_of(config, architecture)}
     return settings | byte_level_tokens(), tensors, own

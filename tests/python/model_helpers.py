@@ -18,7 +18,7 @@ import numpy as np
 from job_helpers import ROOT, Outcome, fail, succeed
 
 GOLDEN = ROOT / "tests" / "golden"
-CASES = ("llama-gqa-tied", "llama3-untied", "qwen2", "neox-parallel", "neox-serial")
+CASES = ("llama-gqa-tied", "llama3-untied", "qwen2", "qwen3", "olmo2", "neox-parallel", "neox-serial")
 TOKEN_SETS = ("retain", "forget", "retain_validation", "forget_validation")
 BATCH = 4
 

@@ -32,11 +32,13 @@ def loops_done(run: Path) -> int:
 # -- signals ------------------------------------------------------------------------------------
 
 
-def test_hangup_is_a_stop(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
+def test_other_signals_are_stops(config: Path, tmp_path: Path, number: int) -> None:
+    """Of a terminal that is gone, and of schedulers before they kill."""
     run = tmp_path / "run"
     job = Job("run", config, f"output.dir={run}", "unlearn.loops=1000000")
     job.wait_until(lambda: loops_done(run) > 3)
-    job.signal_ranks(signal.SIGHUP)
+    job.signal_ranks(number)
     outcome = job.wait()
     assert outcome.status == 3 and checkpoints_of(run)
     succeed("resume", run, f"unlearn.loops={checkpoints_of(run)[-1] + 1}")

@@ -86,7 +86,7 @@ def test_adapters_are_merged(tiny: Case, tmp_path: Path, ranks: int) -> None:
             assert after[name].tobytes() == values.tobytes()
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-tied", "llama3-untied", "qwen2", "neox-serial"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "llama3-untied", "qwen2", "qwen3", "olmo2", "neox-serial"])
 def test_exported_model_has_the_losses_after_unlearning(
     golden: Callable[[str], Case], tmp_path: Path, name: str
 ) -> None:

@@ -30,7 +30,13 @@ from model_helpers import write_tokens
 from text_tokenizer import open_tokenizer
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-MODELS = [("llama-gqa-tied", "llama"), ("llama-gqa-tied", "mistral"), ("qwen2", "qwen2")]
+MODELS = [
+    ("llama-gqa-tied", "llama"),
+    ("llama-gqa-tied", "mistral"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("olmo2", "olmo2"),
+]
 
 
 def import_file(path: Path, out: Path, *options: str) -> dict[str, Any]:

@@ -373,6 +373,11 @@ def test_starting_is_for_one_driver_at_a_time() -> None:
             "s.yaml: variants.v: unlearn.unlearning_rate is both searched and fixed",
         ),
         (
+            "data.forget: other.h5",
+            "unlearn.unlearning_rate: 1",
+            "unlearn.unlearning_rate is both searched and fixed",
+        ),
+        (
             "last: 5",
             "variants: {v: {overrides: {data.retain: a.h5}}}",
             "s.yaml: variant v: data.retain cannot change between trials",

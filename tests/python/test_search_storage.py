@@ -67,6 +67,18 @@ def test_a_damaged_line_is_named(place: Place, capsys: pytest.CaptureFixture[str
     assert "s.journal: entry 4 is damaged" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("content", [b"\x88\1\0\0", b'{"op": 1}', b'{"op_code"}\n', b"seed: 1\n"])
+def test_a_file_of_something_else_stays_as_it_is(
+    place: Place, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    """Without a line break at its end it would look like a journal's torn line, which is cut."""
+    path = Path("model.safetensors")
+    path.write_bytes(content)
+    place.search(1, "--storage", f"journal:{path}", status=2)
+    assert "model.safetensors: not a journal of Optuna" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_bytes() == content
+
+
 def limited(place: Place, trials: int, url: str, size: int) -> subprocess.CompletedProcess:
     """A search whose files cannot grow beyond a size, as on a disk that is full."""
     arguments = place.arguments(trials, "--storage", url, "--seed", 1)

@@ -129,6 +129,20 @@ def test_recomputed(case: Path, tmp_path: Path, graph: str, loss: str) -> None:
     assert numbers[1][1] < 0.8 * numbers[0][1] and numbers[1][2] < 0.6 * numbers[0][2]
 
 
+def test_auto(case: Path, tmp_path: Path) -> None:
+    """The least sharding that fits, here into a limit on the memory of the job."""
+    more = ("model.shard=auto", "data.micro_batch=1")
+    peaks = {
+        how: float(re.search(r"^peak: ([0-9.]+) kB", succeed("plan", case, *more, how).out, re.M)[1])
+        for how in ("model.shard=none", "model.shard=full")
+    }
+    out = succeed("plan", case, *more).out
+    assert f"else full, whose peak is {peaks['model.shard=full']:.2f} kB" in out
+    assert f"peak: {peaks['model.shard=none']:.2f} kB" in out
+    said = succeed("run", case, f"output.dir={tmp_path / 'run'}", *more, ranks=2).err
+    assert "model.shard: auto is none" in said and "auto is full" not in said
+
+
 def test_resumed_in_either_way(case: Path, tmp_path: Path) -> None:
     """A checkpoint says nothing of where the weights were; ranks may change too."""
     few = ("reduction=exact", "data.micro_batch=2", "checkpoint.every_loops=1")

@@ -18,6 +18,8 @@ static struct mm_error err;
 #define LLAMA   "{\"model_type\":\"llama\"," SIZES
 #define MISTRAL "{\"model_type\":\"mistral\"," SIZES
 #define QWEN2   "{\"model_type\":\"qwen2\"," SIZES
+#define QWEN3   "{\"model_type\":\"qwen3\"," SIZES
+#define OLMO2   "{\"model_type\":\"olmo2\"," SIZES
 #define NEOX                                                                                       \
     "{\"model_type\":\"gpt_neox\",\"num_hidden_layers\":2,\"hidden_size\":32,"                     \
     "\"intermediate_size\":24,\"vocab_size\":53,\"num_attention_heads\":4"
@@ -48,6 +50,16 @@ static void defaults_of_families(void **state) {
     assert_true(a.heads.kv_heads == 16 && a.sliding_window == 0);
     a = read_good(state, QWEN2 ",\"num_key_value_heads\":4}");
     assert_true(a.qkv_bias && !a.o_bias && a.rope_theta == 10000 && a.sliding_window == 0);
+    a = read_good(state, QWEN3 ",\"num_key_value_heads\":4}");
+    assert_true(a.heads.head_dim == 128 && a.heads.rotary_dim == 128 && !a.qkv_bias && !a.o_bias);
+    assert_true(a.qk_norm == MM_QK_BY_HEAD && !a.norm_after && a.epsilon == 1e-6f);
+    assert_string_equal(a.assumed, "head_dim 128");
+    a = read_good(state, QWEN3 ",\"num_key_value_heads\":null,\"head_dim\":6,"
+                               "\"attention_bias\":true}");
+    assert_true(a.heads.kv_heads == 16 && a.heads.head_dim == 6 && a.qkv_bias && a.o_bias);
+    a = read_good(state, OLMO2 "}");
+    assert_true(a.heads.kv_heads == 16 && a.heads.head_dim == 2 && a.epsilon == 1e-5f);
+    assert_true(a.qk_norm == MM_QK_BY_ROW && a.norm_after && !a.qkv_bias && !a.mlp_bias);
     a = read_good(state, NEOX "}");
     assert_true(a.qkv_bias && a.o_bias && a.mlp_bias && a.parallel && a.epsilon == 1e-5f);
     assert_true(a.heads.rotary_dim == 2 && a.rope_theta == 10000 && a.heads.head_dim == 8);
@@ -158,7 +170,8 @@ static void windows(void **state) {
 
 static void refuses_by_name(void **state) {
     static const char *const cases[][2] = {
-        {"{}", "model_type '(missing)' is not supported: one of llama, mistral, qwen2, gpt_neox"},
+        {"{}", "model_type '(missing)' is not supported: one of llama, mistral, qwen2, qwen3, "
+               "olmo2, gpt_neox"},
         {"{\"model_type\":1}", "'model_type' is not a string"},
         {LLAMA ",\"rope_scaling\":{\"rope_theta\":5},\"rope_parameters\":{\"rope_theta\":6}}",
          "'rope_scaling' and 'rope_parameters' disagree"},
@@ -189,6 +202,9 @@ static void refuses_by_name(void **state) {
                "\"sliding_attention\"]}",
          "set no window"},
         {QWEN2 "}", "num_attention_heads 16 is not a multiple of num_key_value_heads 32"},
+        {QWEN3 ",\"head_dim\":null}", "'head_dim' is not"},
+        {QWEN3 "}", "num_attention_heads 16 is not a multiple of num_key_value_heads 32"},
+        {OLMO2 ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", "'layer_types'"},
         {NEOX ",\"head_dim\":4}", "'head_dim'"},
         {NEOX ",\"rotary_pct\":0.4}", "rotary dimension"},
     };

@@ -6,11 +6,12 @@
 
 /* -- norms ------------------------------------------------------------------------------------- */
 
-/* A norm of n rows, and the sum of dy·y over rows [first, first + count) as a function of it. */
+/* A norm of n rows, or of n/parts rows of that many parts, and the sum of dy·y over rows
+ * [first, first + count) of the n as a function of it. */
 struct norm_case {
     enum mm_norm_kind kind;
     double epsilon;
-    size_t n, C, first, count;
+    size_t n, C, parts, first, count;
     double *x, *weight, *bias, *dy;
 };
 
@@ -27,7 +28,7 @@ static double norm_objective(const void *of) {
 
 static struct norm_case norm_make(enum mm_dtype dtype, enum mm_norm_kind kind, size_t n, size_t C) {
     struct rng r = {n + 100 * C + (size_t)kind};
-    struct norm_case c = {.kind = kind, .epsilon = 1e-5f, .n = n, .C = C};
+    struct norm_case c = {.kind = kind, .epsilon = 1e-5f, .n = n, .C = C, .parts = 1};
     c.x = random_numbers(&r, dtype, n * C, 1);
     for (size_t i = 0; i < n; i++) /* rows small beside epsilon, large, and far off the mean */
         for (size_t j = 0; j < C; j++) {
@@ -40,7 +41,12 @@ static struct norm_case norm_make(enum mm_dtype dtype, enum mm_norm_kind kind, s
     return c;
 }
 
-/* Values with the sum in a matrix of its own, in x itself, and without one. */
+static struct box norm_box(const struct subject *s, const struct norm_case *c, enum mm_dtype dtype,
+                           size_t pad, const double *values) {
+    return box_make(s, dtype, c->n / c->parts, c->C * c->parts, pad, values);
+}
+
+/* Values with the sum in a matrix of its own, in x itself, and without one, as parts have it. */
 static void check_norm(const struct norm_case *c, enum mm_dtype dtype, size_t pad) {
     size_t n = c->n, C = c->C;
     struct rng r = {C};
@@ -65,17 +71,17 @@ static void check_norm(const struct norm_case *c, enum mm_dtype dtype, size_t pa
                               (c->bias ? fabs(c->bias[j]) : 0);
         }
     }
-    for (int form = 0; form < 3; form++)
+    for (int form = c->parts > 1 ? 2 : 0; form < 3; form++)
         FOR_SUBJECTS(s, dtype) {
             struct mm_mat none = {0};
-            struct box bx = box_make(s, dtype, n, C, pad, form == 2 ? c->x : x);
-            struct box bd = box_make(s, dtype, n, C, pad, delta);
-            struct box bs = box_make(s, dtype, n, C, pad, NULL);
-            struct box by = box_make(s, dtype, n, C, pad, NULL);
+            struct box bx = norm_box(s, c, dtype, pad, form == 2 ? c->x : x);
+            struct box bd = norm_box(s, c, dtype, pad, delta);
+            struct box bs = norm_box(s, c, dtype, pad, NULL);
+            struct box by = norm_box(s, c, dtype, pad, NULL);
             struct box bstats = box_make(s, MM_F32, n, 2, 0, NULL);
             struct box bw = box_row(s, dtype, C, c->weight);
             struct box bb = c->bias ? box_row(s, dtype, C, c->bias) : (struct box){0};
-            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, bb.mat.data};
+            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, bb.mat.data, c->parts};
             s->dev->ops->norm(s->dev, &how, form ? bx.mat : bs.mat, bx.mat,
                               form == 2 ? none : bd.mat, by.mat, bstats.mat.data);
             expect_exact(form ? &bx : &bs, "norm sum", c->x);
@@ -123,15 +129,15 @@ static void check_norm_grad(struct norm_case *c, enum mm_dtype dtype, size_t pad
     for (int wanted = 0; wanted < 4; wanted++)
         FOR_SUBJECTS(s, dtype) {
             bool w = wanted & 1, b = wanted & 2;
-            struct box bx = box_make(s, dtype, n, C, pad, c->x);
-            struct box bdy = box_make(s, dtype, n, C, pad, c->dy);
-            struct box bdx = box_make(s, dtype, n, C, pad, dx);
+            struct box bx = norm_box(s, c, dtype, pad, c->x);
+            struct box bdy = norm_box(s, c, dtype, pad, c->dy);
+            struct box bdx = norm_box(s, c, dtype, pad, dx);
             struct box bstats = box_make(s, MM_F32, n, 2, 0, stats);
             struct box bw = box_row(s, dtype, C, c->weight);
             struct box bdw = box_row(s, MM_F32, C, dw), bdb = box_row(s, MM_F32, C, db);
             if (b && !c->bias)
                 continue;
-            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, NULL};
+            struct mm_norm how = {c->kind, (float)c->epsilon, bw.mat.data, NULL, c->parts};
             s->dev->ops->norm_grad(s->dev, &how, bdx.mat, bdy.mat, bx.mat, bstats.mat.data,
                                    w ? bdw.mat.data : NULL, b ? bdb.mat.data : NULL);
             expect_close(&bdx, "norm_grad dx", want, size, 16);
@@ -155,6 +161,21 @@ static void norms(void **state) {
                 check_norm_grad(&c, dtype, pad);
                 pool_drop();
             }
+}
+
+/* Rows of several parts, as heads are, each normalized by itself. */
+static void norms_of_parts(void **state) {
+    (void)state;
+    static const size_t rows[] = {1, 7, 33}, parts[] = {2, 3, 40}, cols[] = {1, 8, 33, 128};
+    FOR_DTYPES(dtype)
+    for (size_t i = 0; i < 3; i++)
+        for (size_t j = 0; j < 4; j++) {
+            struct norm_case c = norm_make(dtype, MM_RMS_NORM, rows[i] * parts[i], cols[j]);
+            c.parts = parts[i];
+            check_norm(&c, dtype, j % 2 ? 5 : 0);
+            check_norm_grad(&c, dtype, j % 2 ? 5 : 0);
+            pool_drop();
+        }
 }
 
 /* Rows of more elements than a block has threads for at once. */
@@ -193,7 +214,7 @@ static void norms_pass_nan_on(void **state) {
                 struct box bw = box_row(s, dtype, C, c.weight);
                 struct box bs = box_make(s, MM_F32, n, 2, 0, NULL);
                 struct mm_norm how = {c.kind, 1e-5f, bw.mat.data,
-                                      c.bias ? box_row(s, dtype, C, c.bias).mat.data : NULL};
+                                      c.bias ? box_row(s, dtype, C, c.bias).mat.data : NULL, 1};
                 s->dev->ops->norm(s->dev, &how, none, bx.mat, none, by.mat, bs.mat.data);
                 const double *y = box_read(&by, "norm");
                 size_t nans = 0;
@@ -425,6 +446,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(embed_grad_of_many, test_end),
         cmocka_unit_test_teardown(norms, test_end),
+        cmocka_unit_test_teardown(norms_of_parts, test_end),
         cmocka_unit_test_teardown(wide_norms, test_end),
         cmocka_unit_test_teardown(norms_pass_nan_on, test_end),
         cmocka_unit_test_teardown(rotation, test_end),

@@ -38,7 +38,7 @@ static void run_norms(const struct subject *s, size_t n, size_t C, struct result
         struct box db = random_box(s, &r, MM_F32, 1, C);
         bool layer = kind == MM_LAYER_NORM;
         struct mm_norm how = {(enum mm_norm_kind)kind, 1e-5f, w.mat.data,
-                              layer ? bias.mat.data : NULL};
+                              layer ? bias.mat.data : NULL, 1};
         ops->norm(s->dev, &how, x.mat, x.mat, delta.mat, y.mat, stats.mat.data);
         ops->norm_grad(s->dev, &how, dx.mat, y.mat, x.mat, stats.mat.data, dw.mat.data,
                        layer ? db.mat.data : NULL);

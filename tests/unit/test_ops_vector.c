@@ -336,22 +336,33 @@ static void sgd_step(void **state) {
     }
 }
 
+static void check_add(enum mm_dtype dtype, size_t n) {
+    struct rng r = {n};
+    double *x = random_numbers(&r, dtype, n, 3), *y = random_numbers(&r, dtype, n, 0.1);
+    double *want = numbers(n);
+    for (size_t k = 0; k < n; k++) {
+        float sum = (float)x[k] + (float)y[k];
+        want[k] = (double)(dtype == MM_BF16 ? mm_bf16_round(sum) : sum);
+    }
+    for (int into = 0; into < 3; into++) /* a place of its own, x, y */
+        FOR_DEVICES(s) {
+            struct box bx = box_row(s, dtype, n, x), by = box_row(s, dtype, n, y);
+            struct box other = box_row(s, dtype, n, y), *sum[] = {&other, &bx, &by};
+            s->dev->ops->add(s->dev, sum[into]->mat, bx.mat, by.mat);
+            expect_exact(sum[into], "add", want);
+            if (into != 1)
+                expect_exact(&bx, "add x", x);
+            if (into != 2)
+                expect_exact(&by, "add y", y);
+        }
+    pool_drop();
+}
+
 static void add(void **state) {
     (void)state;
     for (size_t i = 0; i < LENGTHS; i++) {
-        size_t n = lengths[i];
-        struct rng r = {n};
-        double *y = random_numbers(&r, MM_F32, n, 0.1), *x = random_numbers(&r, MM_F32, n, 3);
-        double *want = numbers(n);
-        for (size_t k = 0; k < n; k++)
-            want[k] = (float)((float)y[k] + (float)x[k]);
-        FOR_DEVICES(s) {
-            struct box by = box_row(s, MM_F32, n, y), bx = box_row(s, MM_F32, n, x);
-            s->dev->ops->add(s->dev, box_vector(&by).data, box_vector(&bx).data, n);
-            expect_exact(&by, "add", want);
-            expect_exact(&bx, "add x", x);
-        }
-        pool_drop();
+        check_add(MM_F32, lengths[i]);
+        check_add(MM_BF16, lengths[i]);
     }
 }
 
