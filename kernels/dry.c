@@ -193,6 +193,10 @@ static void dry_sum(struct mm_device *dev, double *sum, const float *values, siz
     pass(dev, MM_ON_LAYERS, (double)n * sizeof(float));
 }
 
+static void dry_add(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
+    pass(dev, MM_ON_LAYERS, bytes_of(sum) + bytes_of(x) + bytes_of(y));
+}
+
 static void dry_scale(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor) {
     (void)factor;
     pass(dev, MM_ON_UPDATES, bytes_of(y) + bytes_of(x));
@@ -280,12 +284,6 @@ static void dry_unlearn_step(struct mm_device *dev, struct mm_vector b, struct m
     (void)stop;
     pass(dev, MM_ON_UPDATES,
          2 * bytes_in(b) + bytes_in(g) + bytes_in(mask->m) + options_bytes(options));
-}
-
-static void dry_add(struct mm_device *dev, float *y, const float *x, size_t n) {
-    (void)y;
-    (void)x;
-    pass(dev, MM_ON_UPDATES, (double)n * 3 * sizeof(float));
 }
 
 static void dry_sgd_step(struct mm_device *dev, struct mm_vector p, struct mm_vector g,
