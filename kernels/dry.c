@@ -197,6 +197,10 @@ static void dry_sum(struct mm_device *dev, double *sum, const float *values, siz
     pass(dev, MM_ON_LAYERS, (double)n * sizeof(float));
 }
 
+static void dry_add(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
+    pass(dev, MM_ON_LAYERS, bytes_of(sum) + bytes_of(x) + bytes_of(y));
+}
+
 static void dry_scale(struct mm_device *dev, struct mm_mat y, struct mm_mat x, float factor) {
     (void)factor;
     pass(dev, MM_ON_UPDATES, bytes_of(y) + bytes_of(x));

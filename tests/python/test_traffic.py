@@ -72,6 +72,10 @@ VARIANTS = {
     "circuit_breaker": ("unlearn.unlearning_loss_fn=circuit_breaker", "unlearn.rep_eng_retain_lr=0.5"),
     "adapters": ("unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
     "base_of_adapters": ("unlearn.lora_rank=3", "unlearn.train_adversary=false"),
+    "recompute": ("model.recompute=layer", "model.shard=full"),
+    "recompute_fresh": ("model.recompute=layer", "unlearn.graph=fresh"),
+    "bfloat16": ("model.dtype=bfloat16", "device=cpu", "model.state_dtype=bfloat16"),
+    "few_sequences": ("data.batch_size=2", "model.shard=full"),
     "exact": ("reduction=exact", "model.shard=full"),
     "exact_adapters": ("reduction=exact", "unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
 }  # fmt: skip
