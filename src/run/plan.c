@@ -22,22 +22,30 @@ static size_t data_bytes(const struct mm_data *d) {
                                              &d->retain_validation,
                                              &d->forget_validation,
                                              &d->retain_evaluation,
-                                             &d->forget_evaluation};
+                                             &d->forget_evaluation,
+                                             &d->kl};
     size_t bytes = 0;
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         bytes += sets[i]->examples * sets[i]->context_length * sizeof(uint32_t);
     return bytes;
 }
 
+/* Host memory for the logits of the model as it was. */
+static size_t start_bytes(const struct mm_job *job) {
+    const struct mm_divergence *d = job->evaluator->divergence;
+    return d ? mm_divergence_bytes(d) : 0;
+}
+
 /* copy: of the state in host memory, from which a checkpoint is written. */
 static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t peak) {
-    char text[3][32];
+    char text[4][32];
     mm_bytes_text(text[0], (double)peak);
     if (cuda)
-        printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
-               "for themselves\nhost memory: token files %s, checkpoints %s\n",
-               text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
-               mm_bytes_text(text[2], (double)copy));
+        printf(
+            "peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
+            "for themselves\nhost memory: token files %s, checkpoints %s, the start's logits %s\n",
+            text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
+            mm_bytes_text(text[2], (double)copy), mm_bytes_text(text[3], (double)start_bytes(job)));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
     struct mm_arena *arena = mm_arena_create_dry(job->dev);
@@ -60,6 +68,11 @@ static void print_plan(const struct mm_job *job, struct mm_arena *const arenas[3
     }
     print_row(cuda ? "device workspace" : "token files", fixed);
     sums[0] += fixed[0];
+    if (!cuda && start_bytes(job)) {
+        size_t start[3] = {start_bytes(job)};
+        print_row("the start's logits", start);
+        sums[0] += start[0];
+    }
     if (!cuda) {
         size_t copy[3] = {0, copy_bytes};
         print_row("checkpoint copy", copy);
