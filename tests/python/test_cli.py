@@ -43,7 +43,7 @@ COMMANDS = ("run", "resume", "eval", "pretrain", "plan", "trials", "inspect")
 
 
 def listed_keys(out: str) -> list[str]:
-    return re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)?) {2,}", out, re.M)
+    return re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) {2,}", out, re.M)
 
 
 def test_help() -> None:
