@@ -25,6 +25,7 @@ enum mm_state_group {
     MM_GROUP_ADVERSARY,
     MM_GROUP_RETAIN_ACC,
     MM_GROUP_FORGET_ACC,
+    MM_GROUP_KEPT,
     MM_STATE_GROUPS,
 };
 

@@ -19,6 +19,7 @@ const struct mm_state_group_row mm_state_groups[MM_STATE_GROUPS] = {
     [MM_GROUP_ADVERSARY] = {"adversary", "an adversary", MM_TENSORS_ITS_OWN},
     [MM_GROUP_RETAIN_ACC] = {"retain_acc", "a retain accumulator", MM_TENSORS_OF_BASE},
     [MM_GROUP_FORGET_ACC] = {"forget_acc", "a forget accumulator", MM_TENSORS_OF_BASE_OR_NO},
+    [MM_GROUP_KEPT] = {"kept", "a kept base", MM_TENSORS_OF_BASE_OR_NO},
 };
 
 void mm_checkpoint_part_name(char name[32], int rank) {

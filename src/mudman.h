@@ -54,6 +54,7 @@ struct mm_mudman {
     struct mm_hidden_loss *retain_states, *forget_states; /* owned; NULL: no such loss */
     struct mm_vector b, a, m, f, g;  /* data NULL: a without an adversary's copy of b, f without
                                         momentum */
+    struct mm_vector kept;           /* b as it was within the budget; data NULL: no budget */
     struct mm_lora *base;            /* the adapters that b is; owned; NULL: b is W */
     struct mm_lora *adversary;       /* its adapters; owned; NULL: it has none */
     struct mm_lora_turns turns;      /* of the adversary's sets */

@@ -131,6 +131,9 @@ def follow(run: Run) -> None:
             if at == "start":  # of a resume that evaluates otherwise, what was before compares not
                 run.unlearning.clear()
             run.unlearning.append(point(line, number(line, "passes"), math.nan))
+        elif phase == "eval" and at == "kept":  # what came after it is no part of the result
+            kept = number(line, "passes")
+            run.unlearning[:] = [p for p in run.unlearning if p.passes <= kept]
         elif phase == "eval" and at == "relearn":
             if attack not in run.attacks:
                 before = run.unlearning[-1:]

@@ -200,6 +200,8 @@ static enum mm_status check_together(const struct check *c) {
         return wrong(c, "unlearn.retain_cross_entropy",
                      "is false with use_masking: what is left of the retain loss has no gradient "
                      "at the initial model, and the mask would keep nothing");
+    if (!isnan(config->evaluate.kl.budget) && !config->evaluate.kl.file)
+        return wrong(c, "evaluate.kl.budget", "is given without evaluate.kl.file");
     enum mm_status status = check_base_lora(c);
     return status ? status : check_adversary_lora(c);
 }

@@ -116,6 +116,11 @@ struct mm_config {
         size_t every_passes, batches;
         struct mm_multiple_choice *multiple_choice;
         size_t multiple_choice_n;
+        struct {
+            char *file;    /* NULL: no divergence is measured */
+            size_t rows;   /* of the file, the first ones */
+            double budget; /* NaN: none */
+        } kl;
     } evaluate;
     struct {
         size_t every_loops, keep;

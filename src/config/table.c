@@ -216,6 +216,13 @@ const struct mm_config_row mm_config_rows[] = {
      AT(size_t, evaluate.multiple_choice_n), "[]", NULL, NULL, RESUMABLE,
      "Question files. temperature 0 (the default) counts right answers; 1 averages the probability "
      "of the right answer."},
+    PATH(evaluate.kl.file, RESUMABLE,
+         "Token file. Every evaluation measures the mean divergence KL(start || now) on it: of the "
+         "next-token distributions of the model as it is from those of the model as it was."),
+    INTEGER(evaluate.kl.rows, "128", SEQUENCES, 0, "How many of its rows, the first ones."),
+    NUMBER(evaluate.kl.budget, NULL, RATE, 0,
+           "Unlearning ends at the evaluation that finds more than this, and the last evaluated "
+           "state within it is kept. null: never."),
     INTEGER(checkpoint.every_loops, "10", COUNTS, RESUMABLE | ASIDE,
             "A checkpoint is written every so many loops."),
     INTEGER(checkpoint.keep, "2", "[1, 1000000]", RESUMABLE | ASIDE,

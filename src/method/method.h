@@ -13,8 +13,10 @@ struct mm_method_run {
     const struct mm_share *share;      /* which sequences of a batch are this rank's */
     const struct mm_state_list *state; /* what a checkpoint holds */
     struct mm_vector
-        origin; /* own rows of W, or of what its adapters lie on, as the model came;
-                   made from the working weights, which may be a rounding of the files */
+        origin;               /* own rows of W, or of what its adapters lie on, as the model came;
+                                 made from the working weights, which may be a rounding of the files */
+    struct mm_vector trained; /* own rows of what a loop changes for good: W, or its adapters */
+    struct mm_vector kept;    /* room for a copy of it, with evaluate.kl.budget; else data NULL */
     const struct mm_lora *adapters; /* that are trained instead of W; NULL: none */
     const double *flips; /* after the first loop: the share of W's elements that the mask would keep
                             or drop otherwise had the gradient been reduced in float32; NULL: it

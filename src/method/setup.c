@@ -2,6 +2,8 @@
  * for ahead of the device. The algorithm itself is src/mudman.c. */
 #include "src/mudman.h"
 
+#include <math.h>
+
 #include "kernels/queue.h"
 
 static size_t passes_of(const struct mm_config *config) {
@@ -86,6 +88,15 @@ static void create_accumulators(struct mm_mudman *u, struct mm_arena *arena,
                                                        .vector = u->adversary->all});
 }
 
+/* Where b is kept as it was within the budget of the divergence. */
+static void create_kept(struct mm_mudman *u, struct mm_arena *arena,
+                        const struct mm_config *config) {
+    struct mm_state_part part = {
+        .group = MM_GROUP_KEPT, .purpose = MM_FOR_BASE, .layout = u->layout, .adapters = u->base};
+    if (!isnan(config->evaluate.kl.budget))
+        u->kept = mm_state_take(&u->state, arena, part, u->b.dtype);
+}
+
 /* What the losses compare with. */
 static void create_losses(struct mm_mudman *u, struct mm_arena *arena,
                           const struct mm_config *config) {
@@ -153,6 +164,7 @@ struct mm_mudman *mm_mudman_create(struct mm_arena *arena, const struct mm_confi
     create_base(u, arena, config);
     create_adversary(u, arena, config);
     create_accumulators(u, arena, config);
+    create_kept(u, arena, config);
     create_scratch(u, arena, config);
     u->passes = mm_passes_create(arena, comm, model, shard, mm_batch_size_of(config),
                                  held ? MM_PASSES_HELD : MM_PASSES_PLAIN);
@@ -225,6 +237,8 @@ static struct mm_method_run method_create(struct mm_arena *arena, const struct m
                                   .share = &u->passes->share,
                                   .state = &u->state,
                                   .origin = u->base ? u->frozen.w : u->b,
+                                  .trained = u->b,
+                                  .kept = u->kept,
                                   .adapters = u->base,
                                   .flips = u->unrounded.data ? &u->flips : NULL};
 }

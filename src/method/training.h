@@ -32,9 +32,9 @@ struct mm_training {
     const char *wrecked;            /* why the last step was not taken; NULL: it was */
 };
 
-/* Training of all parameters. Masters and moments are `dtype` (float32; bfloat16 repeats the authors'
- * relearning) and start as the working weights. Local;
- * the caller frees before the arena. */
+/* Training of all parameters. Masters and moments are `dtype` (float32; bfloat16 repeats the
+ * authors' relearning) and start as the working weights. Local; the caller frees before the arena.
+ */
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, struct mm_batch_size size,
                                        enum mm_dtype dtype, enum mm_optimizer optimizer);

@@ -48,6 +48,18 @@ struct head_pass {
     enum mm_into into; /* dhead */
 };
 
+void mm_head_logits(const struct mm_model *m, struct mm_head *head, const struct mm_acts *acts,
+                    size_t first, mm_see_logits *see, void *self) {
+    size_t n = acts->B * acts->T;
+    for (size_t row = 0; row < n; row += head->rows) {
+        size_t rows = smaller(head->rows, n - row);
+        struct mm_mat logits = mm_mat_rows(head->logits, 0, rows);
+        m->dev->ops->linear(m->dev, logits, mm_mat_rows(acts->hidden, row, rows),
+                            m->params[m->head_part].w, NULL, MM_SET);
+        see(self, first + row, logits);
+    }
+}
+
 /* Losses of positions, a chunk of logits at a time. The positions' terms of the last loss stay in
  * head->losses. weights [n]: the gradient is of the terms times these; NULL: of the mean. */
 static void position_losses(const struct head_pass *p, const struct mm_loss_term *terms,
@@ -126,10 +138,14 @@ void mm_head_terms(const struct mm_model *m, struct mm_head *head, const struct 
                    const uint32_t *targets, float *terms) {
     struct head_pass p = {m, head, acts, targets, NULL, MM_SET};
     struct mm_loss_term term = {.fn = MM_LOSS_CROSS_ENTROPY, .positions = 1};
-    size_t bytes = acts->B * acts->T * sizeof *terms;
     position_losses(&p, &term, 1, NULL);
     if (terms != head->losses)
-        m->dev->queue->copy(m->dev, terms, head->losses, bytes);
+        mm_head_keep(m, head, acts, terms);
+}
+
+void mm_head_keep(const struct mm_model *m, const struct mm_head *head, const struct mm_acts *acts,
+                  float *terms) {
+    m->dev->queue->copy(m->dev, terms, head->losses, acts->B * acts->T * sizeof *terms);
 }
 
 bool mm_loss_on_logits(enum mm_loss_fn fn) {

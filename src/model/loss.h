@@ -42,6 +42,18 @@ void mm_head_losses(const struct mm_model *model, struct mm_head *head, const st
 void mm_head_terms(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
                    const uint32_t *targets, float *terms);
 
+/* terms [n], device (=) what the last mm_head_losses of acts took of each position, of its last
+ * loss.
+ */
+void mm_head_keep(const struct mm_model *model, const struct mm_head *head,
+                  const struct mm_acts *acts, float *terms);
+
+/* Calls `see` with the logits [rows, V], device, of acts' last forward, a chunk of rows at a time;
+ * row: `first` + that of acts which the chunk begins with. They are there until it returns. */
+typedef void mm_see_logits(void *self, size_t row, struct mm_mat logits);
+void mm_head_logits(const struct mm_model *model, struct mm_head *head, const struct mm_acts *acts,
+                    size_t first, mm_see_logits *see, void *self);
+
 /* Whether it is a loss on logits; the others are on hidden states (src/parallel/hidden_loss.h), and
  * MM_LOSS_NONE is none. */
 bool mm_loss_on_logits(enum mm_loss_fn fn);

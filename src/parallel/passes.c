@@ -312,7 +312,7 @@ static void add_sums(struct mm_passes *p, struct mm_objective objective, double 
 }
 
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
-                    struct mm_objective objective, double *loss) {
+                    struct mm_objective objective, double *loss, float *terms) {
     struct mm_mat none = {0};
     MM_CHECK(on_logits(objective) && !objective.states, "a loss on hidden states");
     p->batch = batch;
@@ -324,6 +324,9 @@ void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
             struct mm_loss_term term = term_of(p, i, objective, loss, none);
             if (i - first < g.n)
                 losses(p, &g.acts[i - first], batch, i, &term, 1, NULL);
+            if (i - first < g.n && terms)
+                mm_head_keep(p->model, &p->head, &g.acts[i - first],
+                             terms + mm_share_row(&p->share, i));
             grown_step(p, i);
         }
     }
@@ -340,6 +343,18 @@ void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, flo
             size_t row = mm_share_row(&p->share, first + i);
             mm_head_terms(p->model, &p->head, &g.acts[i], batch->targets + row, terms + row);
         }
+    }
+}
+
+void mm_passes_see_logits(struct mm_passes *p, const struct mm_batch *batch, mm_see_logits *see,
+                          void *self) {
+    p->batch = batch;
+    for (size_t first = 0; first < p->share.steps; first = end_of(p, first)) {
+        struct group g = group_at(p, first);
+        forward(p, g, batch);
+        for (size_t i = 0; i < g.n; i++)
+            mm_head_logits(p->model, &p->head, &g.acts[i], mm_share_row(&p->share, first + i), see,
+                           self);
     }
 }
 

@@ -67,9 +67,13 @@ void mm_passes_keep_states(struct mm_passes *p, const struct mm_batch *batch,
                            const struct mm_hidden_loss *r);
 /* terms [share·T], device = the cross-entropy terms of this rank's positions. */
 void mm_passes_keep_terms(struct mm_passes *p, const struct mm_batch *batch, float *terms);
-/* Forward only, of a loss on logits. */
+/* Calls `see` with the logits of this rank's positions, as mm_head_logits; row: of the share. */
+void mm_passes_see_logits(struct mm_passes *p, const struct mm_batch *batch, mm_see_logits *see,
+                          void *self);
+/* Forward only, of a loss on logits. terms [share·T], device (=) those of this rank's positions;
+ * NULL: not wanted. */
 void mm_passes_loss(struct mm_passes *p, const struct mm_batch *batch,
-                    struct mm_objective objective, double *loss);
+                    struct mm_objective objective, double *loss, float *terms);
 /* Forward and backward. cross_entropy: device, (=) that loss of the same logits too; may be NULL.
  */
 void mm_passes_gradient(struct mm_passes *p, const struct mm_batch *batch,

@@ -57,6 +57,7 @@ enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config
         {&data->forget_validation, config->data.forget_validation},
         {&data->retain_evaluation, config->data.retain_evaluation},
         {&data->forget_evaluation, config->data.forget_evaluation},
+        {&data->kl, config->evaluate.kl.file},
     };
     enum mm_status status = MM_OK;
     *data = (struct mm_data){0};
@@ -64,6 +65,9 @@ enum mm_status mm_data_read(struct mm_data *data, const struct mm_config *config
         if (files[i].path)
             status = mm_dataset_read(files[i].set, files[i].path, config->data.context_length,
                                      (uint32_t)vocab, err);
+    if (status == MM_OK && data->kl.tokens && data->kl.examples < config->evaluate.kl.rows)
+        status = mm_fail(err, MM_BAD_INPUT, "evaluate.kl.rows is %zu, but %s has %zu rows",
+                         config->evaluate.kl.rows, data->kl.path, data->kl.examples);
     size_t n = config->evaluate.multiple_choice_n;
     data->questions = mm_calloc(n, sizeof *data->questions);
     for (; data->questions_n < n && status == MM_OK; data->questions_n++)
@@ -82,6 +86,7 @@ void mm_data_free(struct mm_data *data) {
     mm_dataset_free(&data->forget_validation);
     mm_dataset_free(&data->retain_evaluation);
     mm_dataset_free(&data->forget_evaluation);
+    mm_dataset_free(&data->kl);
     for (size_t i = 0; i < data->questions_n; i++)
         mm_questions_free(&data->questions[i]);
     mm_free(data->questions);
@@ -105,6 +110,10 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
         mm_passes_create(arena, comm, model, NULL, mm_batch_size_of(config), MM_PASSES_PLAIN);
     mm_batch_create(&e->batch, arena, &e->passes->share);
     e->loss = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *e->loss);
+    e->terms =
+        mm_arena_take(arena, MM_FOR_SCRATCH, mm_share_tokens(&e->passes->share), sizeof *e->terms);
+    if (data->kl.tokens)
+        e->divergence = mm_divergence_create(arena, config, &data->kl, comm, model);
     if (data->questions_n) {
         size_t count = config->data.micro_batch;
         size_t capacity = count * mm_data_longest(data, config);
@@ -122,39 +131,93 @@ void mm_evaluator_free(struct mm_evaluator *e) {
         return;
     mm_batch_free(&e->batch);
     mm_passes_free(e->passes);
+    mm_divergence_free(e->divergence);
     mm_acts_free(&e->acts);
     mm_free(e);
 }
 
-static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set) {
+/* probability [batch_size] (=) exp(-mean term of the targets) of this rank's sequences of the last
+ * batch, from its terms; 0 of others. */
+static void take_probabilities(struct mm_evaluator *e, const struct mm_sequences *own,
+                               double *probability) {
+    const struct mm_share *s = &e->passes->share;
+    float *terms = mm_calloc(mm_share_tokens(s), sizeof *terms);
+    e->model->dev->queue->download(e->model->dev, terms, e->terms,
+                                   mm_share_tokens(s) * sizeof *terms);
+    memset(probability, 0, s->batch_size * sizeof *probability);
+    for (size_t i = 0; i < s->micros_n; i++)
+        for (size_t k = 0; k < mm_share_count(s, i); k++) {
+            size_t mine = i * s->micro_batch + k, first = own->answers[mine];
+            const float *row = terms + mm_share_row(s, i) + k * e->batch.longest[i];
+            double sum = 0, targets = (double)(own->lengths[mine] - (first > 1 ? first : 1));
+            for (size_t t = 0; t < own->lengths[mine]; t++)
+                sum += (double)row[t];
+            probability[mm_share_first(s, i) + k] = exp(-sum / targets);
+        }
+    mm_free(terms);
+}
+
+/* The mean loss; *probability (=) the mean over rows of that of their targets; NULL: not wanted. */
+static double mean_loss(struct mm_evaluator *e, const struct mm_dataset *set, double *probability) {
     const struct mm_objective objective = {.fn = MM_LOSS_CROSS_ENTROPY};
     struct mm_passes *p = e->passes;
     struct mm_sequences own = mm_share_sequences(&p->share);
-    double sum = 0, loss;
-    for (size_t i = 0; i < e->config->evaluate.batches; i++) {
+    size_t B = p->share.batch_size, batches = e->config->evaluate.batches;
+    double *each = mm_calloc(B, sizeof *each), sum = 0, likely = 0, loss;
+    for (size_t i = 0; i < batches; i++) {
         mm_share_read(&p->share, set, i, &own);
         mm_batch_set(&e->batch, 0, &own); /* the batch before was waited for */
-        mm_passes_loss(p, &e->batch, objective, e->loss);
+        mm_passes_loss(p, &e->batch, objective, e->loss, probability ? e->terms : NULL);
         e->model->dev->queue->download(e->model->dev, &loss, e->loss, sizeof loss);
         sum += loss;
+        if (!probability)
+            continue;
+        take_probabilities(e, &own, each);
+        mm_comm_sum(e->comm, each, B);
+        for (size_t b = 0; b < B; b++) /* the same order on any number of ranks */
+            likely += each[b];
     }
     mm_sequences_free(&own);
-    return sum / (double)e->config->evaluate.batches;
+    mm_free(each);
+    if (probability)
+        *probability = likely / (double)(batches * B);
+    return sum / (double)batches;
 }
 
 void mm_evaluate(struct mm_evaluator *e, struct mm_evaluation *out) {
     const struct mm_data *d = e->data;
     out->forget_loss =
-        mean_loss(e, d->forget_evaluation.tokens ? &d->forget_evaluation : &d->forget_validation);
-    out->retain_loss =
-        mean_loss(e, d->retain_evaluation.tokens ? &d->retain_evaluation : &d->retain_validation);
+        mean_loss(e, d->forget_evaluation.tokens ? &d->forget_evaluation : &d->forget_validation,
+                  &out->forget_answer_probability);
+    out->retain_loss = mean_loss(
+        e, d->retain_evaluation.tokens ? &d->retain_evaluation : &d->retain_validation, NULL);
+    out->kl = e->divergence ? mm_divergence_measure(e->divergence) : NAN;
     for (size_t i = 0; i < d->questions_n; i++)
         out->accuracy[i] = mm_evaluate_questions(
             e, &d->questions[i], e->config->evaluate.multiple_choice[i].temperature);
 }
 
+enum mm_status mm_evaluator_keep_start(struct mm_evaluator *e, struct mm_error *err) {
+    if (!e->divergence)
+        return MM_OK;
+    mm_divergence_keep(e->divergence);
+    double kl = mm_divergence_measure(e->divergence);
+    if (kl != 0)
+        return mm_fail(err, MM_FAILED,
+                       "evaluate.kl: the model as it is in model.path diverges from itself by %g: "
+                       "its logits are not finite, or the same pass gives other bits",
+                       kl);
+    return MM_OK;
+}
+
+void mm_evaluation_clear(struct mm_evaluation *e, size_t questions_n) {
+    e->forget_loss = e->retain_loss = e->forget_answer_probability = e->kl = NAN;
+    for (size_t i = 0; i < questions_n; i++)
+        e->accuracy[i] = NAN;
+}
+
 bool mm_evaluation_finite(const struct mm_evaluation *e, size_t questions_n) {
-    bool finite = isfinite(e->forget_loss) && isfinite(e->retain_loss);
+    bool finite = isfinite(e->forget_loss) && isfinite(e->retain_loss) && !isinf(e->kl);
     for (size_t i = 0; i < questions_n; i++)
         finite = finite && isfinite(e->accuracy[i]);
     return finite;

@@ -22,7 +22,7 @@ static void add_set(struct mm_identity *id, const char *name, const char *path,
 struct mm_identity mm_identity_take(const char *config_path, const struct mm_arch *arch,
                                     const struct mm_weights *weights,
                                     const struct mm_config *config, const struct mm_data *data) {
-    enum { OTHERS = 8 }; /* config.json, weights, six token files */
+    enum { OTHERS = 9 }; /* config.json, weights, seven token files */
     struct mm_identity id = {.inputs = mm_calloc(OTHERS + data->questions_n, sizeof *id.inputs)};
     const __typeof__(config->data) *d = &config->data;
     memcpy(add(&id, mm_strdup("config.json"), config_path)->hash, arch->hash, sizeof arch->hash);
@@ -34,6 +34,7 @@ struct mm_identity mm_identity_take(const char *config_path, const struct mm_arc
     add_set(&id, "data.forget_validation", d->forget_validation, &data->forget_validation);
     add_set(&id, "data.retain_evaluation", d->retain_evaluation, &data->retain_evaluation);
     add_set(&id, "data.forget_evaluation", d->forget_evaluation, &data->forget_evaluation);
+    add_set(&id, "evaluate.kl.file", config->evaluate.kl.file, &data->kl);
     for (size_t i = 0; i < data->questions_n; i++) {
         const struct mm_multiple_choice *choice = &config->evaluate.multiple_choice[i];
         char *name = mm_format("evaluate.multiple_choice.%s", choice->name);

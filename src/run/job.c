@@ -121,8 +121,8 @@ static void create_evaluations(struct mm_job *job) {
     struct mm_evaluation *all[] = {&job->results.at_start, &job->results.after_unlearning,
                                    &job->results.after_relearning};
     for (int i = 0; i < 3; i++) {
-        all[i]->forget_loss = all[i]->retain_loss = NAN;
         all[i]->accuracy = mm_calloc(job->data.questions_n, sizeof(double));
+        mm_evaluation_clear(all[i], job->data.questions_n);
     }
 }
 
@@ -140,7 +140,10 @@ static void create_model(struct mm_job *job, enum mm_job_kind kind) {
 enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,
                            const struct mm_config *config, enum mm_job_kind kind,
                            struct mm_error *err) {
-    *job = (struct mm_job){.comm = comm, .dev = dev, .config = config, .results.started = mm_now()};
+    *job = (struct mm_job){.comm = comm,
+                           .dev = dev,
+                           .config = config,
+                           .results = {.started = mm_now(), .kept_passes = SIZE_MAX}};
     bool dry = kind == MM_JOB_PLAN;
     dev->exact = config->reduction == MM_REDUCTION_EXACT;
     enum mm_status status = open_inputs(job, kind, err);

@@ -27,7 +27,9 @@ struct mm_attack_end {
 /* What a job has found out so far. */
 struct mm_results {
     struct mm_evaluation at_start, after_unlearning, after_relearning;
-    size_t attacks_n;              /* 0: none made */
+    size_t kept_passes; /* of unlearning that the kept weights have, where the divergence went
+                           beyond its budget; SIZE_MAX: it did not */
+    size_t attacks_n;   /* 0: none made */
     struct mm_attack_end *attacks; /* as mm_config_attack */
     double started;                /* mm_now() */
     double busy;                   /* seconds in loops and steps, their evaluations included */

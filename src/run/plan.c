@@ -25,22 +25,30 @@ static size_t data_bytes(const struct mm_data *d) {
                                              &d->retain_validation,
                                              &d->forget_validation,
                                              &d->retain_evaluation,
-                                             &d->forget_evaluation};
+                                             &d->forget_evaluation,
+                                             &d->kl};
     size_t bytes = 0;
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         bytes += sets[i]->examples * sets[i]->context_length * sizeof(uint32_t);
     return bytes;
 }
 
+/* Host memory for the logits of the model as it was. */
+static size_t start_bytes(const struct mm_job *job) {
+    const struct mm_divergence *d = job->evaluator->divergence;
+    return d ? mm_divergence_bytes(d) : 0;
+}
+
 /* copy: of the state in host memory, from which a checkpoint is written. */
 static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t peak) {
-    char text[3][32];
+    char text[4][32];
     mm_bytes_text(text[0], (double)peak);
     if (cuda)
-        printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
-               "for themselves\nhost memory: token files %s, checkpoints %s\n",
-               text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
-               mm_bytes_text(text[2], (double)copy));
+        printf(
+            "peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
+            "for themselves\nhost memory: token files %s, checkpoints %s, the start's logits %s\n",
+            text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
+            mm_bytes_text(text[2], (double)copy), mm_bytes_text(text[3], (double)start_bytes(job)));
     else
         printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
     struct mm_arena *arena = mm_arena_create_dry(job->dev);
@@ -65,7 +73,7 @@ static size_t held(const struct planned *p, int i) {
     for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
         sum += mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
     if (i == 0)
-        sum += p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data);
+        sum += p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data) + start_bytes(&p->job);
     return i == 1 && !p->cuda ? sum + p->copy : sum;
 }
 
@@ -85,6 +93,8 @@ static void print_memory(const struct planned *p) {
             print_row(mm_purpose_names[purpose], row);
     }
     print_row(p->cuda ? "device workspace" : "token files", fixed);
+    if (!p->cuda && start_bytes(&p->job))
+        print_row("the start's logits", (size_t[3]){start_bytes(&p->job)});
     if (!p->cuda)
         print_row("checkpoint copy", (size_t[3]){0, p->copy, 0});
     print_row("sum", (size_t[3]){held(p, 0), held(p, 1), held(p, 2)});

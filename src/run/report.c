@@ -19,6 +19,9 @@ void mm_report_evaluation(const struct mm_job *job, struct mm_metrics *to,
                           const struct mm_evaluation *e) {
     mm_metrics_number(to, "forget_loss", e->forget_loss);
     mm_metrics_number(to, "retain_loss", e->retain_loss);
+    mm_metrics_number(to, "forget_answer_probability", e->forget_answer_probability);
+    if (job->config->evaluate.kl.file)
+        mm_metrics_number(to, "kl", e->kl);
     for (size_t i = 0; i < job->data.questions_n; i++) {
         char key[128];
         snprintf(key, sizeof key, "accuracy_%s", job->config->evaluate.multiple_choice[i].name);
@@ -70,6 +73,21 @@ static double peak_bytes(struct mm_job *job) {
                        ? (double)(mm_arena_peak_bytes(job->dev) + job->dev->own_bytes)
                        : peak_resident_bytes();
     return mm_comm_max(job->comm, bytes);
+}
+
+void mm_report_divergence(const struct mm_job *job, struct mm_metrics *to) {
+    const struct mm_results *r = &job->results;
+    mm_metrics_number(to, "forget_answer_probability_start", r->at_start.forget_answer_probability);
+    mm_metrics_number(to, "forget_answer_probability_unlearn",
+                      r->after_unlearning.forget_answer_probability);
+    mm_metrics_number(to, "forget_answer_probability_relearn",
+                      r->after_relearning.forget_answer_probability);
+    if (!job->config->evaluate.kl.file)
+        return;
+    mm_metrics_number(to, "kl_unlearn", r->after_unlearning.kl);
+    mm_metrics_number(to, "kl_relearn", r->after_relearning.kl);
+    if (r->kept_passes != SIZE_MAX)
+        mm_metrics_count(to, "kept_passes", r->kept_passes);
 }
 
 static void write_losses(struct mm_job *job) {
@@ -147,6 +165,7 @@ enum mm_status mm_report_result(struct mm_job *job, const char *reason, double s
         mm_metrics_text(job->metrics, "reason", reason ? reason : "");
         mm_report_scores(job, job->metrics, score);
         write_losses(job);
+        mm_report_divergence(job, job->metrics);
         mm_metrics_number(job->metrics, "peak_bytes", peak);
         mm_metrics_number(job->metrics, "seconds", seconds);
         mm_standing_write(job, job->metrics, score);

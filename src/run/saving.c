@@ -41,20 +41,30 @@ static void add_losses(cJSON *to, const char *key, const struct mm_evaluation *e
     cJSON *pair = cJSON_AddArrayToObject(to, key);
     cJSON_AddItemToArray(pair, exact_number(e->forget_loss));
     cJSON_AddItemToArray(pair, exact_number(e->retain_loss));
+    cJSON_AddItemToArray(pair, exact_number(e->forget_answer_probability));
+    cJSON_AddItemToArray(pair, exact_number(e->kl));
 }
 
 static void get_losses(const cJSON *from, const char *key, struct mm_evaluation *e) {
     const cJSON *pair = cJSON_GetObjectItemCaseSensitive(from, key);
-    const cJSON *forget = cJSON_GetArrayItem(pair, 0), *retain = cJSON_GetArrayItem(pair, 1);
-    e->forget_loss = cJSON_IsNumber(forget) ? forget->valuedouble : NAN;
-    e->retain_loss = cJSON_IsNumber(retain) ? retain->valuedouble : NAN;
+    double *const fields[] = {&e->forget_loss, &e->retain_loss, &e->forget_answer_probability,
+                              &e->kl}; /* an older version has the first two */
+    for (int i = 0; i < 4; i++) {
+        const cJSON *value = cJSON_GetArrayItem(pair, i);
+        *fields[i] = cJSON_IsNumber(value) ? value->valuedouble : NAN;
+    }
 }
 
 /* The losses a resumed run cannot measure again, and what they stand on. */
-static char *extra_text(const struct mm_job *job) {
+static char *extra_text(const struct mm_saving *s) {
+    const struct mm_job *job = s->job;
     cJSON *extra = cJSON_CreateObject();
     add_losses(extra, "start", &job->results.at_start);
     add_losses(extra, "unlearn", &job->results.after_unlearning);
+    if (!isnan(job->config->evaluate.kl.budget)) {
+        cJSON_AddNumberToObject(extra, "kept", (double)s->kept);
+        cJSON_AddBoolToObject(extra, "ended", s->ended);
+    }
     cJSON_AddItemToObject(extra, "identity", mm_standing_hashes(job));
     char *printed = cJSON_PrintUnformatted(extra), *text = mm_strdup(printed);
     cJSON_free(printed);
@@ -121,7 +131,7 @@ enum mm_status mm_saving_start(struct mm_saving *s, size_t loops, struct mm_erro
     memcpy(info.weights_hash, mm_identity_find(&job->identity, "weights")->hash,
            sizeof info.weights_hash);
     info.config = mm_config_yaml(job->config);
-    info.extra = extra_text(job);
+    info.extra = extra_text(s);
     mm_state_save(&s->copy);
     s->loops = loops;
     status = mm_saver_start(s->saver, &s->copy.state, &info, job->metrics, err);
@@ -168,6 +178,9 @@ static enum mm_status take_extra(struct mm_saving *s, const char *folder,
         get_losses(extra, "start", &job->results.at_start);
         get_losses(extra, "unlearn", &job->results.after_unlearning);
     }
+    const cJSON *kept = cJSON_GetObjectItemCaseSensitive(extra, "kept");
+    s->kept = cJSON_IsNumber(kept) && kept->valuedouble > 0 ? (size_t)kept->valuedouble : 0;
+    s->ended = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(extra, "ended"));
     cJSON_Delete(extra);
     return status;
 }

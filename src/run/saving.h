@@ -18,7 +18,9 @@ struct mm_saving {
     struct mm_saver *saver; /* NULL in a trial, which saves nothing: nor do the functions below */
     size_t loops;           /* completed, in the checkpoint that is being written */
     double began;           /* mm_now() at its start */
-    bool start_unknown;     /* loaded, but its losses come from another evaluation */
+    size_t kept; /* loops that the kept state of the state list has; with a budget of divergence */
+    bool ended;  /* the budget was broken: no loop is to follow, and b is the kept state */
+    bool start_unknown; /* loaded, but its losses come from another evaluation */
 };
 
 /* The caller frees; a zeroed one may be freed too. Local. */

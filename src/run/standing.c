@@ -48,6 +48,12 @@ static char *evaluation_text(const struct mm_job *job) {
         mm_format("%zu batches of %zu sequences of %zu, forget %s, retain %s", c->evaluate.batches,
                   c->data.batch_size, c->data.context_length, hash_of(job, evaluated_forget(job)),
                   hash_of(job, evaluated_retain(job)));
+    if (c->evaluate.kl.file) {
+        char *before = text;
+        text = mm_format("%s, kl of %zu rows of %s", before, c->evaluate.kl.rows,
+                         hash_of(job, "evaluate.kl.file"));
+        mm_free(before);
+    }
     for (size_t i = 0; i < job->data.questions_n; i++) {
         const struct mm_multiple_choice *q = &c->evaluate.multiple_choice[i];
         char *name = mm_format("evaluate.multiple_choice.%s", q->name), *before = text;
@@ -155,7 +161,8 @@ void mm_standing_print(const struct mm_job *job) {
  */
 
 /* What the finished loops were made from, beside the weights. */
-static const char *const decides_loops[] = {"config.json", "data.retain", "data.forget"};
+static const char *const decides_loops[] = {"config.json", "data.retain", "data.forget",
+                                            "evaluate.kl.file"};
 
 static bool decides(const char *name) {
     for (size_t i = 0; i < sizeof decides_loops / sizeof *decides_loops; i++)
@@ -167,7 +174,8 @@ static bool decides(const char *name) {
 enum mm_status mm_standing_check_input(const struct mm_job *job, const char *folder,
                                        const char *name, const char *hash, struct mm_error *err) {
     const struct mm_input *input = mm_identity_find(&job->identity, name);
-    const char *key = strncmp(name, "data.", 5) == 0 ? name : "model.path";
+    bool own_key = strncmp(name, "data.", 5) == 0 || strncmp(name, "evaluate.", 9) == 0;
+    const char *key = own_key ? name : "model.path";
     if (!input || strcmp(hash, input->hash) == 0)
         return MM_OK;
     return mm_fail(err, MM_BAD_INPUT,

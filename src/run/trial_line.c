@@ -22,18 +22,18 @@ bool mm_trial_is_prune(const char *line) {
 static bool allowed(const char *key) {
     return !strchr(key, '=') &&
            (strncmp(key, "unlearn.", 8) == 0 || strncmp(key, "relearn.", 8) == 0 ||
-            strcmp(key, "evaluate.every_passes") == 0 || strcmp(key, "evaluate.batches") == 0);
+            strcmp(key, "evaluate.every_passes") == 0 || strcmp(key, "evaluate.batches") == 0 ||
+            strcmp(key, "evaluate.kl.budget") == 0);
 }
 
 /* "key=value" for each member: JSON values are YAML values. */
 static enum mm_status collect(const cJSON *overrides, char **all, size_t *n, struct mm_error *err) {
     for (const cJSON *item = overrides ? overrides->child : NULL; item; item = item->next) {
         if (!allowed(item->string))
-            return mm_fail(
-                err, MM_BAD_INPUT,
-                "%s: a trial sets keys of unlearn and relearn, evaluate.every_passes and "
-                "evaluate.batches",
-                item->string);
+            return mm_fail(err, MM_BAD_INPUT,
+                           "%s: a trial sets keys of unlearn and relearn, evaluate.every_passes, "
+                           "evaluate.batches and evaluate.kl.budget",
+                           item->string);
         char *value = cJSON_PrintUnformatted(item);
         all[(*n)++] = mm_format("%s=%s", item->string, value);
         cJSON_free(value);

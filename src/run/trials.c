@@ -96,18 +96,13 @@ static void restore_weights(struct server *s) {
     mm_weights_restore(s->job.model, s->pristine);
 }
 
-static void forget_evaluation(const struct mm_job *job, struct mm_evaluation *e) {
-    e->forget_loss = e->retain_loss = NAN;
-    for (size_t i = 0; i < job->data.questions_n; i++)
-        e->accuracy[i] = NAN;
-}
-
 /* What an earlier trial left in the job. */
 static void forget_results(struct server *s) {
-    forget_evaluation(&s->job, &s->job.results.after_unlearning);
-    forget_evaluation(&s->job, &s->job.results.after_relearning);
+    mm_evaluation_clear(&s->job.results.after_unlearning, s->job.data.questions_n);
+    mm_evaluation_clear(&s->job.results.after_relearning, s->job.data.questions_n);
     mm_job_forget_attacks(&s->job);
     s->job.results.busy = 0;
+    s->job.results.kept_passes = SIZE_MAX;
     s->pruned = false;
 }
 
@@ -136,6 +131,7 @@ static enum mm_status write_result(struct server *s, enum mm_status status, cons
         mm_metrics_number(s->answers, key, r->accuracy[i]);
         mm_free(key);
     }
+    mm_report_divergence(job, s->answers);
     mm_metrics_count(s->answers, "passes", passes);
     mm_metrics_number(s->answers, "seconds", seconds);
     mm_metrics_number(s->answers, "overhead_seconds", seconds - job->results.busy);
@@ -216,6 +212,9 @@ static enum mm_status trial(struct server *s, const char *line, struct mm_error 
 
 static enum mm_status say_ready(struct server *s, struct mm_error *err) {
     enum mm_status status = MM_OK;
+    status = mm_evaluator_keep_start(s->job.evaluator, err);
+    if (status != MM_OK)
+        return status;
     mm_evaluate(s->job.evaluator, &s->job.results.at_start);
     if (!mm_evaluation_finite(&s->job.results.at_start, s->job.data.questions_n))
         return mm_fail(err, MM_REJECTED, "%s: the evaluation of this model is not finite",

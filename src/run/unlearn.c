@@ -145,21 +145,63 @@ static enum mm_status write_loop(struct phase *ph, const struct mm_loop_scalars 
     return mm_metrics_end(m, err);
 }
 
+static void copy_vector(const struct phase *ph, struct mm_vector to, struct mm_vector from) {
+    ph->job->dev->queue->copy(ph->job->dev, to.data, from.data,
+                              from.n * mm_dtype_bytes(from.dtype));
+}
+
+static bool has_budget(const struct phase *ph) {
+    return !isnan(ph->job->config->evaluate.kl.budget);
+}
+
+static void keep_state(struct phase *ph) {
+    copy_vector(ph, ph->run.kept, ph->run.trained);
+    ph->saving.kept = ph->done;
+}
+
+/* b as the weights, after `loops` loops, evaluated. */
+static enum mm_status evaluate_weights(struct phase *ph, const char *at, size_t loops,
+                                       struct mm_error *err) {
+    ph->method->store(ph->run.self);
+    return mm_report_evaluate(ph->job, at, loops * ph->each, &ph->job->results.after_unlearning,
+                              err);
+}
+
+static void note_end(struct phase *ph) {
+    ph->job->results.kept_passes = ph->saving.kept * ph->each;
+    ph->loops = ph->done;
+}
+
+/* Beyond the budget: the kept state takes the place of b, and no loop follows. */
+static enum mm_status end_at_kept(struct phase *ph, struct mm_error *err) {
+    mm_log0(MM_LOG_INFO,
+            "kl %.4g after loop %zu exceeds the budget %g: the state after %zu loops is kept",
+            ph->job->results.after_unlearning.kl, ph->done - 1, ph->job->config->evaluate.kl.budget,
+            ph->saving.kept);
+    copy_vector(ph, ph->run.trained, ph->run.kept);
+    ph->saving.ended = true;
+    note_end(ph);
+    return evaluate_weights(ph, "kept", ph->saving.kept, err);
+}
+
 /* b as the weights, evaluated; *reason where that rejects the run. */
 static enum mm_status evaluate(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     struct mm_evaluation *e = &job->results.after_unlearning;
     double budget = job->config->unlearn.retain_loss_budget;
-    ph->method->store(ph->run.self);
-    enum mm_status status = mm_report_evaluate(job, "unlearn", ph->done * ph->each, e, err);
+    enum mm_status status = evaluate_weights(ph, "unlearn", ph->done, err);
     if (status != MM_OK)
         return status;
+    if (has_budget(ph) && e->kl > job->config->evaluate.kl.budget)
+        return end_at_kept(ph, err);
     if (!mm_evaluation_finite(e, job->data.questions_n))
         *reason = mm_format("the evaluation after loop %zu is not finite", ph->done - 1);
     else if (e->retain_loss > job->results.at_start.retain_loss + budget)
         *reason =
             mm_format("retain loss %.4f after loop %zu exceeds the initial %.4f + budget %g",
                       e->retain_loss, ph->done - 1, job->results.at_start.retain_loss, budget);
+    else if (has_budget(ph))
+        keep_state(ph);
     return *reason ? MM_REJECTED : MM_OK;
 }
 
@@ -253,14 +295,18 @@ static enum mm_status one_loop(struct phase *ph, char **reason, struct mm_error 
 static enum mm_status begin_losses(struct phase *ph, char **reason, struct mm_error *err) {
     struct mm_job *job = ph->job;
     enum mm_status status = MM_OK;
-    if (!job->trial && (!ph->resumed || ph->saving.start_unknown))
+    if (!job->trial)
+        status = mm_evaluator_keep_start(job->evaluator, err);
+    if (status == MM_OK && !job->trial && (!ph->resumed || ph->saving.start_unknown))
         status = mm_report_evaluate(job, "start", 0, &job->results.at_start, err);
     if (status == MM_OK && (!ph->resumed || ph->saving.start_unknown) &&
         !mm_evaluation_finite(&job->results.at_start, job->data.questions_n)) {
         *reason = mm_strdup("the evaluation of the model as it is in model.path is not finite");
         status = MM_REJECTED;
     }
-    if (status == MM_OK && ph->saving.start_unknown && ph->done && ph->done == ph->loops)
+    if (status == MM_OK && ph->saving.start_unknown && ph->saving.ended)
+        status = evaluate_weights(ph, "kept", ph->saving.kept, err);
+    else if (status == MM_OK && ph->saving.start_unknown && ph->done && ph->done == ph->loops)
         status = evaluate(ph, reason, err);
     return status;
 }
@@ -308,6 +354,10 @@ static enum mm_status begin(struct phase *ph, const char *resume,
     }
     if (status == MM_OK && rounded)
         status = load_origin(ph, err);
+    if (status == MM_OK && has_budget(ph) && !resume)
+        keep_state(ph);
+    if (status == MM_OK && ph->saving.ended)
+        note_end(ph);
     return mm_comm_agree(ph->job->comm, status, err);
 }
 

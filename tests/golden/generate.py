@@ -254,6 +254,37 @@ def write_rows(case: Case, folder: Path) -> None:
         put_tensors(group, "params", params)
 
 
+def write_divergence(file: h5py.File, name: str, folder: Path, config: dict, sets: dict) -> None:
+    """What evaluations find after 0, 2, 4, ... loops: [evaluations] each."""
+    retain, forget = sets["retain_validation"], sets["forget_validation"][: config["data.batch_size"]]
+    start = oracle.logits_of(oracle.load_model(folder), retain)
+    found = {"kl": [], "forget_answer_probability": [], "forget_loss": []}
+    for loops in range(0, config["unlearn.loops"] + 1, 2):
+        model = oracle.load_model(folder)
+        if loops:
+            unlearn.run_on(model, config | {"unlearn.loops": loops}, sets["retain"], sets["forget"])
+        logits = oracle.logits_of(model, forget)
+        found["kl"].append(oracle.divergence(start, oracle.logits_of(model, retain), retain))
+        found["forget_answer_probability"].append(oracle.answer_probability(logits, forget))
+        found["forget_loss"].append(oracle.cross_entropy(logits, forget))
+    for key, values in found.items():
+        put(file, f"{name}/{key}", torch.stack(values).double())
+    print(f"{name}: kl {[f'{float(value):.2e}' for value in found['kl']]}")
+
+
+def write_divergences(case: Case, folder: Path) -> None:
+    """divergence.h5: of the runs `listing` on whole rows and on those of rows.h5."""
+    whole = {name: as_tokens(rows) for name, rows in token_sets(case).items()}
+    with h5py.File(folder / "rows.h5") as rows:
+        cut = {
+            name: ragged.make(as_tokens(rows[name][:]), rows[f"{name}_lengths"][:], rows[f"{name}_answers"][:])
+            for name in whole
+        }
+    with create(folder / "divergence.h5") as file:
+        write_divergence(file, "traces", folder, variants.variants_of(case)["listing"], whole)
+        write_divergence(file, "rows", folder, variants.rows_of(case)["listing"], cut)
+
+
 def find_seeds(case: Case, folder: Path, tries: int = 40) -> None:
     for seed in range(tries):
         sets = token_sets(dataclasses.replace(case, token_seed=seed))
@@ -284,6 +315,7 @@ def main() -> None:
             write_traces(case, folder)
             if name in variants.ROWS_CASES:
                 write_rows(case, folder)
+                write_divergences(case, folder)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,19 @@ def neg_entropy(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
     return chosen((log_p.exp() * log_p).sum(-1), valid_of(tokens)).mean()
 
 
+def divergence(start: Tensor, now: Tensor, tokens: Tensor | Rows) -> Tensor:
+    """Mean over positions that are no padding of KL(start || now), from the logits of both."""
+    terms = F.kl_div(now.log_softmax(-1), start.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    return chosen(terms, valid_of(tokens)).mean()
+
+
+def answer_probability(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
+    """Mean over rows of exp(-mean cross-entropy of what is learnt of the row)."""
+    labels = labels_of(tokens)[:, 1:]
+    terms = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none")
+    return (-terms.sum(-1) / (labels != -100).sum(-1)).exp().mean()
+
+
 def correct_logit_values(logits: Tensor, tokens: Tensor | Rows) -> Tensor:
     """z_y - mean z at every shifted position that is learnt."""
     correct = logits[:, :-1].gather(-1, tokens_of(tokens)[:, 1:, None]).squeeze(-1)

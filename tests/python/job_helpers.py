@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("MUDMAN_BINARY") or ROOT / "build" / "mudman-mpi").resolve()
 LIMIT = 60.0
-GROUPS = ("base", "adversary", "retain_acc", "forget_acc")
+GROUPS = ("base", "adversary", "retain_acc", "forget_acc", "kept")
 
 # A killed job leaves its launcher's files behind; here they go with the tests.
 _launcher_files = tempfile.TemporaryDirectory(prefix="mm-")

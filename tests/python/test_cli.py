@@ -32,7 +32,7 @@ unlearn.train_adversary unlearn.use_masking
 unlearn.normalization unlearn.rate_scale unlearn.graph unlearn.rep_eng_retain_lr unlearn.square_norm
 unlearn.retain_cross_entropy unlearn.rmu_layer unlearn.rmu_coefficient unlearn.retain_loss_budget relearn.passes
 relearn.lr relearn.with_retain relearn.optimizer relearn.lora_rank relearn.state_dtype relearn.attacks
-evaluate.every_passes evaluate.batches evaluate.multiple_choice
+evaluate.every_passes evaluate.batches evaluate.multiple_choice evaluate.kl.file evaluate.kl.rows evaluate.kl.budget
 checkpoint.every_loops checkpoint.keep checkpoint.on_error output.dir output.save_model
 output.save_dtype output.hash_every_loops pretrain.config pretrain.steps pretrain.lr pretrain.betas pretrain.weight_decay
 pretrain.warmup pretrain.min_lr_ratio pretrain.clip reduction reduce_dtype transport timeout
@@ -43,7 +43,7 @@ COMMANDS = ("run", "resume", "eval", "pretrain", "plan", "trials", "inspect")
 
 
 def listed_keys(out: str) -> list[str]:
-    return re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)?) {2,}", out, re.M)
+    return re.findall(r"^  ([a-z_]+(?:\.[a-z_]+)*) {2,}", out, re.M)
 
 
 def test_help() -> None:

@@ -104,6 +104,15 @@ def test_steps_and_passes(two_runs: list[Path]) -> None:
     assert [p.forget for p in both.attacks[""]] == [2.75, 2.6875, 2.5625, 2.4375]
 
 
+def test_a_state_that_was_kept(tmp_path: Path) -> None:
+    """What came after it, beyond the budget of the divergence, is no part of the result."""
+    kept = evaluation("kept", 10, 1.75, 2.01)
+    lines = [*unlearning(0.5), kept, *attack(1.7, 2), result(1.6375)]
+    run = report_runs.read_run(write_run(tmp_path / "run", lines))
+    assert [p.passes for p in run.unlearning] == [0, 10]
+    assert run.attacks[""][0].forget == 1.75
+
+
 def test_several_attacks(tmp_path: Path) -> None:
     """Every attack starts from the unlearned model; the table shows the strongest."""
     lines = [*unlearning(0.5), *attack(2.7, 4, attack="sgd"), *attack(1.7, 4, attack="adamw")]

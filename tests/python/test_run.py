@@ -37,7 +37,7 @@ UNLEARN = ("retain_loss", "adversary_loss", "unlearning_loss", "grad_norm", "mas
 FIELDS = {
     "unlearn": ["phase", "loop", "passes", *UNLEARN],
     "relearn": ["phase", "step", "loss"],
-    "eval": ["phase", "at", "passes", "forget_loss", "retain_loss"],
+    "eval": ["phase", "at", "passes", "forget_loss", "retain_loss", "forget_answer_probability"],
     "result": [
         "phase",
         "status",
@@ -48,6 +48,7 @@ FIELDS = {
             for at in ("start", "unlearn", "relearn")
             for of in ("forget", "retain")
         ),
+        *(f"forget_answer_probability_{at}" for at in ("start", "unlearn", "relearn")),
         "peak_bytes",
         "seconds",
         "attack_of_score",

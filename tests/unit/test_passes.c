@@ -80,7 +80,7 @@ static void check_micro_batches(const char *name) {
                     expect_near(param, (float *)s.g.data + at, (float *)whole.g.data + at, n, 5e-5);
             }
             s.loss[0] = s.loss[1] = 99;
-            mm_passes_loss(s.passes, &s.batch, objective, s.loss);
+            mm_passes_loss(s.passes, &s.batch, objective, s.loss, NULL);
             trace_near(name, "loss alone", micro, s.loss[0], whole.loss[0], 1e-6);
             setup_free(&s);
         }
@@ -199,7 +199,7 @@ static void check_states(const char *name, enum set set, size_t k) {
                     1e-4); /* of small differences of states */
         if (set !=
             EVERYTHING) { /* cross-entropy beside it, where there is no other use of the head */
-            mm_passes_loss(whole.passes, &whole.batch, plain, &whole.loss[1]);
+            mm_passes_loss(whole.passes, &whole.batch, plain, &whole.loss[1], NULL);
             trace_near(name, "cross-entropy beside it", micro, s.loss[1], whole.loss[1], 1e-6);
         }
         check_slope(&f, &s, cut, what);
