@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,31 @@ def test_the_answer_is_what_is_learnt(folder: Path, tmp_path: Path) -> None:
     assert every["forget loss"] == zero["forget loss"] != last["forget loss"]
     assert every["hash evaluation"] == zero["hash evaluation"] != last["hash evaluation"]
     assert every["retain loss"] == last["retain loss"]
+
+
+def test_resume_with_other_lengths(folder: Path, tmp_path: Path) -> None:
+    """They are part of what a run is made from; how they are stored, and what padding holds, is not."""
+    run, forget, whole = tmp_path / "run", tmp_path / "forget.h5", tmp_path / "whole.h5"
+    write_rows(whole, CONTEXT, 1)
+    write_rows(forget, CONTEXT, 1)
+    succeed("run", folder / "c.yaml", f"data.forget={forget}", f"output.dir={run}")
+    others: tuple[dict[str, Any], ...] = (
+        {"lengths": np.full(ROWS, CONTEXT)},
+        {"answer_from": np.zeros(ROWS, int)},
+        {"lengths": None, "answer_from": None},
+    )
+    for changes in others:
+        write_rows(forget, CONTEXT, 1, **changes)
+        message = fail(2, "resume", run, "unlearn.loops=6", ranks=2)
+        assert f"made from another data.forget than {forget}" in message
+    shutil.copy(whole, forget)
+    with h5py.File(forget, "a") as file:
+        own = np.arange(CONTEXT) < file["lengths"][:][:, None]
+        file["tokens"][...] = np.where(own, file["tokens"][:], 7)
+        lengths = file["lengths"][:]
+        del file["lengths"]
+        file["lengths"] = lengths.astype("u1")
+    succeed("resume", run, "unlearn.loops=6", ranks=2)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
