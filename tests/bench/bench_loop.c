@@ -211,7 +211,7 @@ static void time_relearning(struct subject *b, const struct options *o) {
 static size_t peak_bytes(const struct mm_device *dev) {
     struct rusage usage;
     if (dev->asynchronous)
-        return mm_arena_peak_bytes(dev) + MM_CUDA_WORKSPACE_BYTES;
+        return mm_arena_peak_bytes(dev) + dev->own_bytes;
     getrusage(RUSAGE_SELF, &usage);
     return (size_t)usage.ru_maxrss * 1024;
 }

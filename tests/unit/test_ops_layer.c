@@ -155,7 +155,7 @@ static void norms(void **state) {
     for (int kind = MM_RMS_NORM; kind <= MM_LAYER_NORM; kind++)
         for (size_t i = 0; i < 4; i++)
             for (size_t j = 0; j < 7; j++) {
-                size_t pad = (i + j) % 2 ? 5 : 0;
+                size_t pad = pad_of(i + j);
                 struct norm_case c = norm_make(dtype, (enum mm_norm_kind)kind, rows[i], cols[j]);
                 check_norm(&c, dtype, pad);
                 check_norm_grad(&c, dtype, pad);
@@ -390,8 +390,7 @@ static void activations(void **state) {
     for (int kind = MM_SWIGLU; kind <= MM_GELU; kind++)
         for (size_t i = 0; i < 4; i++)
             for (size_t j = 0; j < 5; j++)
-                check_activate(dtype, (enum mm_activation)kind, rows[i], cols[j],
-                               (i + j) % 2 ? 5 : 0);
+                check_activate(dtype, (enum mm_activation)kind, rows[i], cols[j], pad_of(i + j));
 }
 
 static void activations_pass_nan_on(void **state) {
