@@ -88,10 +88,6 @@ static void dry_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct m
     pass(dev, MM_ON_LAYERS, bytes_of(dx) + 2 * bytes_of(dtable));
 }
 
-static void dry_add(struct mm_device *dev, struct mm_mat sum, struct mm_mat x, struct mm_mat y) {
-    pass(dev, MM_ON_LAYERS, bytes_of(sum) + bytes_of(x) + bytes_of(y));
-}
-
 static void dry_norm(struct mm_device *dev, const struct mm_norm *how, struct mm_mat sum,
                      struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats) {
     (void)how;
