@@ -10,13 +10,14 @@
 
 #define EPSILON 1e-8 /* AdamW's */
 
-static struct mm_training *create(struct mm_arena *arena, struct mm_comm *comm,
-                                  struct mm_model *model, const bool *wanted,
+/* Of the tensors of the shard, which becomes its own. */
+static struct mm_training *create(struct mm_arena *arena, struct mm_shard *shard,
                                   struct mm_batch_size size, enum mm_dtype dtype,
                                   enum mm_optimizer optimizer) {
+    struct mm_comm *comm = shard->comm;
+    struct mm_model *model = shard->model;
     struct mm_training *t = mm_calloc(1, sizeof *t);
-    *t = (struct mm_training){.comm = comm, .model = model};
-    t->shard = mm_shard_create(arena, comm, model, wanted);
+    *t = (struct mm_training){.comm = comm, .model = model, .shard = shard};
     t->p = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
     if (optimizer == MM_ADAMW) {
         t->first = mm_shard_vector(t->shard, arena, MM_FOR_OPTIMIZER, dtype);
@@ -39,6 +40,7 @@ static struct mm_training *keeping(struct mm_training *t, struct mm_arena *arena
 
 static void take(void *self, size_t tensor, const float *own);
 
+/* Whether gradients can be taken as they arrive. */
 static bool takes(const struct mm_model *model) {
     return mm_spread_of(model) && !model->dev->exact;
 }
@@ -48,20 +50,19 @@ static struct mm_training *taking(struct mm_training *t, struct mm_arena *arena)
     return t;
 }
 
-static struct mm_training *create_all(struct mm_arena *arena, struct mm_comm *comm,
-                                      struct mm_model *model, struct mm_batch_size size,
-                                      enum mm_dtype dtype, enum mm_optimizer optimizer) {
+static bool *all_of(const struct mm_model *model) {
     bool *all = mm_calloc(model->params_n, sizeof *all);
     memset(all, true, model->params_n * sizeof *all);
-    struct mm_training *t = create(arena, comm, model, all, size, dtype, optimizer);
-    mm_free(all);
-    return t;
+    return all;
 }
 
 struct mm_training *mm_training_create(struct mm_arena *arena, struct mm_comm *comm,
                                        struct mm_model *model, struct mm_batch_size size,
                                        enum mm_dtype dtype, enum mm_optimizer optimizer) {
-    return keeping(create_all(arena, comm, model, size, dtype, optimizer), arena);
+    bool *all = all_of(model);
+    struct mm_shard *shard = mm_shard_create(arena, comm, model, all);
+    mm_free(all);
+    return keeping(create(arena, shard, size, dtype, optimizer), arena);
 }
 
 /* Elements of this rank's rows of the tensor of which it has most. */
@@ -79,8 +80,9 @@ static struct mm_training *create_lora(struct mm_arena *arena, struct mm_comm *c
                                        const struct mm_attack *attack) {
     bool *adapted = mm_calloc(model->params_n, sizeof *adapted);
     mm_lora_choose(model, adapted);
-    struct mm_training *t =
-        create(arena, comm, model, adapted, mm_batch_size_of(config), model->dtype, MM_SGD);
+    struct mm_shard *shard = takes(model) ? mm_shard_create_stream(arena, comm, model, adapted)
+                                          : mm_shard_create(arena, comm, model, adapted);
+    struct mm_training *t = create(arena, shard, mm_batch_size_of(config), model->dtype, MM_SGD);
     if (takes(model))
         t->room = mm_arena_take(arena, MM_FOR_SCRATCH, largest(&taking(t, arena)->shard->layout),
                                 sizeof *t->room);
@@ -138,9 +140,13 @@ struct mm_training *mm_training_create_attack(struct mm_arena *arena, struct mm_
     if (attack->lora_rank)
         return create_lora(arena, comm, model, config, attack);
     enum mm_dtype dtype = attack->state_dtype == MM_DTYPE_BF16 ? MM_BF16 : MM_F32;
+    bool stream = takes(model) && !config->unlearn.lora_rank, *all = all_of(model);
+    struct mm_shard *shard = stream ? mm_shard_create_stream(arena, comm, model, all)
+                                    : mm_shard_create(arena, comm, model, all);
+    mm_free(all);
     struct mm_training *t =
-        create_all(arena, comm, model, mm_batch_size_of(config), dtype, attack->optimizer);
-    if (takes(model) && !config->unlearn.lora_rank)
+        create(arena, shard, mm_batch_size_of(config), dtype, attack->optimizer);
+    if (stream)
         return taking(t, arena);
     keeping(t, arena);
     if (config->unlearn.lora_rank)

@@ -23,6 +23,16 @@ static const struct mm_param *param_of(const struct mm_shard *s, size_t t) {
     return &s->model->params[s->param[t]];
 }
 
+/* One rank keeps the whole gradients in any case, if it keeps any. */
+static bool alone(const struct mm_shard *s) {
+    return mm_comm_size(s->comm) == 1 && !s->model->dev->exact && !s->given_away;
+}
+
+/* Whether the gradients of layers take turns in slots. */
+static bool takes_turns(const struct mm_shard *s) {
+    return spread(s) && !alone(s);
+}
+
 /* -- what is sent at once ---------------------------------------------------------------------- */
 
 /* Each costs the latency of a collective, which grows with the ranks, and they with the machines.
@@ -140,7 +150,7 @@ static void create_buckets(struct mm_shard *s, struct mm_arena *arena) {
     find_overwritten(s);
     find_order(s);
     find_buckets(s);
-    if (spread(s))
+    if (takes_turns(s))
         place_in_slots(s, arena);
     else
         place_whole(s, arena);
@@ -154,11 +164,12 @@ static void create_buckets(struct mm_shard *s, struct mm_arena *arena) {
     }
 }
 
-struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
-                                 struct mm_model *model, const bool *wanted) {
+static struct mm_shard *create(struct mm_arena *arena, struct mm_comm *comm, struct mm_model *model,
+                               const bool *wanted, bool given_away) {
     struct mm_shard *s = mm_calloc(1, sizeof *s);
     s->comm = comm;
     s->model = model;
+    s->given_away = given_away;
     s->param = mm_calloc(model->params_n, sizeof *s->param);
     s->layout = mm_layout_create(comm, model->dev, model->params_n);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
@@ -174,6 +185,16 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
     if (!mm_arena_dry(arena))
         mm_model_hold(model, wanted);
     return s;
+}
+
+struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
+                                 struct mm_model *model, const bool *wanted) {
+    return create(arena, comm, model, wanted, false);
+}
+
+struct mm_shard *mm_shard_create_stream(struct mm_arena *arena, struct mm_comm *comm,
+                                        struct mm_model *model, const bool *wanted) {
+    return create(arena, comm, model, wanted, true);
 }
 
 void mm_shard_free(struct mm_shard *s) {
@@ -197,7 +218,7 @@ struct mm_vector mm_shard_vector(const struct mm_shard *s, struct mm_arena *aren
 }
 
 struct mm_vector mm_shard_gradient(const struct mm_shard *s, struct mm_arena *arena) {
-    if (mm_comm_size(s->comm) == 1 && !s->model->dev->exact && !spread(s))
+    if (alone(s))
         return (struct mm_vector){
             .data = s->grads_block, .n = mm_layout_elements(&s->layout), .dtype = MM_F32};
     return mm_shard_vector(s, arena, MM_FOR_GRADIENTS, MM_F32);
@@ -328,7 +349,7 @@ void mm_shard_stream(struct mm_shard *s, struct mm_arena *arena, struct mm_gradi
         else
             most = n > most ? n : most;
     }
-    MM_CHECK(spread(s) && !s->model->dev->exact, "gradients that nobody keeps");
+    MM_CHECK(s->given_away && spread(s) && !s->model->dev->exact, "gradients that nobody keeps");
     s->taker = taker;
     if (mm_comm_size(s->comm) == 1)
         return;

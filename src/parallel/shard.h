@@ -39,6 +39,7 @@ struct mm_shard {
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
     float *grads_block;
+    bool given_away;   /* mm_shard_create_stream made it */
     bool idle;         /* this rank forms no gradient: all are zero (mm_passes_create says so) */
     bool *overwritten; /* [tensors_n] a backward's first micro-batch overwrites it: no zeroing */
     size_t *order;     /* [tensors_n] tensors as a forward meets them, those of no layer first */
@@ -60,6 +61,10 @@ extern size_t mm_bucket_bytes;
  * row blocks. Local. The caller frees with mm_shard_free before the arena. */
 struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
                                  struct mm_model *model, const bool *wanted);
+/* The same for gradients that are never kept: mm_shard_stream comes next. Only where the layers are
+ * spread, and not on an exact device. */
+struct mm_shard *mm_shard_create_stream(struct mm_arena *arena, struct mm_comm *comm,
+                                        struct mm_model *model, const bool *wanted);
 void mm_shard_free(struct mm_shard *shard);
 
 /* A zeroed vector. Local. */

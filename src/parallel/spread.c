@@ -57,6 +57,8 @@ static void finish(struct mm_spread *s, struct mm_slot *slot) {
 
 static void need(struct mm_layer_source *source, int layer, int next) {
     struct mm_spread *s = (struct mm_spread *)source;
+    if (s->model->slots_n == 0)
+        return;
     if (layer != MM_NO_LAYER) {
         struct mm_slot *slot = &s->slots[slot_of(s, layer)];
         if (slot->layer != layer) {
@@ -91,8 +93,9 @@ struct mm_spread *mm_spread_create(struct mm_arena *arena, struct mm_comm *comm,
         mm_layout_add(&s->layout, p->rows, p->cols);
     }
     s->each = s->layout.tensors_n / model->arch.layers;
-    s->own = mm_arena_take(arena, MM_FOR_WEIGHTS, mm_layout_elements(&s->layout),
-                           mm_dtype_bytes(model->dtype));
+    if (model->slots_n)
+        s->own = mm_arena_take(arena, MM_FOR_WEIGHTS, mm_layout_elements(&s->layout),
+                               mm_dtype_bytes(model->dtype));
     for (size_t i = 0; i < MM_SLOTS; i++)
         s->slots[i].layer = MM_NO_LAYER;
     model->source = &s->source;
@@ -114,7 +117,7 @@ struct mm_mat mm_own_rows(const struct mm_model *m, struct mm_comm *comm, size_t
     const struct mm_param *p = &m->params[param];
     const struct mm_spread *s = mm_spread_of(m);
     struct mm_rows own = mm_rows_of(p->rows, mm_comm_size(comm), mm_comm_rank(comm));
-    if (!s || s->place[param] == SIZE_MAX)
+    if (!s || !m->slots_n || s->place[param] == SIZE_MAX)
         return mm_mat_rows(p->w, own.first, own.count);
     return mm_mat(own_part(s, s->place[param]), m->dtype, own.count, p->cols);
 }
@@ -141,12 +144,12 @@ struct mm_kept_weights mm_weights_keep(struct mm_arena *arena, const struct mm_m
     struct mm_spread *s = mm_spread_of(m);
     struct mm_kept_weights kept = {.block =
                                        mm_arena_take(arena, MM_FOR_WEIGHTS, block_bytes(m), 1)};
-    if (s)
+    if (s && m->slots_n)
         kept.own = mm_arena_take(arena, MM_FOR_WEIGHTS, own_bytes(m), 1);
     if (mm_arena_dry(arena))
         return kept;
     m->dev->queue->copy(m->dev, kept.block, m->block, block_bytes(m));
-    if (s)
+    if (kept.own)
         m->dev->queue->copy(m->dev, kept.own, s->own, own_bytes(m));
     return kept;
 }
@@ -155,6 +158,6 @@ void mm_weights_restore(struct mm_model *m, struct mm_kept_weights kept) {
     struct mm_spread *s = mm_spread_of(m);
     mm_spread_changed(m);
     m->dev->queue->copy(m->dev, m->block, kept.block, block_bytes(m));
-    if (s)
+    if (kept.own)
         m->dev->queue->copy(m->dev, s->own, kept.own, own_bytes(m));
 }

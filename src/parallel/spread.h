@@ -17,6 +17,12 @@
 
 #define MM_SLOTS ((size_t)2)
 
+/* Slots of a model whose layers are spread over the ranks. One rank has all rows: the layers stay
+ * where they are, and nothing is copied. */
+static inline size_t mm_spread_slots(const struct mm_comm *comm) {
+    return mm_comm_size(comm) > 1 ? MM_SLOTS : 0;
+}
+
 struct mm_slot {
     int layer; /* whose weights it holds, or will; MM_NO_LAYER: nobody's */
     mm_ticket ticket;
@@ -29,7 +35,7 @@ struct mm_spread {
     struct mm_model *model;
     struct mm_layout layout; /* of the tensors of the layers, in the table's order */
     size_t *place;           /* [params_n] a tensor's index in the layout; SIZE_MAX: in no layer */
-    char *own;               /* this rank's rows of them, model->dtype */
+    char *own;               /* this rank's rows of them, model->dtype; NULL: there are no slots */
     struct mm_mat *gathers;  /* [the layout's tensors] their places in the slots */
     size_t each;             /* tensors of a layer */
     struct mm_slot slots[MM_SLOTS];
@@ -38,8 +44,8 @@ struct mm_spread {
 /* Tests set it: a slot is filled with NaN before its next layer arrives. For CPUs only. */
 extern bool mm_spread_poison;
 
-/* Becomes the source of the model, which has MM_SLOTS slots or, with fewer layers, as many. The own
- * rows are zero. Local. The caller frees with mm_spread_free, before the arena. */
+/* Becomes the source of the model, which has mm_spread_slots or, with fewer layers, as many. The
+ * own rows are zero. Local. The caller frees with mm_spread_free, before the arena. */
 struct mm_spread *mm_spread_create(struct mm_arena *arena, struct mm_comm *comm,
                                    struct mm_model *model);
 void mm_spread_free(struct mm_spread *spread);

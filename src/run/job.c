@@ -131,7 +131,8 @@ static void create_model(struct mm_job *job, enum mm_job_kind kind) {
     const struct mm_config *c = job->config;
     bool full = c->model.shard == MM_SHARD_FULL && kind != MM_JOB_PRETRAIN;
     job->model = mm_model_create_in_slots(job->arena, &job->arch, mm_config_dtype(c),
-                                          mm_data_longest(&job->data, c), full ? MM_SLOTS : 0);
+                                          mm_data_longest(&job->data, c),
+                                          full ? mm_spread_slots(job->comm) : 0);
     job->model->recompute = c->model.recompute == MM_RECOMPUTE_LAYER;
     if (full)
         job->spread = mm_spread_create(job->arena, job->comm, job->model);
