@@ -103,8 +103,11 @@ def test_lines_and_result(tiny: Case, tmp_path: Path) -> None:
     lines = [line for line in metrics_of(run) if "attack" in line]
     keys = {
         "relearn": ["phase", "attack", "step", "loss"],
-        "eval": ["phase", "at", "attack", "passes", "forget_loss", "retain_loss"],
-    }
+        "eval": [
+            "phase", "at", "attack", "passes", "forget_loss", "retain_loss",
+            "forget_answer_probability",
+        ],
+    }  # fmt: skip
     assert all(list(line) == keys[line["phase"]] for line in lines)
     one = [("relearn", 0), ("eval", 2), ("relearn", 1), ("eval", 4)]
     found = [(line["attack"], line["phase"], line.get("step", line.get("passes"))) for line in lines]

@@ -21,17 +21,18 @@ SETTINGS = [
     "evaluate.every_passes=1000",
     "relearn.passes=0",
 ]
-# What the numbers of a loop are, in the order in which they cross between ranks.
+# What the numbers of a loop are, in the order in which they cross between ranks. Of those that cross
+# together only the first is spoilt: the loss, with which its gradient's sum of squares goes.
 NUMBERS = {
     "fresh": [
-        *["the retain gradient"] * GRADIENTS, "the retain loss", "the retain gradient",
-        *["the adversary's gradient"] * GRADIENTS, "the adversary's loss", "the adversary's gradient",
+        *["the retain gradient"] * GRADIENTS, "the retain loss",
+        *["the adversary's gradient"] * GRADIENTS, "the adversary's loss",
         *["the unlearning gradient"] * GRADIENTS, "the unlearning loss", "the unlearning gradient",
     ],
     # One forward for both losses, of which one is the other's negative.
     "listing": [
-        *["the retain gradient"] * GRADIENTS, "the retain loss", "the retain gradient",
-        *["the adversary's gradient"] * GRADIENTS, "the adversary's loss", "the adversary's gradient",
+        *["the retain gradient"] * GRADIENTS, "the retain loss",
+        *["the adversary's gradient"] * GRADIENTS, "the adversary's loss",
         *["the unlearning gradient"] * GRADIENTS, "the unlearning gradient",
     ],
 }  # fmt: skip
@@ -51,8 +52,9 @@ class Undisturbed:
         tiny.run(self.run, *self.settings, "checkpoint.keep=9", ranks=2, wrapper=every)
         lines = [line.split() for line in log.read_text().splitlines()]
         kinds = [kind for _, kind in lines]
-        # The sums of the mask are several numbers: with them a loop ends.
-        ends = [i for i, (size, kind) in enumerate(lines) if kind == "sum" and int(size) > 8]
+        # The sums of the mask are the most numbers: with them a loop ends.
+        most = max(int(size) for size, kind in lines if kind == "sum")
+        ends = [i for i, (size, kind) in enumerate(lines) if kind == "sum" and int(size) == most]
         self.first = kinds.index("gradient", ends[0])
         kinds = kinds[self.first : ends[1] + 1]
         self.numbers = NUMBERS[graph]
