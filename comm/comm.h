@@ -156,6 +156,10 @@ struct mm_reduction {
 #define MM_BUCKETS 64
 typedef int mm_ticket; /* names a started bucket; tickets are waited for in any order */
 
+/* Over MPI an owner takes the rows of all ranks in pieces of so many bytes, or a row of each. Tests
+ * of small matrices lower it. */
+extern size_t mm_inbox_bytes;
+
 /* For n tensors: own (=) sum over ranks of full. The content of `full` is lost. With one rank `own`
  * may be the memory of `full`. With reduce_dtype bfloat16 each rank's contribution is rounded once,
  * and the contributions are added in rank order in float32. Collective. */

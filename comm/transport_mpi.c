@@ -3,7 +3,7 @@
  *
  * MPI may add in any order, so its reductions are not used. Instead every rank sends each owner its
  * rows, and the owner adds them in rank order. As many bytes cross the network as in a ring. The
- * cost: an owner needs room for the rows of all ranks. */
+ * cost: an owner needs room for the rows of all ranks, of which it takes some at a time. */
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
@@ -20,10 +20,10 @@ struct over_mpi {
     struct mm_comm *comm;
     struct mm_device *dev;
     bool staged;
-    struct buffer outbox, inbox; /* of reductions */
-    struct buffer stage;         /* what is on the device, pinned */
-    struct buffer numbers;       /* of a sum, one behind the other */
-    int *counts, *firsts;        /* rows of each rank */
+    struct buffer outbox, inbox;   /* of reductions */
+    struct buffer stage;           /* what is on the device, pinned */
+    struct buffer numbers;         /* of a sum, one behind the other */
+    int *counts, *firsts, *places; /* rows of each rank */
 };
 
 static void *reserve(struct buffer *buffer, size_t bytes) {
@@ -73,25 +73,43 @@ static void add_in_rank_order(float *own, const void *parts, enum mm_dtype dtype
     }
 }
 
+size_t mm_inbox_bytes = (size_t)64 << 20;
+
+/* Sends rows p ... p + n - 1 of each rank's block of c rows to their owner: in [ranks, n rows]. */
+static void exchange(struct over_mpi *t, const void *out, void *in, size_t c, size_t p, size_t n,
+                     MPI_Datatype row) {
+    for (int r = 0; r < t->comm->size; r++) {
+        t->counts[r] = (int)n;
+        t->firsts[r] = (int)((size_t)r * c + p);
+        t->places[r] = (int)((size_t)r * n);
+    }
+    CHECK_MPI(MPI_Alltoallv(out, t->counts, t->firsts, row, in, t->counts, t->places, row,
+                            t->comm->world));
+}
+
 /* `full` in host memory, of which the padding may be anything. */
 static void reduce_in_host(struct over_mpi *t, const float *full, const struct mm_reduction *r,
                            float *own) {
     int size = t->comm->size;
     size_t rows = r->rows, cols = r->full.cols;
-    size_t c = mm_rows_block(rows, size), block_n = c * cols;
-    size_t all_bytes = block_n * (size_t)size * mm_dtype_bytes(t->base.reduce_dtype);
+    size_t c = mm_rows_block(rows, size), own_rows = mm_rows_of(rows, size, t->comm->rank).count;
+    size_t each = cols * (size_t)size * mm_dtype_bytes(t->base.reduce_dtype); /* of a row of all */
+    size_t most = mm_inbox_bytes > each ? mm_inbox_bytes / each : 1;
     const void *out = full;
     if (t->base.reduce_dtype == MM_BF16) {
-        mm_convert(reserve(&t->outbox, all_bytes), MM_BF16, full, MM_F32, rows * cols);
+        mm_convert(reserve(&t->outbox, c * each), MM_BF16, full, MM_F32, rows * cols);
         out = t->outbox.data;
     }
-    void *in = reserve(&t->inbox, all_bytes);
+    void *in = reserve(&t->inbox, (c < most ? c : most) * each);
     MPI_Datatype row = row_type(cols, t->base.reduce_dtype);
-    CHECK_MPI(MPI_Alltoall(out, (int)c, row, in, (int)c, row, t->comm->world));
+    for (size_t p = 0, n; p < c; p += n) {
+        n = c - p < most ? c - p : most;
+        exchange(t, out, in, c, p, n, row);
+        size_t mine = own_rows > p ? own_rows - p : 0;
+        add_in_rank_order(own + p * cols, in, t->base.reduce_dtype, n * cols,
+                          (mine < n ? mine : n) * cols, r->ranks ? r->ranks : size, r->add);
+    }
     CHECK_MPI(MPI_Type_free(&row));
-    size_t own_n = mm_rows_of(rows, size, t->comm->rank).count * cols;
-    add_in_rank_order(own, in, t->base.reduce_dtype, block_n, own_n, r->ranks ? r->ranks : size,
-                      r->add);
 }
 
 static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
@@ -182,6 +200,7 @@ static void mpi_free(struct mm_transport *base) {
         t->dev->queue->pinned_free(t->dev, t->stage.data);
     mm_free(t->counts);
     mm_free(t->firsts);
+    mm_free(t->places);
     mm_free(t);
 }
 
@@ -201,5 +220,6 @@ struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *de
              t->staged ? ", staged through host memory" : "");
     t->counts = mm_calloc((size_t)comm->size, sizeof *t->counts);
     t->firsts = mm_calloc((size_t)comm->size, sizeof *t->firsts);
+    t->places = mm_calloc((size_t)comm->size, sizeof *t->places);
     return &t->base;
 }

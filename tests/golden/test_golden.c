@@ -373,6 +373,7 @@ int main(int argc, char **argv) {
     struct mm_error err = {""};
     int failed = 0;
     bool only_float32 = has_word(argc, argv, "float32");
+    mm_inbox_bytes = 600;
     mm_bucket_bytes = 1; /* a bucket a layer, where the program would make one of so little */
     comm = mm_comm_create(&argc, &argv);
     mm_log_init(mm_comm_rank(comm), MM_LOG_INFO);
