@@ -142,22 +142,23 @@ int fsync(int fd) {
     return next(fd);
 }
 
-/* Gradients. */
-int MPI_Alltoall(const void *out, int out_n, MPI_Datatype out_type, void *in, int in_n,
-                 MPI_Datatype in_type, MPI_Comm comm) {
+/* Gradients: every rank's rows lie behind those of the rank before it. */
+int MPI_Alltoallv(const void *out, const int out_n[], const int out_at[], MPI_Datatype out_type,
+                  void *in, const int in_n[], const int in_at[], MPI_Datatype in_type,
+                  MPI_Comm comm) {
     int size, type_bytes;
     if (!due("data"))
-        return PMPI_Alltoall(out, out_n, out_type, in, in_n, in_type, comm);
+        return PMPI_Alltoallv(out, out_n, out_at, out_type, in, in_n, in_at, in_type, comm);
     if (strcmp(fault.action, "error") == 0)
         return MPI_ERR_OTHER;
     MPI_Comm_size(comm, &size);
     MPI_Type_size(out_type, &type_bytes);
-    size_t bytes = (size_t)type_bytes * (size_t)out_n * (size_t)size;
+    size_t bytes = (size_t)type_bytes * (size_t)(out_at[size - 1] + out_n[size - 1]);
     float *sent = zero_or_copy(out, bytes);
     if (strcmp(fault.action, "nan") == 0)
         sent[my_rank() % 2 ? bytes / sizeof *sent - 1 : 0] = NAN;
     note("gradient", bytes);
-    int result = PMPI_Alltoall(sent, out_n, out_type, in, in_n, in_type, comm);
+    int result = PMPI_Alltoallv(sent, out_n, out_at, out_type, in, in_n, in_at, in_type, comm);
     free(sent);
     return result;
 }
