@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 extern "C" {
+#include "comm/rooms.h"
 #include "comm/transport.h"
 }
 
@@ -65,6 +66,7 @@ static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
         *bigger = {*newest, t->dev->queue->alloc(t->dev, bytes), bytes};
         *newest = bigger;
         t->dev->own_bytes += bytes;
+        t->base.room_bytes += bytes;
     }
     return (*newest)->data;
 }
@@ -150,7 +152,8 @@ static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers
     size_t size = static_cast<size_t>(t->size), n = mm_numbers_n(numbers, parts);
     if (n == 0)
         return;
-    double *all = static_cast<double *>(reserve(t, &t->doubles, n * size * sizeof *all));
+    double *all =
+        static_cast<double *>(reserve(t, &t->doubles, mm_numbers_bytes(n, t->size)));
     leave_device(t, watched);
     double *at = all;
     CHECK_NCCL(ncclGroupStart());
@@ -280,26 +283,19 @@ static void reduce_leaves(struct over_nccl *t, const struct mm_reduction *tensor
     }
 }
 
-static float *reserve_inbox(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
-    size_t elements = 0;
-    for (size_t i = 0; i < n; i++)
-        elements += leaves_n(t, &tensors[i]);
-    return static_cast<float *>(reserve(t, &t->inbox, elements * sizeof(float)));
-}
-
 static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     bool leaves = n && tensors[0].ranks;
     bf16 *outbox = nullptr;
-    float *inbox = leaves ? reserve_inbox(t, tensors, n) : nullptr;
+    float *inbox = nullptr;
     MM_CHECK(!leaves || !rounds(t), "leaves are not rounded");
-    if (rounds(t)) {
-        size_t elements = 0;
-        for (size_t i = 0; i < n; i++)
-            elements += elements_of(&tensors[i]);
-        outbox = static_cast<bf16 *>(reserve(t, &t->outbox, elements * sizeof *outbox));
-    }
+    if (leaves)
+        inbox = static_cast<float *>(
+            reserve(t, &t->inbox, mm_nccl_inbox(tensors, n, t->size, t->rank)));
+    if (rounds(t))
+        outbox = static_cast<bf16 *>(
+            reserve(t, &t->outbox, mm_nccl_outbox(tensors, n, t->size, t->base.reduce_dtype)));
     leave_device(t, watched);
     if (leaves)
         reduce_leaves(t, tensors, n, inbox);
@@ -318,11 +314,6 @@ static size_t row_bytes_of(const struct mm_mat *m) {
 
 static bool divides(const struct over_nccl *t, const struct mm_mat *m) {
     return m->rows % static_cast<size_t>(t->size) == 0;
-}
-
-/* All blocks of a matrix with padding. */
-static size_t padded_bytes(const struct over_nccl *t, const struct mm_mat *m) {
-    return mm_rows_block(m->rows, t->size) * static_cast<size_t>(t->size) * row_bytes_of(m);
 }
 
 /* Every rank's block to its place in `blocks`, where this rank's is. */
@@ -352,10 +343,7 @@ static void gather_padded(struct over_nccl *t, const struct mm_mat *m, char *roo
 static void nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                         size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
-    size_t most = 0;
-    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
-        if (!divides(t, m) && padded_bytes(t, m) > most)
-            most = padded_bytes(t, m);
+    size_t most = mm_nccl_room(tensors, n, t->size);
     char *room = most ? static_cast<char *>(reserve(t, &t->room, most)) : nullptr;
     leave_device(t, watched);
     CHECK_NCCL(ncclGroupStart());
