@@ -55,8 +55,9 @@ target_compile_options(mm_shim PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/shim
                        -Wno-unknown-pragmas)
 target_link_libraries(mm_shim PUBLIC mm_base)
 # comm/nccl.cu with MPI in place of NCCL.
-set_source_files_properties(${CMAKE_SOURCE_DIR}/comm/nccl.cu PROPERTIES LANGUAGE CXX)
-add_library(mm_shim_nccl OBJECT ${CMAKE_SOURCE_DIR}/comm/nccl.cu shim/cuda_shim_nccl.cc)
+set(NCCL_SOURCES ${CMAKE_SOURCE_DIR}/comm/nccl.cu ${CMAKE_SOURCE_DIR}/comm/nccl_gather.cu)
+set_source_files_properties(${NCCL_SOURCES} PROPERTIES LANGUAGE CXX)
+add_library(mm_shim_nccl OBJECT ${NCCL_SOURCES} shim/cuda_shim_nccl.cc)
 set_target_properties(mm_shim_nccl PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
 target_include_directories(mm_shim_nccl SYSTEM PRIVATE ${MPI_C_INCLUDE_DIRS})
 target_compile_definitions(mm_shim_nccl PRIVATE MM_CUDA_SHIM)
