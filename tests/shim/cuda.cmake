@@ -80,7 +80,9 @@ add_programs(shim golden/test_golden.c ${SHIM_LIBRARIES})
 mm_test(shim_golden TIMEOUT 1500 LABELS shim COMMAND test_golden_shim)
 mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1
         COMMAND test_golden_shim float32 sharded)
-mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_GPU=rank
+# model.shard: node, each rank on a machine of its own.
+mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim
+        ENVIRONMENT MM_SHIM_GPU=rank;MUDMAN_NEAR_RANKS=1
         COMMAND $<TARGET_FILE:test_golden_shim> float32 sharded nccl)
 
 # The whole program on the host: what the tests of devices run where there is no GPU.
