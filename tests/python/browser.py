@@ -100,7 +100,8 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """What an expression is in the page."""
-        answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        how = {"returnByValue": True, "awaitPromise": True}
+        answer = self.ask("Runtime.evaluate", expression=expression, **how)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
