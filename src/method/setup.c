@@ -208,6 +208,7 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const struct mm_sequences *re
     MM_CHECK(u->asked - u->told < 2, "scalars were not taken");
     mm_batch_set(&u->retain, slot, retain);
     mm_batch_set(&u->forget, slot, forget);
+    mm_shard_settle(u->shard);
     size_t kind = u->adversary ? mm_lora_turns_take(&u->turns, t)
                                : u->a.data && t % u->settings.fork_every_n_loops == 0;
     if (u->retain.whole && u->forget.whole)
@@ -258,6 +259,7 @@ static void method_rehearse(void *self) {
     mm_batch_pretend(&u->retain);
     mm_batch_pretend(&u->forget);
     u->asked = u->told = 1;
+    mm_shard_settle(u->shard);
     mm_mudman_one_loop(u, false);
 }
 

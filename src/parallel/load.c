@@ -31,7 +31,7 @@ static void hash_rows(const struct mm_weights *weights, const char *name,
 static enum mm_status load_rows(const struct mm_model *m, struct mm_comm *comm, size_t param,
                                 const struct mm_weights *weights, struct mm_error *err) {
     const struct mm_param *p = &m->params[param];
-    struct mm_mat to = mm_own_rows(m, comm, param);
+    struct mm_mat to = mm_own_rows_changing(m, comm, param);
     struct mm_rows own = mm_rows_of(p->rows, mm_comm_size(comm), mm_comm_rank(comm));
     struct mm_stored_rows rows = {p->rows, p->vector ? 0 : p->cols, own.first, own.count};
     size_t bytes = own.count * p->cols * mm_dtype_bytes(m->dtype);

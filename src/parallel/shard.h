@@ -35,6 +35,7 @@ struct mm_shard {
     struct mm_model *model;
     size_t tensors_n;
     size_t *param;           /* [tensors_n] index into model->params */
+    bool *wanted;            /* [params_n] the set */
     struct mm_layout layout; /* of a vector; its total is N_W */
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
@@ -66,6 +67,9 @@ struct mm_shard *mm_shard_create(struct mm_arena *arena, struct mm_comm *comm,
 struct mm_shard *mm_shard_create_stream(struct mm_arena *arena, struct mm_comm *comm,
                                         struct mm_model *model, const bool *wanted);
 void mm_shard_free(struct mm_shard *shard);
+
+/* Begins a loop or step: see mm_spread_settle. Collective. */
+void mm_shard_settle(struct mm_shard *shard);
 
 /* A zeroed vector. Local. */
 struct mm_vector mm_shard_vector(const struct mm_shard *shard, struct mm_arena *arena,

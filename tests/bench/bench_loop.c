@@ -4,7 +4,7 @@
  *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
  *              [--graph listing|fresh|reuse] [--reduction fast|exact] [--batch SEQUENCES]
  *              [--micro SEQUENCES] [--context TOKENS] [--threads N] [--repeats K]
- *              [--profile yes|no] [--shard none|full]
+ *              [--profile yes|no] [--shard none|node|full]
  *
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
@@ -271,10 +271,10 @@ int main(int argc, char **argv) {
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->asynchronous ? 3 : 1;
     b.arena = mm_arena_create(dev);
-    bool full = strcmp(o.shard, "full") == 0;
+    bool slots = strcmp(o.shard, "none") != 0, near = strcmp(o.shard, "node") == 0;
     b.model = mm_model_create_in_slots(b.arena, &s.arch, dtype_of(o.dtype), s.context,
-                                       full ? MM_SLOTS : 0);
-    struct mm_spread *spread = full ? mm_spread_create(b.arena, comm, b.model) : NULL;
+                                       slots ? MM_SLOTS : 0);
+    struct mm_spread *spread = slots ? mm_spread_create(b.arena, comm, b.model, near) : NULL;
     b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);
     mm_model_randomize(b.model, 1);
     if (strcmp(o.what, "loop") == 0)

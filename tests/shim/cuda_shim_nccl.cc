@@ -138,6 +138,14 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     return ncclSuccess;
 }
 
+ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *part, void *) {
+    *part = new shim_nccl{};
+    must(MPI_Comm_split(comm->mpi, color, key, &(*part)->mpi));
+    must(MPI_Comm_rank((*part)->mpi, &(*part)->rank));
+    must(MPI_Comm_size((*part)->mpi, &(*part)->ranks));
+    return ncclSuccess;
+}
+
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
     must(MPI_Comm_free(&comm->mpi));
     delete comm;
