@@ -12,8 +12,10 @@ from pathlib import Path
 
 from report_charts import Chart
 from report_page import Section, page_html
-from report_run_charts import attack_curves, loop_curves, loss_curves, trajectory
-from report_runs import accuracies, differences, read_runs, summary
+from report_run_charts import attack_curves, loop_curves, loss_curves, scores, trajectory
+from report_run_tables import differences, harm, results
+from report_runs import read_runs
+from report_seeds import group_by_seed, one_sample
 from report_studies import (
     STORAGE_HELP,
     Variant,
@@ -26,6 +28,7 @@ from report_studies import (
     wanted,
 )
 from report_study_charts import bars, history, importances, slices
+from report_trials import trials_table, variants_harm
 from text_records import InputError
 from token_files import replace_file
 from tool_ends import fault_status, fault_words, run_tool
@@ -63,10 +66,13 @@ def runs_section(folders: Sequence[Path]) -> Section:
     ]
     if not drawn:
         return section
-    section.parts.append(summary(drawn))
-    section.parts += [table for make in (accuracies, differences) if (table := make(drawn))]
-    makers = (loss_curves, trajectory, attack_curves, loop_curves)
-    section.parts += [chart for make in makers if (chart := make(drawn))]
+    series = group_by_seed(drawn)
+    section.notes += [remark for one in series if (remark := one_sample(one))]
+    first, *every_run = results(series)
+    section.parts.append(first)
+    makers = (scores, harm, trajectory, attack_curves, loss_curves, loop_curves, differences)
+    section.parts += [part for make in makers if (part := make(series))]
+    section.parts += every_run
     return section
 
 
@@ -86,11 +92,12 @@ def search_section(variants: list[Variant], order: Sequence[str], last: int | No
     chart = bars(variants, order, last, label)
     section.parts += [chart] if chart else []
     section.parts.append(variants_table(variants, last))
-    best = best_trials(variants)
-    section.parts += [best] if best else []
+    tables = [variants_harm(variants, last), best_trials(variants)]
+    section.parts += [table for table in tables if table]
     made = [history(variants, order, last, label), importances(variants, order, section.notes)]
     made += [slices(variant, label) for variant in variants]
     section.parts += [chart for chart in made if chart]
+    section.parts += [table for variant in variants if (table := trials_table(variant))]
     return section
 
 

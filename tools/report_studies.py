@@ -269,9 +269,9 @@ def spread(variant: Variant, last: int) -> str:
     return f"{mean:.3f} ± {error:.3f}"
 
 
-def parameter_value(value: Any) -> str:
-    """A hyperparameter's value, four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def parameter_value(value: Any, digits: int = 4) -> str:
+    """A hyperparameter's value with so many digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def near_edge(bounds: Range | None, value: Any) -> float | None:

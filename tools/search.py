@@ -340,9 +340,9 @@ class Driver:
                 for remark in hold_identity(study, ready):
                     print(f"search.py: warning: {remark}", file=sys.stderr)
         for study in self.studies.values():
-            for figure in ("forget_loss", "retain_loss"):
-                if f"baseline_{figure}" not in study.user_attrs:
-                    study.set_user_attr(f"baseline_{figure}", ready.get(figure))
+            for figure in ready:
+                if figure not in NO_FIGURES and f"baseline_{figure}" not in study.user_attrs:
+                    study.set_user_attr(f"baseline_{figure}", ready[figure])
 
     def _run_baselines(self) -> None:
         """Relearning alone, once for all variants that attack and evaluate alike."""
