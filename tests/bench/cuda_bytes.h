@@ -78,12 +78,9 @@ static inline size_t attention_owned(size_t dim) {
     return dim > 128 ? 32 : 64;
 }
 static inline size_t attention_step(enum mm_dtype dtype, size_t dim) {
-    size_t width = 16;
-    while (width < dim)
-        width *= 2;
     if (dtype == MM_F32)
-        return width <= 64 ? 32 : 8;
-    return width <= 64 ? 64 : 4096 / width;
+        return dim <= 64 ? 32 : dim > 96 ? 8 : 16;
+    return dim <= 64 ? 64 : dim <= 128 ? 32 : 16;
 }
 
 /* Rows of keys that the blocks of one head load: those up to its last query, in whole steps. */
