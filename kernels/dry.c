@@ -83,8 +83,9 @@ static void dry_embed(struct mm_device *dev, struct mm_mat x, struct mm_mat tabl
 }
 
 static void dry_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                           const uint32_t *tokens) {
+                           const uint32_t *tokens, uint32_t skipped) {
     (void)tokens;
+    (void)skipped;
     dtable.rows = dx.rows; /* those that tokens name */
     pass(dev, MM_ON_LAYERS, bytes_of(dx) + 2 * bytes_of(dtable));
 }

@@ -156,7 +156,7 @@ static void run_embed(const struct bench *b) {
     b->ops->embed(b->dev, b->x, b->table, b->tokens);
 }
 static void run_embed_grad(const struct bench *b) {
-    b->ops->embed_grad(b->dev, b->dtable, b->x, b->tokens);
+    b->ops->embed_grad(b->dev, b->dtable, b->x, b->tokens, MM_NO_TOKEN);
 }
 static double elements_x(const struct bench *b) {
     return size(b->x);

@@ -90,8 +90,8 @@ PROFILED(PROFILE_EMBEDDING, embed,
          (DEV, struct mm_mat x, struct mm_mat table, const uint32_t *tokens),
          (dev, x, table, tokens), cuda_once(2 * mat_bytes(x)))
 PROFILED(PROFILE_EMBEDDING_GRAD, embed_grad,
-         (DEV, struct mm_mat dtable, struct mm_mat dx, const uint32_t *tokens),
-         (dev, dtable, dx, tokens), cuda_embed_grad_bytes(dx))
+         (DEV, struct mm_mat dtable, struct mm_mat dx, const uint32_t *tokens, uint32_t skipped),
+         (dev, dtable, dx, tokens, skipped), cuda_embed_grad_bytes(dx))
 PROFILED(PROFILE_NORMS, norm,
          (DEV, const struct mm_norm *how, struct mm_mat sum, struct mm_mat x, struct mm_mat delta,
           struct mm_mat y, float *stats),

@@ -111,7 +111,7 @@ static void check_elements(enum mm_dtype dtype, size_t rows, size_t cols) {
     ops->embed(dev, mm_mat_rows(h, 0, rows / 2), mm_mat_rows(h, rows / 2, rows / 2), t);
     end("embed", cuda_once(mat_bytes(h)));
     begin();
-    ops->embed_grad(dev, dtable, h, t);
+    ops->embed_grad(dev, dtable, h, t, MM_NO_TOKEN);
     end("embed_grad", cuda_embed_grad_bytes(h));
     begin();
     ops->bias_db(dev, db, h);
