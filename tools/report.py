@@ -39,18 +39,21 @@ DESCRIPTION = """\
 Write one HTML page about runs and searches, and its charts as PNG files beside it. The page holds
 its images, fetches nothing, and can be sent and printed as it is.
 
-Runs are shown together: losses over passes, forget against retain loss, attack curves, mask and
-norms of every loop, results, and the settings that differ. A run in progress can be reported.
+Runs are shown together: results, scores, harm, forget against retain loss, attack curves, losses
+over passes, mask and norms of every loop, and the settings that differ. Runs that differ by their
+seed alone are one line, their mean with its standard error. A run in progress can be reported.
 
 Searches are shown by name, the variants of one search together: bars of the mean of the last
-completed trials with its standard error and the relearning-only baseline, the history, the
-importance of each hyperparameter, the score against each, and the best trial of every variant.
+completed trials with its standard error and the relearning-only baseline, harm, the best trial of
+every variant, the history, the importance of each hyperparameter, the score against each, and
+every trial in tables that unfold.
 """
 
 EPILOG = f"""\
 {STORAGE_HELP}
 examples:
   report.py runs/demo/mudman runs/demo/no-masking
+  report.py runs/seed-*/mudman runs/seed-*/no-masking
   report.py runs/search/demo.db --out runs/search/report
   report.py journal:/shared/demo.journal
   report.py sqlite:///studies.db --study pythia-python --last 20

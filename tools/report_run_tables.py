@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from report_charts import finite
@@ -107,8 +108,8 @@ def result_row(series: Series, several_attacks: bool) -> list[str]:
         row.append(", ".join(names) or DASH)
     peak = max(finite([number(run.result, "peak_bytes") for run in runs]), default=math.nan)
     row.append(f"{peak / 2**20:.0f} MiB" if math.isfinite(peak) else DASH)
-    seconds = spread([number(run.result, "seconds") for run in runs], 1)
-    return [*row, seconds if seconds == DASH else f"{seconds} s"]
+    seconds = finite([number(run.result, "seconds") for run in runs])
+    return [*row, f"{statistics.fmean(seconds):.1f} s" if seconds else DASH]
 
 
 def results(all_series: Sequence[Series]) -> list[Table]:
@@ -151,12 +152,22 @@ def measures(all_series: Sequence[Series]) -> list[Measure]:
 
 
 HARM_HEAD = ("", "measure", "start", "unlearned", "change", "relearned", "change")
-HARM_CAPTION = (
-    "Changes are from the start. Retain loss in nats a token; divergence: of the next-token "
-    "distributions from those at the start (evaluate.kl); accuracy: the share answered right, or "
-    "at temperature 1 the mean probability of the right answer. On questions about what is to be "
-    "forgotten a fall is the aim, on others it is harm."
-)
+
+
+def harm_table(rows: Sequence[Sequence[str]], what: str) -> Table | None:
+    """The table of rows as in HARM_HEAD, whose caption says what its measures are, and `what` its
+    values are; none of no rows."""
+    measured = " ".join(row[1] for row in rows)
+    caption = "Changes are from the start. Retain loss in nats a token."
+    if "divergence" in measured:
+        caption += " Divergence: of the next-token distributions from those at the start."
+    if "accuracy" in measured:
+        caption += (
+            " Accuracy: the share answered right, or at temperature 1 the mean probability of the "
+            "right answer; on questions about what is to be forgotten a fall is the aim, on others "
+            "it is harm."
+        )
+    return Table("Harm", caption + what, HARM_HEAD, rows, frozenset({1})) if rows else None
 
 
 def harm_cells(
@@ -179,9 +190,12 @@ def harm(all_series: Sequence[Series]) -> Table | None:
             cells = harm_cells(at_stages(series.runs, of), digits)
             if set(cells) != {DASH}:
                 rows.append([series.label, name, *cells])
-    seeds = SEEDS * any(len(series.runs) > 1 for series in all_series)
-    caption = HARM_CAPTION + seeds
-    return Table("Harm", caption, HARM_HEAD, rows, frozenset({1})) if rows else None
+    return harm_table(rows, SEEDS * any(len(series.runs) > 1 for series in all_series))
+
+
+def setting_words(text: str) -> str:
+    """A setting as a config has it: lists without the quotes of JSON."""
+    return DASH if text == "null" else text.replace('"', "") if text.startswith("[") else text
 
 
 def differences(all_series: Sequence[Series]) -> Table | None:
@@ -192,8 +206,7 @@ def differences(all_series: Sequence[Series]) -> Table | None:
     for key in dict.fromkeys(key for run in runs for key in run.config):
         values = [[run.config.get(key, DASH) for run in s.runs if run.config] for s in known]
         if key != "output.dir" and len({value for of in values for value in of}) > 1:
-            shown_values = [", ".join(dict.fromkeys(of)) for of in values]
-            rows.append([key, *(DASH if value == "null" else value for value in shown_values)])
+            rows.append([key, *(", ".join(dict.fromkeys(map(setting_words, of))) for of in values)])
     if not rows:
         return None
     head = ["key", *(series.label for series in known)]

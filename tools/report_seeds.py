@@ -156,7 +156,8 @@ def common_name(names: Sequence[str]) -> str:
     before = os.path.commonprefix(names)
     rest = [name[len(before) :] for name in names]
     after = os.path.commonprefix([name[::-1] for name in rest])[::-1]
-    before = re.sub(r"[-_./= ]*(seeds?|s)?[-_./= ]*$", "", re.sub(r"\d+$", "", before))
+    before = re.sub(r"\d+$", "", before)
+    before = re.sub(r"((^|[-_./= ]+)(seeds?|s))?[-_./= ]*$", "", before)
     after = re.sub(r"^\d*[-_./ ]*", "", after)
     return "/".join(filter(None, (before, after)))
 

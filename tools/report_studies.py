@@ -251,7 +251,7 @@ def measure(variants: Sequence[Variant]) -> str:
     if objective.startswith("accuracy_"):
         return f"Accuracy on {objective.removeprefix('accuracy_')} after relearning"
     if objective == "score" and variants[0].maximize:
-        return "Forget loss after relearning (nats)"
+        return "Forget loss after relearning (nats a token)"
     return f"{objective.replace('_', ' ').capitalize()} of a trial"
 
 

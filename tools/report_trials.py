@@ -9,7 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from report_page import Table
-from report_run_tables import DASH, HARM_CAPTION, HARM_HEAD, harm_cells
+from report_run_tables import DASH, harm_cells, harm_table
 from report_runs import ACCURACY, Line, number
 from report_studies import Variant, mean_and_error, parameter_value, score
 
@@ -56,8 +56,7 @@ def variants_harm(variants: Sequence[Variant], last: int) -> Table | None:
             if any(math.isfinite(value) for column in values for value in column):
                 cells = harm_cells([start, *values], digits, mean_and_error)
                 rows.append([variant.name, words, *cells])
-    caption = f"{HARM_CAPTION} Mean ± SEM of the last {last} completed trials."
-    return Table("Harm", caption, HARM_HEAD, rows, frozenset({1})) if rows else None
+    return harm_table(rows, f" Mean ± SEM of the last {last} completed trials.")
 
 
 def fixed_settings(variant: Variant) -> str:

@@ -11,10 +11,6 @@
 
 #include "kernels/cuda/block.h"
 
-#ifdef MM_CUDA_SHIM
-#include <vector>
-#endif
-
 /* What a thread moves at once: 16 bytes. */
 template <typename Real> struct alignas(16) chunk {
     static constexpr int N = 16 / (int)sizeof(Real);
@@ -46,21 +42,11 @@ __device__ static inline float quad_max(float x) {
 /* Begins to copy BYTES from global to shared memory, zeros unless `valid`: there for this thread
  * after copies_wait(), for others after a barrier that follows it. */
 #ifdef MM_CUDA_SHIM
-struct pending_copy {
-    void *to;
-    const void *from;
-    int bytes;
-    bool valid;
-};
-static std::vector<pending_copy> pending_copies[1024]; /* a thread's; done as late as they may be */
-
 template <int BYTES> static inline void copy_begin(void *to, const void *from, bool valid) {
-    pending_copies[threadIdx.x].push_back({to, from, BYTES, valid});
+    shim_copy_begin(to, valid ? from : nullptr, BYTES);
 }
 static inline void copies_wait() {
-    for (const pending_copy &c : pending_copies[threadIdx.x])
-        c.valid ? memcpy(c.to, c.from, c.bytes) : memset(c.to, 0, c.bytes);
-    pending_copies[threadIdx.x].clear();
+    shim_copies_wait();
 }
 #else
 template <int BYTES>

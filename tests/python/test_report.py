@@ -381,7 +381,7 @@ def test_one_study_and_journal(
             "Accuracy on bio after relearning",
             60,
         ),
-        ("maximize", {"last": "many"}, "Forget loss after relearning (nats)", 30),
+        ("maximize", {"last": "many"}, "Forget loss after relearning (nats a token)", 30),
         ("maximize", {"objective": "forget_loss_unlearn"}, "Forget loss unlearn of a trial", 30),
     ],
 )

@@ -148,6 +148,8 @@ def test_what_a_seed_lacks(seeds: list[Path], tmp_path: Path) -> None:
         (["rank16-1", "rank16-2"], "rank16"),
         (["seed1/mudman", "seed2/mudman"], "mudman"),
         (["mudman_s7", "mudman_s8"], "mudman"),
+        (["two-adapters-1", "two-adapters-2"], "two-adapters"),
+        (["s1", "s2"], ""),
         (["1", "2"], ""),
     ],
 )
