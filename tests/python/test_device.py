@@ -156,7 +156,7 @@ def test_bfloat16_goes_on_without_the_device(tiny: Case, tmp_path: Path) -> None
 # -- on several ranks, each with a GPU of its own, where there are as many ------------------------------
 
 EXACT = {
-    "bfloat16": ((2, 3, 4), BFLOAT16, "unlearn.forget_momentum=0.5"),
+    "bfloat16": ((2, 3, 8), BFLOAT16, "unlearn.forget_momentum=0.5"),
     "adapters": ((2,), FLOAT32, "unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
     "sharded": ((2,), FLOAT32, "model.shard=full", "unlearn.graph=fresh"),
 }
