@@ -372,3 +372,8 @@ void mm_safetensors_close(struct mm_safetensors *file) {
     mm_free(file->name);
     *file = (struct mm_safetensors){0};
 }
+
+void mm_safetensors_forget(const void *data, size_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)data / page * page;
+    madvise((void *)first, (uintptr_t)data + bytes - first, MADV_DONTNEED);
+}

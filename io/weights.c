@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -279,20 +278,22 @@ bool mm_weights_same(const struct mm_weights *weights, const char *a, const char
     enum { CHUNK = 4096 };
     const struct mm_stored_tensor *x = mm_weights_find(weights, a),
                                   *y = mm_weights_find(weights, b);
+    bool same = true;
     if (!x || !y || x->dims_n != y->dims_n || memcmp(x->dims, y->dims, sizeof x->dims))
         return false;
     float values[2][CHUNK];
-    for (size_t i = 0, n; i < x->elements; i += n) {
+    for (size_t i = 0, n; i < x->elements && same; i += n) {
         n = x->elements - i < CHUNK ? x->elements - i : CHUNK;
         mm_convert(values[0], MM_F32, (const char *)x->data + i * mm_dtype_bytes(x->dtype),
                    x->dtype, n);
         mm_convert(values[1], MM_F32, (const char *)y->data + i * mm_dtype_bytes(y->dtype),
                    y->dtype, n);
         for (size_t k = 0; k < n; k++)
-            if (!(values[0][k] == values[1][k]))
-                return false;
+            same = same && values[0][k] == values[1][k];
     }
-    return true;
+    mm_safetensors_forget(x->data, x->elements * mm_dtype_bytes(x->dtype));
+    mm_safetensors_forget(y->data, y->elements * mm_dtype_bytes(y->dtype));
+    return same;
 }
 
 const struct mm_stored_tensor *mm_weights_find(const struct mm_weights *weights, const char *name) {
@@ -351,9 +352,14 @@ enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char
         return status;
     const struct mm_stored_tensor *tensor = mm_weights_find(weights, name);
     size_t cols = part.cols ? part.cols : 1, bytes = mm_dtype_bytes(tensor->dtype);
-    if (part.count > 0)
-        mm_convert(dst, dst_dtype, (const char *)tensor->data + part.first * cols * bytes,
-                   tensor->dtype, part.count * cols);
+    size_t all = part.count * cols, most = MM_FILE_PIECE / bytes;
+    const char *from = (const char *)tensor->data + part.first * cols * bytes;
+    for (size_t done = 0, n; done < all; done += n) {
+        n = all - done < most ? all - done : most;
+        mm_convert((char *)dst + done * mm_dtype_bytes(dst_dtype), dst_dtype, from + done * bytes,
+                   tensor->dtype, n);
+        mm_safetensors_forget(from + done * bytes, n * bytes);
+    }
     return MM_OK;
 }
 
@@ -362,11 +368,6 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
                                struct mm_error *err) {
     struct mm_stored_rows all = {rows, cols, 0, rows};
     return mm_weights_load_rows(weights, name, all, dst, dst_dtype, err);
-}
-
-void mm_weights_forget(const struct mm_weights *weights) {
-    for (size_t f = 0; f < weights->files_n; f++)
-        madvise((void *)(uintptr_t)weights->files[f].map, weights->files[f].bytes, MADV_DONTNEED);
 }
 
 const char *mm_weights_path(const struct mm_weights *weights) {

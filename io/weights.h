@@ -63,7 +63,7 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
                                struct mm_error *err);
 
 /* The same of rows first ... first + count - 1 of a tensor [rows, cols] (cols == 0: of elements of
- * a vector). No other byte of the data is read. Local. */
+ * a vector). No other byte of the data is read, and little of it is in memory at a time. Local. */
 struct mm_stored_rows {
     size_t rows, cols, first, count;
 };
@@ -71,16 +71,13 @@ enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char
                                     struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
                                     struct mm_error *err);
 
-/* Gives back the memory of what was read of the files; whoever asks again reads it again. Local. */
-void mm_weights_forget(const struct mm_weights *weights);
-
 /* Part of a hash of tensors: a sum over rows. Sums of different rows are added member by member, in
  * any order, and text is made of the sum of all: the same 32 hex digits however many took part. */
 struct mm_weights_sum {
     uint64_t low, high;
 };
 /* Adds rows first ... first + count - 1 of a tensor that is listed, whose rows are
- * mm_stored_rows_n. Reads no other. Local. */
+ * mm_stored_rows_n. Reads no other, and has little of them in memory at a time. Local. */
 void mm_weights_sum_rows(const struct mm_weights *weights, const char *name, size_t first,
                          size_t count, struct mm_weights_sum *sum);
 void mm_weights_sum_text(struct mm_weights_sum sum, char hex[33]);
@@ -99,11 +96,11 @@ void mm_weights_hash_files(const struct mm_weights *weights, char hex[33]);
 /* The weight file, or the folder where there are several. Owned by the mm_weights. Local. */
 const char *mm_weights_path(const struct mm_weights *weights);
 
-/* What an export replaces: tensor `name`, of `elements` in all ranks. `data` has, in float32, the
- * rows of the rank that gives it: mm_rows_of (comm/comm.h) of the tensor's first dimension. */
+/* What an export replaces: tensor `name`, of `elements` in all ranks. `data` is of the rows of the
+ * rank that gives it: mm_rows_of (comm/comm.h) of the tensor's first dimension. */
 struct mm_replacement {
     const char *name;
-    const float *data;
+    const void *data;
     size_t elements;
 };
 
@@ -132,6 +129,9 @@ struct mm_weights_export {
     const struct mm_weights *weights;
     const char *out;
     const enum mm_dtype *save_dtype;
+    /* floats (=) elements first ... first + n - 1 of a replacement's data; NULL: those are float
+     * themselves, one behind the other. */
+    void (*read)(const void *data, size_t first, size_t n, float *floats);
 };
 /* Makes the folder and its parents, and writes all but the data of the tensors. MM_BAD_INPUT: `out`
  * exists already, a config.json that is not JSON, a path not permitted; MM_FAILED: disk full and

@@ -33,6 +33,7 @@ struct writer {
         float original[CHUNK];     /* as stored */
         uint32_t unchanged[CHUNK]; /* the original in the written dtype */
         uint32_t written[CHUNK];
+        float replacing[CHUNK];
     } * chunk;
 };
 
@@ -151,7 +152,7 @@ static uint32_t bits_at(const void *values, size_t width, size_t i) {
 }
 
 /* Converts n elements from `first` on into chunk->written and counts what that did. `by` has the
- * values that replace them; NULL: none. */
+ * values that replace them; NULL: none. Of the file nothing stays in memory. */
 static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *entry,
                           const float *by, size_t first, size_t n) {
     static const uint32_t exponents[] = {
@@ -163,13 +164,15 @@ static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *e
     mm_convert(chunk->original, MM_F32, source, stored, n);
     const float *values = by ? by : chunk->original;
     mm_convert(chunk->written, target, values, MM_F32, n);
+    if (by)
+        mm_convert(chunk->unchanged, target, source, stored, n);
+    mm_safetensors_forget(source, n * mm_dtype_bytes(stored));
     for (size_t i = 0; i < n; i++)
         w->report.overflowed +=
             (bits_at(chunk->written, width, i) & exponents[target]) == exponents[target] &&
             isfinite(values[i]);
     if (!by)
         return;
-    mm_convert(chunk->unchanged, target, source, stored, n);
     w->report.replaced += n;
     for (size_t i = 0; i < n; i++) {
         bool changed = bits_at(values, 4, i) != bits_at(chunk->original, 4, i);
@@ -177,6 +180,15 @@ static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *e
         w->report.lost +=
             changed && bits_at(chunk->written, width, i) == bits_at(chunk->unchanged, width, i);
     }
+}
+
+/* The values that replace n of this rank's elements of a tensor, from `first` on. */
+static const float *replacing(struct writer *w, const struct mm_replacement *replacement,
+                              size_t first, size_t n) {
+    if (!w->export->read)
+        return (const float *)replacement->data + first;
+    w->export->read(replacement->data, first, n, w->chunk->replacing);
+    return w->chunk->replacing;
 }
 
 static enum mm_status write_converted(struct writer *w, const struct mm_safetensors_entry *entry,
@@ -187,9 +199,20 @@ static enum mm_status write_converted(struct writer *w, const struct mm_safetens
     enum mm_status status = MM_OK;
     for (size_t done = 0, n; done < all && status == MM_OK; done += n) {
         n = all - done < CHUNK ? all - done : CHUNK;
-        convert_chunk(w, entry, replacement ? replacement->data + done : NULL,
+        convert_chunk(w, entry, replacement ? replacing(w, replacement, done, n) : NULL,
                       own.first * cols + done, n);
         status = mm_output_write(out, w->chunk->written, n * width, err);
+    }
+    return status;
+}
+
+static enum mm_status write_unchanged(const char *data, size_t bytes, struct mm_output *out,
+                                      struct mm_error *err) {
+    enum mm_status status = MM_OK;
+    for (size_t now; bytes > 0 && status == MM_OK; data += now, bytes -= now) {
+        now = bytes < MM_FILE_PIECE ? bytes : MM_FILE_PIECE;
+        status = mm_output_write(out, data, now, err);
+        mm_safetensors_forget(data, now);
     }
     return status;
 }
@@ -210,7 +233,7 @@ static enum mm_status write_tensor(struct writer *w, const struct mm_safetensors
         return status;
     bool same = !entry->floating || target_dtype(w->export, entry) == tensor->dtype;
     if (same && !replacement_of(w, entry))
-        return mm_output_write(out, (const char *)tensor->data + own.first * each, own.count * each,
+        return write_unchanged((const char *)tensor->data + own.first * each, own.count * each, out,
                                err);
     return write_converted(w, entry, own, tensor->elements / rows, out, err);
 }

@@ -32,13 +32,19 @@ void mm_weights_sum_rows(const struct mm_weights *weights, const char *name, siz
     MM_CHECK(first + count <= rows, "rows up to %zu of %zu", first + count, rows);
     struct leaf leaf = {.name = canonical(name, strlen(name)),
                         .dtype = (unsigned char)tensor->dtype};
+    const char *data = tensor->data, *kept = data + first * bytes; /* from here on in memory */
     for (size_t i = first; i < first + count; i++) {
-        leaf.row = canonical((const char *)tensor->data + i * bytes, bytes);
+        const char *row = data + i * bytes;
+        leaf.row = canonical(row, bytes);
         for (int k = 0; k < 8; k++)
             leaf.number[k] = (unsigned char)((uint64_t)i >> 8 * k);
         XXH128_hash_t hash = XXH3_128bits(&leaf, sizeof leaf);
         sum->low += hash.low64;
         sum->high += hash.high64;
+        if ((size_t)(row + bytes - kept) < MM_FILE_PIECE && i + 1 < first + count)
+            continue;
+        mm_safetensors_forget(kept, (size_t)(row + bytes - kept));
+        kept = row + bytes;
     }
 }
 
@@ -60,8 +66,10 @@ void mm_weights_hash_files(const struct mm_weights *weights, char hex[33]) {
     XXH3_state_t *state = XXH3_createState();
     MM_CHECK(state, "out of memory");
     XXH3_128bits_reset(state);
-    for (size_t f = 0; f < weights->files_n; f++)
+    for (size_t f = 0; f < weights->files_n; f++) {
         XXH3_128bits_update(state, weights->files[f].map, weights->files[f].bytes);
+        mm_safetensors_forget(weights->files[f].map, weights->files[f].bytes);
+    }
     XXH128_hash_t hash = XXH3_128bits_digest(state);
     XXH3_freeState(state);
     mm_weights_sum_text((struct mm_weights_sum){hash.low64, hash.high64}, hex);

@@ -32,6 +32,7 @@ struct mm_clock {
     double seconds[MM_SPENT_ON]; /* their sum is `now` */
     double between_ranks;        /* s in which something crosses the network, waited for or not */
     double flops;                /* of matrix products and attention */
+    double bytes;                /* read and written, at least */
 };
 
 /* chunk: see struct mm_ops. rates: zeros: nothing takes time. The caller frees with

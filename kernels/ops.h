@@ -192,9 +192,9 @@ struct mm_ops {
     /* x [n, C] = rows tokens[i] of table [V, C] */
     void (*embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                   const uint32_t *tokens);
-    /* dtable [V, C], float32, += dx by token, in token order */
+    /* dtable [V, C], float32, += dx by token, in token order; nothing for token `skipped` */
     void (*embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                       const uint32_t *tokens);
+                       const uint32_t *tokens, uint32_t skipped);
     /* sum = x + delta (delta.data NULL: sum is not written, x is normalized as it is);
      * y = normalized sum · weight (+ bias). stats [n·parts, 2] float32: mean (0 for RMS) and
      * 1/deviation of each part.

@@ -316,6 +316,7 @@ static enum mm_status run_job(const struct mm_command_line *line, int *argc, cha
 }
 
 int main(int argc, char **argv) {
+    mm_memory_settle();
     mm_output_begin();
     struct mm_error err = {""};
     struct mm_command_line line;

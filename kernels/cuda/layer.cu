@@ -71,10 +71,11 @@ __global__ static void sort_kernel(struct occurrence *sorted, const uint32_t *to
 /* A block belongs to an occurrence; that of a token's first adds all of the token's rows. */
 template <typename T, bool WIDE>
 __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
-                                         const struct occurrence *sorted) {
+                                         const struct occurrence *sorted, uint32_t skipped) {
     size_t first = tile_first();
     uint32_t token = sorted[blockIdx.x].token;
-    if (first >= dx.cols || (blockIdx.x > 0 && sorted[blockIdx.x - 1].token == token))
+    if (first >= dx.cols || token == skipped ||
+        (blockIdx.x > 0 && sorted[blockIdx.x - 1].token == token))
         return;
     if (token >= dtable.rows)
         __trap();
@@ -90,20 +91,21 @@ __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
 
 template <typename T, bool WIDE>
 static void embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                       const uint32_t *tokens) {
+                       const uint32_t *tokens, uint32_t skipped) {
     uint32_t n = static_cast<uint32_t>(dx.rows);
     struct occurrence *sorted =
         static_cast<struct occurrence *>(cuda_scratch(dev, n * sizeof *sorted));
     auto kernel = embed_grad_kernel<T, WIDE>;
     MM_LAUNCH(sort_kernel, blocks_for(n, BLOCK), BLOCK, 0, dev, sorted, tokens, n);
-    MM_LAUNCH(kernel, tiles(n, dx.cols), row_threads(dx.cols, BLOCK), 0, dev, dtable, dx, sorted);
+    MM_LAUNCH(kernel, tiles(n, dx.cols), row_threads(dx.cols, BLOCK), 0, dev, dtable, dx, sorted,
+              skipped);
 }
 
 void cuda_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                     const uint32_t *tokens) {
+                     const uint32_t *tokens, uint32_t skipped) {
     if (dx.rows && dx.cols)
         BY_DTYPE_AND_WIDTH(dx.dtype, rows_wide(dx) && rows_wide(dtable), embed_grad, dev, dtable,
-                           dx, tokens);
+                           dx, tokens, skipped);
 }
 
 /* -- rotation ---------------------------------------------------------------------------------- */

@@ -2,6 +2,7 @@
  * abort hook, and the count of live blocks. */
 #include "src/base/base.h"
 
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -107,6 +108,12 @@ static void check_block(const void *block, size_t bytes) {
              "out of memory: after %zu bytes more the limit on address space (ulimit -v, or the "
              "job's) leaves libraries none",
              bytes);
+}
+
+void mm_memory_settle(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 20); /* else it grows with what is freed, to 32 MiB */
+#endif
 }
 
 void *mm_calloc(size_t count, size_t size) {

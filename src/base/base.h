@@ -73,6 +73,9 @@ char *mm_strdup(const char *text) __attribute__((returns_nonnull));
 char *mm_format(const char *format, ...)
     __attribute__((format(printf, 1, 2), nonnull(1), returns_nonnull));
 void mm_free(void *block);
+/* From now on large blocks go back to the system when they are freed, so that the process holds
+ * what it uses and no more: `plan` counts on it. Called once, before others allocate. */
+void mm_memory_settle(void);
 long mm_live_blocks(void);
 /* Whether a limit on address space (ulimit -v) leaves 64 MiB to the libraries, some of which crash
  * where they get none. `mm_calloc` and `mm_realloc` ask it of large blocks. */

@@ -19,7 +19,7 @@ static void download_floats(struct mm_mudman *u, float *host, struct mm_vector v
 
 /* Elements whose sign agrees with m's in one of g and `unrounded` alone. */
 static double count_flips(struct mm_mudman *u) {
-    enum { CHUNK = 1 << 20 };
+    enum { CHUNK = 1 << 16 };
     const struct mm_vector vectors[3] = {u->g, u->unrounded, u->m};
     float *host[3];
     double flips = 0;

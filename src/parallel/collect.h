@@ -4,10 +4,6 @@
 
 #include "src/parallel/shard.h"
 
-/* Returns this rank's rows of tensor t of the shard's set, as v holds it, in float32 in host
- * memory. The caller frees them with mm_free. Local. */
-float *mm_own_floats(const struct mm_shard *shard, struct mm_vector v, size_t t);
-
 /* Returns tensor t of the shard's set, as the v of all ranks hold it: [rows, cols] in float32, in
  * host memory, which the caller frees with mm_free. Values of a bfloat16 v are exact. Collective.
  */

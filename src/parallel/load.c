@@ -3,6 +3,8 @@
 
 #include "kernels/queue.h"
 
+#define PIECE ((size_t)16 << 20) /* bytes of a tensor that are in host memory at once */
+
 /* The ranks that have opened the same files as this one. */
 struct readers {
     uint64_t *copies; /* [ranks] mm_weights_copy */
@@ -28,19 +30,32 @@ static void hash_rows(const struct mm_weights *weights, const char *name,
     mm_weights_sum_rows(weights, name, part.first, part.count, sum);
 }
 
+enum mm_status mm_load_rows(struct mm_device *dev, const struct mm_weights *weights,
+                            const char *name, struct mm_stored_rows rows, enum mm_dtype dtype,
+                            void *to, struct mm_error *err) {
+    size_t row_bytes = (rows.cols ? rows.cols : 1) * mm_dtype_bytes(dtype);
+    size_t each = row_bytes < PIECE ? PIECE / row_bytes : 1, end = rows.first + rows.count;
+    char *host = mm_calloc(each < rows.count ? each : rows.count, row_bytes), *next = to;
+    enum mm_status status = MM_OK;
+    while (rows.first < end && status == MM_OK) {
+        rows.count = end - rows.first < each ? end - rows.first : each;
+        status = mm_weights_load_rows(weights, name, rows, host, dtype, err);
+        if (status == MM_OK)
+            dev->queue->upload(dev, next, host, rows.count * row_bytes);
+        rows.first += rows.count;
+        next += rows.count * row_bytes;
+    }
+    mm_free(host);
+    return status;
+}
+
 static enum mm_status load_rows(const struct mm_model *m, struct mm_comm *comm, size_t param,
                                 const struct mm_weights *weights, struct mm_error *err) {
     const struct mm_param *p = &m->params[param];
     struct mm_mat to = mm_own_rows_changing(m, comm, param);
     struct mm_rows own = mm_rows_of(p->rows, mm_comm_size(comm), mm_comm_rank(comm));
     struct mm_stored_rows rows = {p->rows, p->vector ? 0 : p->cols, own.first, own.count};
-    size_t bytes = own.count * p->cols * mm_dtype_bytes(m->dtype);
-    void *host = mm_calloc(bytes, 1);
-    enum mm_status status = mm_weights_load_rows(weights, p->name, rows, host, m->dtype, err);
-    if (status == MM_OK && bytes)
-        m->dev->queue->upload(m->dev, to.data, host, bytes);
-    mm_free(host);
-    return status;
+    return mm_load_rows(m->dev, weights, p->name, rows, m->dtype, to.data, err);
 }
 
 /* The tensors that every rank holds whole, a layer's at a time. */
@@ -89,7 +104,6 @@ enum mm_status mm_load_weights(struct mm_model *m, struct mm_comm *comm,
         add_sums(comm, &readers, sum, hash);
         gather_whole(m, comm);
     }
-    mm_weights_forget(weights);
     mm_free(readers.copies);
     return status;
 }

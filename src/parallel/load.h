@@ -5,6 +5,12 @@
 #include "io/weights.h"
 #include "src/parallel/spread.h"
 
+/* Rows of a stored tensor, converted to `dtype`, to the memory of a device at `to`; little of them
+ * is in host memory at a time. Errors as mm_weights_load_rows. Local. */
+enum mm_status mm_load_rows(struct mm_device *dev, const struct mm_weights *weights,
+                            const char *name, struct mm_stored_rows rows, enum mm_dtype dtype,
+                            void *to, struct mm_error *err);
+
 /* Fills the working weights, or this rank's rows of them where the layers are spread. Every rank
  * reads and hashes its own rows of every tensor, and receives the others from the other ranks:
  * together they read each byte once. Ranks that have another copy of the files than rank 0 read all

@@ -2,7 +2,8 @@
 #include "src/run/export.h"
 
 #include "io/files.h"
-#include "src/parallel/collect.h"
+
+#include "kernels/queue.h"
 
 /* The sums of all ranks' reports. Collective. */
 static void tell(const struct mm_job *job, const struct mm_shard *s, const char *out,
@@ -36,19 +37,37 @@ static enum mm_status end(const struct mm_job *job, const struct mm_weights_expo
     return mm_weights_export_end(e, status, err);
 }
 
+/* This rank's rows of a tensor, in device memory. */
+struct own_rows {
+    struct mm_device *dev;
+    const char *rows;
+    enum mm_dtype dtype;
+};
+
+static void read_own(const void *data, size_t first, size_t n, float *floats) {
+    const struct own_rows *own = data;
+    size_t bytes = mm_dtype_bytes(own->dtype);
+    void *stored = mm_calloc(n, bytes);
+    own->dev->queue->download(own->dev, stored, own->rows + first * bytes, n * bytes);
+    mm_convert(floats, MM_F32, stored, own->dtype, n);
+    mm_free(stored);
+}
+
 static enum mm_status write_rows(const struct mm_job *job, const struct mm_shard *s,
                                  struct mm_vector w, const struct mm_weights_export *e,
                                  struct mm_export_report *report, struct mm_error *err) {
     struct mm_replacement *replaced = mm_calloc(s->tensors_n, sizeof *replaced);
+    struct own_rows *own = mm_calloc(s->tensors_n, sizeof *own);
     for (size_t t = 0; t < s->tensors_n; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];
-        replaced[t] = (struct mm_replacement){p->name, mm_own_floats(s, w, t), p->rows * p->cols};
+        own[t] = (struct own_rows){
+            job->dev, (char *)w.data + s->layout.offsets[t] * mm_dtype_bytes(w.dtype), w.dtype};
+        replaced[t] = (struct mm_replacement){p->name, &own[t], p->rows * p->cols};
     }
     enum mm_status status = mm_weights_export_rows(
         e, replaced, s->tensors_n, mm_comm_size(job->comm), mm_comm_rank(job->comm), report, err);
-    for (size_t t = 0; t < s->tensors_n; t++)
-        mm_free((float *)replaced[t].data);
     mm_free(replaced);
+    mm_free(own);
     return status;
 }
 
@@ -57,8 +76,10 @@ enum mm_status mm_export(const struct mm_job *job, const struct mm_shard *s, str
     static const enum mm_dtype dtypes[] = {MM_F32, MM_F32, MM_BF16, MM_F16};
     enum mm_save_dtype save = job->config->output.save_dtype;
     char *out = mm_format("%s/model", job->config->output.dir);
-    const struct mm_weights_export e = {job->weights, out,
-                                        save == MM_SAVE_STORED ? NULL : &dtypes[save]};
+    const struct mm_weights_export e = {.weights = job->weights,
+                                        .out = out,
+                                        .save_dtype = save == MM_SAVE_STORED ? NULL : &dtypes[save],
+                                        .read = read_own};
     struct mm_export_report report;
     bool first = mm_comm_rank(job->comm) == 0;
     mm_job_watch_files(job, "export", MM_UNNUMBERED);

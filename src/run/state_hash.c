@@ -7,6 +7,8 @@
 
 #include "kernels/queue.h"
 
+#define PIECE ((size_t)4 << 20) /* bytes of a tensor that are in host memory at once */
+
 struct mm_hasher {
     struct mm_comm *comm;
     struct mm_device *dev;
@@ -25,13 +27,16 @@ static void add_tensor(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dt
     int size = mm_comm_size(h->comm);
     size_t block = mm_rows_block(rows, size), bytes = cols * mm_dtype_bytes(dtype);
     size_t count = mm_rows_of(rows, size, mm_comm_rank(h->comm)).count;
-    char *copy = mm_calloc(count, bytes);
+    size_t most = bytes < PIECE ? PIECE / bytes : 1;
+    char *copy = mm_calloc(most < count ? most : count, bytes);
     uint64_t *mine = mm_calloc(block, sizeof *mine);
     uint64_t *all = mm_calloc((size_t)size * block, sizeof *all);
-    if (count)
-        h->dev->queue->download(h->dev, copy, own, count * bytes);
-    for (size_t i = 0; i < count; i++)
-        mine[i] = XXH3_64bits_withSeed(copy + i * bytes, bytes, h->place);
+    for (size_t i = 0, n; i < count; i += n) {
+        n = count - i < most ? count - i : most;
+        h->dev->queue->download(h->dev, copy, (const char *)own + i * bytes, n * bytes);
+        for (size_t k = 0; k < n; k++)
+            mine[i + k] = XXH3_64bits_withSeed(copy + k * bytes, bytes, h->place);
+    }
     mm_comm_gather_all(h->comm, mine, block * sizeof *mine, all);
     mm_hash_add(h->hash, all, rows * sizeof *all); /* the padding is behind */
     h->place++;

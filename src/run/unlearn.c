@@ -11,6 +11,7 @@
 #include "src/run/unlearn.h"
 
 #include "src/method/method.h"
+#include "src/parallel/load.h"
 #include "src/run/export.h"
 #include "src/run/progress.h"
 #include "src/run/report.h"
@@ -65,18 +66,13 @@ static enum mm_status create(struct phase *ph, struct mm_job *job, struct mm_are
 static enum mm_status load_origin(struct phase *ph, struct mm_error *err) {
     const struct mm_shard *s = ph->shard;
     struct mm_vector w = ph->run.origin;
-    size_t bytes = mm_dtype_bytes(w.dtype);
     enum mm_status status = MM_OK;
     for (size_t t = 0; t < s->tensors_n && status == MM_OK; t++) {
         const struct mm_param *p = &s->model->params[s->param[t]];
         struct mm_rows own = mm_layout_own(&s->layout, t);
-        char *host = mm_calloc(p->rows * p->cols, bytes);
-        status = mm_weights_load(ph->job->weights, p->name, p->rows, p->cols, host, w.dtype, err);
-        if (status == MM_OK)
-            ph->job->dev->queue->upload(ph->job->dev, (char *)w.data + s->layout.offsets[t] * bytes,
-                                        host + own.first * p->cols * bytes,
-                                        own.count * p->cols * bytes);
-        mm_free(host);
+        struct mm_stored_rows rows = {p->rows, p->vector ? 0 : p->cols, own.first, own.count};
+        status = mm_load_rows(ph->job->dev, ph->job->weights, p->name, rows, w.dtype,
+                              (char *)w.data + s->layout.offsets[t] * mm_dtype_bytes(w.dtype), err);
     }
     return status;
 }

@@ -74,11 +74,15 @@ foreach(source ${OPERATION_TESTS})
     mm_test(${test}_${suffix} LABELS shim ENVIRONMENT MM_SHIM_ORDER=${order} COMMAND ${name}_shim)
   endforeach()
 endforeach()
+foreach(order ascending descending) # what has copies
+  mm_test(shim_ops_attention_early_${order} LABELS shim ENVIRONMENT MM_SHIM_COPIES=early MM_SHIM_ORDER=${order}
+          COMMAND test_ops_attention_shim)
+endforeach()
 
 add_programs(shim golden/test_golden.c ${SHIM_LIBRARIES})
 # They take minutes: 5 times what the slowest takes on two cores, at least.
 mm_test(shim_golden TIMEOUT 1500 LABELS shim COMMAND test_golden_shim)
-mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1
+mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1 MM_SHIM_COPIES=early
         COMMAND test_golden_shim float32 sharded)
 # model.shard: node, each rank on a machine of its own.
 mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim

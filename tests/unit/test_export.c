@@ -152,7 +152,8 @@ static void replaces_by_rows(void **state) {
         struct mm_export_report want = export_good(&f, whole, 2, dtype), got = {0}, part;
         char *together = mm_format("%s-together", f.out);
         struct mm_weights *weights = open_good(f.in);
-        const struct mm_weights_export e = {weights, together, dtype};
+        const struct mm_weights_export e = {
+            .weights = weights, .out = together, .save_dtype = dtype};
         assert_int_equal(mm_weights_export_begin(&e, &err), MM_OK);
         for (int rank = RANKS - 1; rank >= 0; rank--) {
             const struct mm_replacement rows[] = {

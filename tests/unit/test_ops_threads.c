@@ -73,7 +73,7 @@ static void run_layers(const struct subject *s, size_t n, size_t C, struct resul
     ops->activate(s->dev, MM_SWIGLU, h.mat, u.mat);
     ops->activate_grad(s->dev, MM_SWIGLU, du.mat, h.mat, u.mat);
     ops->bias_db(s->dev, db.mat.data, du.mat);
-    ops->embed_grad(s->dev, dtable.mat, h.mat, device_put(s, tokens, n * sizeof *tokens));
+    ops->embed_grad(s->dev, dtable.mat, h.mat, device_put(s, tokens, n * sizeof *tokens), 3);
     ops->rope(s->dev, qkv.mat, &heads, n, angles.mat.data, angles.mat.data, MM_TURN);
     keep(out, "SwiGLU", &h);
     keep(out, "SwiGLU gradient", &du);

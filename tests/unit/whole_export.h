@@ -9,7 +9,7 @@ static inline enum mm_status export_whole(const struct mm_weights *weights, cons
                                           const struct mm_replacement *replacements, size_t n,
                                           const enum mm_dtype *dtype,
                                           struct mm_export_report *report, struct mm_error *err) {
-    const struct mm_weights_export e = {weights, out, dtype};
+    const struct mm_weights_export e = {.weights = weights, .out = out, .save_dtype = dtype};
     struct mm_export_report unused;
     enum mm_status status = mm_weights_export_begin(&e, err);
     if (status != MM_OK)
