@@ -48,10 +48,13 @@ td.text { white-space: normal; min-width: 6rem; max-width: 16rem; overflow-wrap:
 .note { border-left: 3px solid #D55E00; padding-left: .75rem; }
 .note p { margin: .25rem 0; overflow-wrap: anywhere; }
 footer { margin-top: 3rem; font-size: .8125rem; color: #555; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th, td { padding: .25rem .4rem; }
+  th[scope=row] { position: sticky; left: 0; background: #fff; white-space: normal;
+                  max-width: 7rem; overflow-wrap: break-word; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .wide { overflow: visible; }
   details .wide { max-height: none; overflow: visible; } details:not([open]) { display: none; }
   .wide img { min-width: 0; max-width: 6.3in; } figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  h2, h3 { break-after: avoid; } table { break-inside: avoid; }
   table { font-size: 7.5pt; } th, td { padding: .15rem .3rem; }
   td { white-space: normal; } }
 """
@@ -79,6 +82,8 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 """
+
+WHOLE = 18  # shorter cells are not broken
 
 
 @dataclass
@@ -113,6 +118,11 @@ def head_html(table: Table, marks: Sequence[str]) -> str:
     return f"<thead><tr>{''.join(heads)}</tr></thead>"
 
 
+def cell_html(cell: str) -> str:
+    """A cell; a number is not parted from its error or unit."""
+    return html.escape(cell.replace(" ", "\u00a0") if len(cell) < WHOLE else cell)
+
+
 def table_html(table: Table) -> str:
     """One table; wider than the screen, it scrolls by itself."""
     marks = [' class="text"' if column in table.text else "" for column in range(len(table.head))]
@@ -124,7 +134,7 @@ def table_html(table: Table) -> str:
     lines.append(f'<div class="wide"><table>{head_html(table, marks)}<tbody>')
     for row in table.rows:
         cells = [f'<th scope="row">{html.escape(row[0])}</th>']
-        cells += [f"<td{mark}>{html.escape(cell)}</td>" for cell, mark in zip(row[1:], marks[1:])]
+        cells += [f"<td{mark}>{cell_html(cell)}</td>" for cell, mark in zip(row[1:], marks[1:])]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     lines.append("</tbody></table></div>")
     lines.append("</details>" if table.folded else caption)

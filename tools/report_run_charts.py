@@ -37,6 +37,7 @@ from report_seeds import Line, Series, mean_and_error, mean_values
 End = tuple[float, float, str, str]  # of a line in a chart: x, y, its name, its colour
 Value = Callable[[Point], float]
 BAND = 0.2  # how dense the colour of a band is
+LEGEND_ROW = 0.19  # inches
 LETTER, HANDLE = 0.078, 0.65  # inches that a letter and a line's sample take in a legend
 SEEDS = " Bands: one standard error over the seeds (n) to either side of their mean."
 
@@ -96,21 +97,34 @@ def name_lines(
 
 
 def legend(figure: Figure, all_series: Sequence[Series], first: int = 0) -> None:
-    """A line for each series, or for each of its attacks, above the figure."""
+    """A sample for each line above the figure; where all series were attacked alike, one for each
+    series and one for each attack."""
+    attacks = list(all_series[0].attacks)
+    alike = all(list(series.attacks) == attacks for series in all_series)
+    whole = all(line.n == len(s.runs) for s in all_series for line in s.attacks.values())
     handles = []
     for index, series in enumerate(all_series):
+        look = {"color": color(index), "marker": marker(index)}
+        if len(attacks) > 1 and len(all_series) > 1 and alike and whole:
+            handles.append(Line2D([], [], label=series.label, **look))
+            continue
         for attack in series.attacks or [""]:
             name = attack_name(series, attack) if series.attacks else series.label
             style = attack_style(series, attack, first) if series.attacks else "-"
-            look = {"color": color(index), "marker": marker(index), "linestyle": style}
-            handles.append(Line2D([], [], label=name, **look))
+            handles.append(Line2D([], [], label=name, linestyle=style, **look))
+    if len(handles) == len(all_series) and len(attacks) > 1:
+        for attack in attacks:
+            style = attack_style(all_series[0], attack, first)
+            handles.append(Line2D([], [], label=attack, linestyle=style, color=BASELINE_COLOR))
     place_legend(figure, handles)
 
 
 def place_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """As many columns as the figure is wide enough for."""
+    """As many columns as the figure is wide enough for; it grows by what the legend takes."""
     widest = HANDLE + LETTER * max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(4, int(WIDTH / widest)))
+    height = LEGEND_ROW * math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + height)
     figure.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 

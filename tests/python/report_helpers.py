@@ -99,7 +99,9 @@ def tables(page: str) -> list[list[list[str]]]:
     for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
         rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-        found.append([[html.unescape(cell) for cell in row] for row in cells])
+        found.append(
+            [[html.unescape(cell).replace("\u00a0", " ") for cell in row] for row in cells]
+        )
     return found
 
 

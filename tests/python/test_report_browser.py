@@ -106,10 +106,13 @@ def test_trials_are_sorted_by_a_click(browser: Browser) -> None:
 
 
 def test_a_phone_scrolls_down_only(browser: Browser) -> None:
-    """What is wider than the screen scrolls in a box of its own."""
+    """What is wider than the screen scrolls in a box of its own; the names of rows stay."""
     browser.resize(PHONE, 800, mobile=True)
     assert browser.value("document.documentElement.scrollWidth") <= PHONE
     assert browser.value("Math.min(...Array.from(document.images, i => i.width))") >= 400
+    browser.value("document.querySelector('.wide').scrollLeft = 100")
+    first = "document.querySelector('th[scope=row]').getBoundingClientRect().left"
+    assert 0 <= browser.value(first) < PHONE / 4
     browser.resize(1000, 800)
 
 
