@@ -92,7 +92,7 @@ def name_lines(
         figure.draw_without_rendering()  # places the panels: labels are moved apart on the page
         for axes, here in zip(grid, ends):
             label_ends(axes, here)
-    else:
+    elif len(all_series) > 1 or all_series[0].attacks or len(all_series[0].runs) > 1:
         legend(figure, all_series)
 
 

@@ -305,7 +305,9 @@ def best_trials(variants: Sequence[Variant]) -> Table | None:
         "(edge …): the value lies within 10 % of that end of its range, on a log scale where the "
         "search used one; a wider range may hold better ones."
     )
-    return Table("Best trial of each variant", caption, ["", *(v.name for v, _ in found)], rows)
+    edges = any("(edge" in cell for row in rows for cell in row)
+    head = ["", *(variant.name for variant, _ in found)]
+    return Table("Best trial of each variant", caption if edges else "", head, rows)
 
 
 def trial_seconds(variant: Variant) -> str:

@@ -217,14 +217,12 @@ def importances(
 ) -> Chart | None:
     """How much of the scores' variance each hyperparameter explains, by fANOVA."""
     found: dict[int, dict[str, float]] = {}
+    few: list[str] = []
     for at, variant in enumerate(variants):
         if len(variant.ranges) < 2:
             continue  # one hyperparameter explains everything
         if len(variant.completed) < IMPORTANCE_TRIALS:
-            notes.append(
-                f"{variant.study.study_name}: no importances: {len(variant.completed)} completed "
-                f"trials, {IMPORTANCE_TRIALS} are needed"
-            )
+            few.append(f"{variant.name} ({len(variant.completed)})")
             continue
         try:
             evaluator = FanovaImportanceEvaluator(seed=0)
@@ -232,6 +230,11 @@ def importances(
         except (ImportError, RuntimeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             notes.append(f"{variant.study.study_name}: no importances: {reason}")
+    if few:
+        notes.append(
+            f"{variants[0].search}: no importances of {', '.join(few)}: {IMPORTANCE_TRIALS} "
+            "completed trials are needed"
+        )
     if not found:
         return None
     names = {name for values in found.values() for name in values}

@@ -326,7 +326,7 @@ def test_pictures_of_studies(studies_page: tuple[Path, str]) -> None:
         f"other-{kind}.png" for kind in ("variants", "history", "mudman-slices")
     }
     notes = html.unescape(studies_page[1])
-    assert "tiny-one_trial: no importances: 1 completed trials, 10 are needed" in notes
+    assert "tiny: no importances of one_trial (1), all_pruned (0): 10 completed trials" in notes
 
 
 def test_bars_are_as_long_as_the_means(
