@@ -78,6 +78,17 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return case_in(tmp_path_factory.mktemp("shard"))
 
 
+def machine_of_two(folder: Path) -> Path:
+    """A file for `plan --machine`: two ranks each."""
+    hops = "{start: 0, inside: 0, across: 0}"
+    file = folder / "machine.yaml"
+    file.write_text(
+        "device: cpu\nranks: 2\nfloat32: 1e11\nbfloat16: 1e11\nmemory: 1e10\nstart: 0\ninside: 1e9\n"
+        f"across: 1e9\nloss: 0\nbeside: false\nbucket: {hops}\nsum: {hops}\n"
+    )
+    return file
+
+
 def assert_same(case: Path, folder: Path, *overrides: str, ranks: int) -> None:
     """State, every digit of every line, attacks and questions among them, and the model."""
     sharded = {"none": (), "full": (FULL,)} | ({"node": (NODE,)} if ranks > 2 else {})
@@ -143,6 +154,13 @@ def test_auto(case: Path, tmp_path: Path) -> None:
     )
     out = succeed("plan", case, *more).out
     assert f"peak: {none} a rank" in out and f"else full, whose peak is {full}" in out
+    machines = ("--ranks", 4, "--machine", machine_of_two(tmp_path))
+    out = succeed("plan", case, *more, *machines).out
+    peaks = [
+        re.search(r"^peak: (.*) a rank", succeed("plan", case, few, f"model.shard={how}", *machines).out, re.M)[1]
+        for how in ("node", "full")
+    ]  # fmt: skip
+    assert f"else node, whose peak is {peaks[0]}, else full, whose peak is {peaks[1]}" in out
     said = succeed("run", case, f"output.dir={tmp_path / 'run'}", *more, ranks=2).err
     assert "model.shard: auto is none" in said and "auto is full" not in said
 

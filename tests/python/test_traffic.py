@@ -9,7 +9,7 @@ import pytest
 
 from job_helpers import succeed
 from model_helpers import hollow_llama, random_case
-from test_shard import ATTACKS, case_in
+from test_shard import ATTACKS, case_in, machine_of_two
 
 # Evaluation, save and export come after the last loop, and there is nothing else beside loops and steps.
 PLAIN = (
@@ -124,16 +124,10 @@ def test_machines_of_two(
     case: Path, tmp_path: Path, ranks: int, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """model.shard: node on machines of two ranks."""
-    machine = tmp_path / "machine.yaml"
-    links = "{start: 0, inside: 0, across: 0}"
-    machine.write_text(
-        "device: cpu\nranks: 2\nfloat32: 1e11\nbfloat16: 1e11\nmemory: 1e10\nstart: 0\ninside: 1e9\n"
-        f"across: 1e9\nloss: 0\nbeside: false\nbucket: {links}\nsum: {links}\n"
-    )
     monkeypatch.setenv("MUDMAN_NEAR_RANKS", "2")
     more = [o for o in VARIANTS.get(variant, ()) if not o.startswith("model.shard")]
     plan = compare(
         case, tmp_path / "run", *more, "model.shard=node",
-        ranks=ranks, checked=monkeypatch, planned=("--machine", machine),
+        ranks=ranks, checked=monkeypatch, planned=("--machine", machine_of_two(tmp_path)),
     )  # fmt: skip
     assert "near gather" in plan["a loop"]
