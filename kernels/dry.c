@@ -252,10 +252,12 @@ static void dry_retain_step(struct mm_device *dev, struct mm_vector m, struct mm
 
 static void dry_adversary_step(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                                struct mm_vector g, double rate, double decay,
-                               const uint32_t *stop) {
+                               const struct mm_places *places, const uint32_t *stop) {
     (void)rate;
     (void)stop;
-    pass(dev, MM_ON_UPDATES, 2 * bytes_in(a) + bytes_in(g) + (decay == 1 ? 0 : bytes_in(b)));
+    double placed = places ? (double)a.n * (double)mm_dtype_bytes(places->dtype) : 0;
+    pass(dev, MM_ON_UPDATES,
+         2 * bytes_in(a) + bytes_in(g) + (decay == 1 ? 0 : bytes_in(b)) + placed);
 }
 
 /* Beside the gradient and m: what the ablations read and write. */

@@ -147,6 +147,9 @@ static void create_scratch(struct mm_mudman *u, struct mm_arena *arena,
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(u->comm) > 1)
         u->unrounded = mm_shard_vector(u->shard, arena, MM_FOR_GRADIENTS, MM_F32);
     u->over_w = mm_sums_create(arena, u->layout);
+    if (config->unlearn.train_adversary && config->unlearn.graph != MM_GRAPH_REUSE && !u->base &&
+        !u->adversary) /* a pass follows, through weights that the step is a vector of */
+        u->places = mm_shard_places(u->shard, arena, u->over_w.offsets);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, tensors, sizeof *u->sums);
     u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, tensors, sizeof *u->scale);
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);

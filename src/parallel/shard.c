@@ -253,6 +253,21 @@ void mm_shard_load(const struct mm_shard *s, struct mm_vector v) {
 
 /* -- gathering weights ------------------------------------------------------------------------- */
 
+struct mm_places mm_shard_places(const struct mm_shard *s, struct mm_arena *arena,
+                                 const size_t *offsets) {
+    struct mm_device *dev = s->model->dev;
+    void **data = mm_arena_take(arena, MM_FOR_SCRATCH, s->tensors_n, sizeof *data);
+    if (!mm_arena_dry(arena)) {
+        void **host = mm_calloc(s->tensors_n, sizeof *host);
+        for (size_t t = 0; t < s->tensors_n; t++)
+            host[t] = own_rows(s, t).data;
+        dev->queue->upload(dev, data, host, s->tensors_n * sizeof *host);
+        mm_free(host);
+    }
+    return (struct mm_places){
+        .dtype = s->model->dtype, .data = data, .offsets = offsets, .tensors_n = s->tensors_n};
+}
+
 static void wait(struct mm_shard *s, struct mm_bucket *bucket) {
     if (bucket->started)
         mm_comm_wait(s->comm, bucket->ticket);
@@ -268,7 +283,7 @@ static void store_bucket(struct mm_shard *s, struct mm_bucket *bucket, struct mm
     struct mm_device *dev = s->model->dev;
     for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
         struct mm_mat own = mm_own_rows_changing(s->model, s->comm, s->param[s->order[k]]);
-        if (own.rows)
+        if (v.data && own.rows)
             dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
                               own.rows * own.cols);
     }

@@ -81,7 +81,13 @@ struct mm_vector mm_shard_gradient(const struct mm_shard *shard, struct mm_arena
 
 /* v (=) own rows of the working weights. Local. */
 void mm_shard_load(const struct mm_shard *shard, struct mm_vector v);
-/* Working weights of the set (=) v of all ranks, rounded to the model's dtype. Collective. */
+/* Where a step puts v's elements itself, as the next functions would: this rank's rows of the
+ * working weights. offsets: the layout's, in device memory; the other array is the arena's. Local.
+ */
+struct mm_places mm_shard_places(const struct mm_shard *shard, struct mm_arena *arena,
+                                 const size_t *offsets);
+/* Working weights of the set (=) v of all ranks, rounded to the model's dtype; v.data NULL: a step
+ * has put every rank's rows there (mm_shard_places). Collective. */
 void mm_shard_store(struct mm_shard *shard, struct mm_vector v);
 /* The same in two steps. Between them nothing may read the weights but a forward with
  * mm_shard_arrivals as its hook, which waits for the weights of each layer where they are needed.

@@ -192,7 +192,7 @@ static double elements_loss(const struct bench *b) {
 VECTOR(sum_squares, 1, b->scalars, b->g, MM_F32)
 VECTOR(fork, 2, b->m, b->b, &b->loop->stop)
 VECTOR(retain_step, 5, b->m, b->b, b->g, 0.9, 1e-9, &b->loop->stop)
-VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, &b->loop->stop)
+VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, NULL, &b->loop->stop)
 #define MASK(b)                                                                                    \
     &(struct mm_mask) {                                                                            \
         (b)->m, true, (b)->offsets, (b)->tensors_n                                                 \

@@ -154,6 +154,14 @@ static inline struct cuda_bytes cuda_mask_sums_bytes(struct mm_vector g, const s
     return cuda_once(vector_bytes(g) + (mask->masking ? vector_bytes(mask->m) : 0) + f + b);
 }
 
+static inline struct cuda_bytes cuda_adversary_step_bytes(struct mm_vector a, struct mm_vector b,
+                                                          struct mm_vector g, double decay,
+                                                          const struct mm_places *places) {
+    return cuda_once(2 * vector_bytes(a) + vector_bytes(g) +
+                     ((float)decay == 1.0f ? 0 : vector_bytes(b)) +
+                     (places ? (double)a.n * (double)mm_dtype_bytes(places->dtype) : 0));
+}
+
 /* b is read again where it decides what is discarded. */
 static inline struct cuda_bytes cuda_unlearn_step_bytes(struct mm_vector b, struct mm_vector g,
                                                         const struct mm_mask *mask,

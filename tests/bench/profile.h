@@ -146,10 +146,9 @@ PROFILED(PROFILE_UPDATES, retain_step,
          cuda_once(2 * vector_bytes(m) + 2 * vector_bytes(b) + vector_bytes(g)))
 PROFILED(PROFILE_UPDATES, adversary_step,
          (DEV, struct mm_vector a, struct mm_vector b, struct mm_vector g, double rate,
-          double decay, const uint32_t *stop),
-         (dev, a, b, g, rate, decay, stop),
-         cuda_once(2 * vector_bytes(a) + vector_bytes(g) +
-                   ((float)decay == 1.0f ? 0 : vector_bytes(b))))
+          double decay, const struct mm_places *places, const uint32_t *stop),
+         (dev, a, b, g, rate, decay, places, stop),
+         cuda_adversary_step_bytes(a, b, g, decay, places))
 PROFILED(PROFILE_SUMS, mask_sums,
          (DEV, struct mm_mask_sums *sums, struct mm_vector g, const struct mm_mask *mask,
           const struct mm_unlearn_options *options),

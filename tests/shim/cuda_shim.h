@@ -64,6 +64,9 @@ typedef struct shim_stream *cudaStream_t;
 
 /* Done when somebody waits for the stream; while it is captured, at each launch of its graph. */
 void shim_enqueue(cudaStream_t stream, std::function<void()> work);
+/* Whether this is the host, and not a stream's work; with `now`, all that was noted is done then,
+ * unless a stream is captured. */
+bool shim_progress(bool now);
 void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                  std::function<void()> thread);
 void *

@@ -134,7 +134,8 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     keep_block(out, "sum_squares", s, sum, sizeof *sum);
     ops->fork(s->dev, box_vector(&a), box_vector(&b), stop);
     ops->retain_step(s->dev, box_vector(&m), box_vector(&b), box_vector(&g), 0.9, 0.1, stop);
-    ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, stop);
+    ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, NULL,
+                        stop);
     ops->scale(s->dev, g.mat, g.mat, 1.7f);
     ops->mask_sums(s->dev, sums_on, box_vector(&g), &mask, NULL);
     keep_block(out, "mask_sums", s, sums_on, sizeof sums);
