@@ -29,6 +29,9 @@ constexpr int step = sizeof(Real) == 4 ? (D <= 64   ? 32
                      : D <= 64         ? 64
                      : D <= 128        ? 32
                                        : 16;
+/* Blocks of backward_queries that a processor has room for at least: 4 of 128 threads and 128
+ * registers, where no more than a few values an iteration leave the registers for that. */
+template <typename Real, int D> constexpr int resident = sizeof(Real) == 2 && D == 64 ? 4 : 1;
 /* Columns of dk and dv a block sums up: registers hold no more. */
 template <int D> constexpr int slice = D > 128 ? 128 : D;
 
@@ -284,7 +287,8 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real>
 
 /* dq of a tile of queries, and `through`, which backward_keys reads. */
 template <typename Real, int D>
-__global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
+__global__ static void __launch_bounds__(32 * warps<D>, resident<Real, D>)
+    backward_queries(call<Real> a) {
     constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, PAIR = pair<Real, D>;
     MM_SHARED(Real, shared);
     Real *q = shared, *dout = q + owned<D> * LD, *pairs = dout + owned<D> * LD;
@@ -301,6 +305,7 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Re
     load<D, owned<D>>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld,
                       first);
     load_keys<D>(a, pairs, rows, kv, 0);
+#pragma unroll
     for (int i = 0; i < 2; i++) {
         bool valid = row + 8 * i < a.tokens;
         size_t at = valid ? row + 8 * i : 0, place = (size_t)blockIdx.x * a.tokens + at;

@@ -68,6 +68,9 @@ __global__ static void sort_kernel(struct occurrence *sorted, const uint32_t *to
         sorted[before] = {token, at};
 }
 
+/* Rows of a frequent token that are under way at once; they are added one by one, in order. */
+#define EMBED_AHEAD 4u
+
 /* A block belongs to an occurrence; that of a token's first adds all of the token's rows. */
 template <typename T, bool WIDE>
 __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
@@ -79,12 +82,20 @@ __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
         return;
     if (token >= dtable.rows)
         __trap();
-    float sum[GROUP], term[GROUP], *out = row_of<float>(dtable, token);
+    float sum[GROUP], term[EMBED_AHEAD][GROUP] = {}, *out = row_of<float>(dtable, token);
     load_group<WIDE>(sum, out, first, 0, dx.cols);
-    for (size_t i = blockIdx.x; i < dx.rows && sorted[i].token == token; i++) {
-        load_group<WIDE>(term, row_of<T>(dx, sorted[i].at), first, 0, dx.cols);
-        for (unsigned k = 0; k < GROUP; k++)
-            sum[k] += term[k];
+    for (size_t i = blockIdx.x; i < dx.rows && sorted[i].token == token; i += EMBED_AHEAD) {
+        bool own[EMBED_AHEAD];
+#pragma unroll
+        for (unsigned j = 0; j < EMBED_AHEAD; j++) {
+            own[j] = i + j < dx.rows && sorted[i + j].token == token;
+            if (own[j])
+                load_group<WIDE>(term[j], row_of<T>(dx, sorted[i + j].at), first, 0, dx.cols);
+        }
+#pragma unroll
+        for (unsigned j = 0; j < EMBED_AHEAD; j++)
+            for (unsigned k = 0; k < GROUP; k++)
+                sum[k] = own[j] ? sum[k] + term[j][k] : sum[k];
     }
     store_group<WIDE>(out, sum, first, 0, dx.cols);
 }

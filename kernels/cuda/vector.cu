@@ -75,6 +75,8 @@ __global__ static void pass_kernel(struct pass<S, Op> a, To to) {
                 a.op(p[i][k], q[i][k], r[i][k], g[i][k]);
             if (Op::writes & WRITES_P)
                 store_group<WIDE>(a.p, p[i], at, 0, a.n);
+            for (unsigned k = 0; k < QUAD; k++)
+                p[i][k] = round_to<S>(p[i][k]); /* as it was stored */
             to.put(p[i], at, a.n);
             if (Op::writes & WRITES_Q)
                 store_group<WIDE>(a.q, q[i], at, 0, a.n);

@@ -72,7 +72,7 @@ static const size_t placed_offsets[] = {0, 1000, 1000, 1003, 1400, 5502};
 #define PLACED_N ((size_t)5502)
 
 /* The step puts the new a to its tensors as convert would; of a set stop, nothing. */
-static void check_places(const struct subject *s, enum mm_dtype of, enum mm_dtype to,
+static void check_places(const struct subject *s, enum mm_dtype of, enum mm_dtype to, double decay,
                          uint32_t stop) {
     struct rng r = {stop + 1};
     struct box ba = box_row(s, of, PLACED_N, random_numbers(&r, of, PLACED_N, 0.1));
@@ -86,9 +86,9 @@ static void check_places(const struct subject *s, enum mm_dtype of, enum mm_dtyp
     }
     const struct mm_places places = {to, device_put(s, data, sizeof data),
                                      device_put(s, placed_offsets, sizeof placed_offsets), PLACED};
-    const struct mm_vector none = {0};
-    s->dev->ops->adversary_step(s->dev, box_vector(&ba), none, box_vector(&bg), 0.1, 1, &places,
-                                stop_put(s, stop));
+    struct box bb = box_row(s, of, PLACED_N, random_numbers(&r, of, PLACED_N, 0.1));
+    s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), 0.1,
+                                decay, &places, stop_put(s, stop));
     const double *a = box_read(&ba, "a");
     for (size_t t = 0; t < PLACED; t++) {
         const double *got = box_read(&tensors[t], "a tensor of a");
@@ -109,7 +109,8 @@ static void adversary_places(void **state) {
     for (enum mm_dtype of = MM_F32; of <= MM_BF16; of++)
         for (enum mm_dtype to = MM_F32; to <= MM_BF16; to++)
             for (uint32_t stop = 0; stop < 2; stop++)
-                check_places(s, of, to, stop);
+                for (int decays = 0; decays < 2; decays++)
+                    check_places(s, of, to, decays ? 0.7 : 1, stop);
 }
 
 static void adversary_step(void **state) {
