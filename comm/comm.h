@@ -136,6 +136,9 @@ enum mm_status mm_comm_attach(struct mm_comm *comm, struct mm_device *dev,
 void mm_comm_reduce_as(struct mm_comm *comm, enum mm_dtype reduce_dtype);
 /* "MPI" | "MPI, staged through host memory" | "NCCL 2.x.y" | "one rank". Local. */
 const char *mm_comm_transport_name(const struct mm_comm *comm);
+/* Bytes that the transport has taken for messages so far, beside what they carry: of the device's
+ * memory over NCCL, else of the host's. On a dry device: would have taken. Local. */
+size_t mm_comm_room_bytes(const struct mm_comm *comm);
 /* Whether the functions below may be part of a device's recording. Local. */
 bool mm_comm_records(const struct mm_comm *comm);
 

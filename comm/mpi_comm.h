@@ -57,8 +57,10 @@ void mm_comm_tell_traffic(struct mm_comm *comm, const char *what, size_t number)
 /* mm_comm_sum without the watchdog: part of a watched function. Collective. */
 void mm_comm_sum_unwatched(struct mm_comm *comm, double *values, size_t n);
 
-/* Buckets of a dry device. Local. */
-struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev);
+/* Buckets of a dry device, of which it counts the room that they take over MPI or, where `choice`
+ * is not staged and the device stands for a GPU, over NCCL. Local. */
+struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev,
+                                      enum mm_transport_choice choice);
 /* Buckets on the CPU's memory, or on a GPU's through host memory. Collective. */
 struct mm_transport *mm_transport_mpi(struct mm_comm *comm, struct mm_device *dev);
 

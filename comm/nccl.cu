@@ -25,6 +25,7 @@ void *mm_nccl_reserve(struct over_nccl *t, struct grown **newest, size_t bytes) 
         *bigger = {*newest, t->dev->queue->alloc(t->dev, bytes), bytes};
         *newest = bigger;
         t->dev->own_bytes += bytes;
+        t->base.room_bytes += bytes;
     }
     return (*newest)->data;
 }
@@ -110,7 +111,8 @@ static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers
     size_t size = static_cast<size_t>(t->size), n = mm_numbers_n(numbers, parts);
     if (n == 0)
         return;
-    double *all = static_cast<double *>(mm_nccl_reserve(t, &t->doubles, n * size * sizeof *all));
+    double *all =
+        static_cast<double *>(mm_nccl_reserve(t, &t->doubles, mm_numbers_bytes(n, t->size)));
     mm_nccl_begin(t, watched);
     double *at = all;
     CHECK_NCCL(ncclGroupStart());
@@ -240,26 +242,19 @@ static void reduce_leaves(struct over_nccl *t, const struct mm_reduction *tensor
     }
 }
 
-static float *reserve_inbox(struct over_nccl *t, const struct mm_reduction *tensors, size_t n) {
-    size_t elements = 0;
-    for (size_t i = 0; i < n; i++)
-        elements += leaves_n(t, &tensors[i]);
-    return static_cast<float *>(mm_nccl_reserve(t, &t->inbox, elements * sizeof(float)));
-}
-
 static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
                         const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     bool leaves = n && tensors[0].ranks;
     bf16 *outbox = nullptr;
-    float *inbox = leaves ? reserve_inbox(t, tensors, n) : nullptr;
+    float *inbox = nullptr;
     MM_CHECK(!leaves || !rounds(t), "leaves are not rounded");
-    if (rounds(t)) {
-        size_t elements = 0;
-        for (size_t i = 0; i < n; i++)
-            elements += elements_of(&tensors[i]);
-        outbox = static_cast<bf16 *>(mm_nccl_reserve(t, &t->outbox, elements * sizeof *outbox));
-    }
+    if (leaves)
+        inbox = static_cast<float *>(
+            mm_nccl_reserve(t, &t->inbox, mm_nccl_inbox(tensors, n, t->size, t->rank)));
+    if (rounds(t))
+        outbox = static_cast<bf16 *>(mm_nccl_reserve(
+            t, &t->outbox, mm_nccl_outbox(tensors, n, t->size, t->base.reduce_dtype)));
     mm_nccl_begin(t, watched);
     if (leaves)
         reduce_leaves(t, tensors, n, inbox);

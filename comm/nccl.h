@@ -8,6 +8,7 @@
 #include <nccl.h>
 #endif
 extern "C" {
+#include "comm/rooms.h"
 #include "comm/transport.h"
 }
 

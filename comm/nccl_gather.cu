@@ -10,11 +10,6 @@ static bool divides(const struct group *g, const struct mm_mat *m) {
     return m->rows % static_cast<size_t>(g->size) == 0;
 }
 
-/* All blocks of a matrix with padding. */
-static size_t padded_bytes(const struct group *g, const struct mm_mat *m) {
-    return mm_rows_block(m->rows, g->size) * static_cast<size_t>(g->size) * row_bytes_of(m);
-}
-
 /* Every rank's block to its place in `blocks`, where this rank's is. */
 static void gather_blocks(struct over_nccl *t, const struct group *g, char *blocks, size_t bytes) {
     CHECK_NCCL(ncclAllGather(blocks + bytes * static_cast<size_t>(g->rank), blocks, bytes,
@@ -44,10 +39,7 @@ void mm_nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm
                     size_t n, enum mm_among among, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
     const struct group *g = &t->among[among];
-    size_t most = 0;
-    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
-        if (!divides(g, m) && padded_bytes(g, m) > most)
-            most = padded_bytes(g, m);
+    size_t most = mm_nccl_room(tensors, n, g->size);
     char *room = most ? static_cast<char *>(mm_nccl_reserve(t, &t->room, most)) : nullptr;
     mm_nccl_begin(t, watched);
     CHECK_NCCL(ncclGroupStart());

@@ -76,13 +76,13 @@ static struct mm_transport *choose(struct mm_comm *comm, struct mm_device *dev,
                                    enum mm_transport_choice transport, struct mm_error *err) {
     struct mm_transport *chosen = NULL;
     bool gpu = dev->asynchronous;
+    if (dev->dry)
+        return mm_transport_dry(comm, dev, transport);
     if (transport == MM_TRANSPORT_NCCL && !gpu) {
         mm_fail(err, MM_BAD_INPUT, "NCCL is a transport between GPUs, and the device is %s",
                 dev->name);
         return NULL;
     }
-    if (dev->dry)
-        return mm_transport_dry(comm, dev);
     if (comm->size == 1 && transport != MM_TRANSPORT_NCCL)
         return transport_alone(dev);
     if (gpu && transport != MM_TRANSPORT_STAGED) {
@@ -120,6 +120,10 @@ void mm_comm_reduce_as(struct mm_comm *comm, enum mm_dtype reduce_dtype) {
     MM_CHECK(reduce_dtype == MM_F32 || reduce_dtype == MM_BF16, "reductions as %s",
              mm_dtype_name(reduce_dtype));
     attached(comm)->reduce_dtype = reduce_dtype;
+}
+
+size_t mm_comm_room_bytes(const struct mm_comm *comm) {
+    return attached(comm)->room_bytes;
 }
 
 bool mm_comm_records(const struct mm_comm *comm) {

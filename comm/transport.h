@@ -29,6 +29,7 @@ struct mm_transport {
     char name[48];
     bool records;
     enum mm_dtype reduce_dtype; /* as which reductions cross the network */
+    size_t room_bytes;          /* see mm_comm_room_bytes */
     void (*sum)(struct mm_transport *transport, const struct mm_numbers *numbers, size_t parts,
                 uint64_t watched);
     void (*reduce)(struct mm_transport *transport, mm_ticket ticket,

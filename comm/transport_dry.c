@@ -9,16 +9,20 @@
  * as the model is by which NCCL chooses (NVIDIA/nccl, its file graph/tuning). A bucket counts as
  * one message. Sums are the same ring with the links' figures for small messages. Where the
  * transport works beside the device, a bucket begins when the device has come to it and the one
- * before is done, and the device waits at mm_comm_wait; else at once. */
+ * before is done, and the device waits at mm_comm_wait; else at once. What the transports take for
+ * messages is counted, too. */
 #include <math.h>
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "comm/rooms.h"
 #include "kernels/dry.h"
 
 struct dry_transport {
     struct mm_transport base;
     const struct mm_comm *comm;
+    bool nccl, staged;                            /* neither: over MPI from host memory */
+    size_t outbox, inbox, padded, numbers, stage; /* bytes of each buffer */
     struct mm_clock *clock;
     double free_at; /* s: the network */
     double done[MM_BUCKETS];
@@ -46,6 +50,52 @@ static double ring_seconds(const struct mm_comm *comm, enum mm_among among, stru
            (rate > 0 ? bytes * (R - 1) / R / rate : 0);
 }
 
+/* -- room -------------------------------------------------------------------------------------- */
+
+/* A buffer of so many bytes is asked for. What it has outgrown goes, but over NCCL, where
+ * recordings know it. */
+static void grow(struct dry_transport *t, size_t *buffer, size_t bytes) {
+    if (bytes <= *buffer)
+        return;
+    t->base.room_bytes += t->nccl ? bytes : bytes - *buffer;
+    *buffer = bytes;
+}
+
+static void take_room_of_reductions(struct dry_transport *t, const struct mm_reduction *tensors,
+                                    size_t n) {
+    int size = t->comm->size, rank = t->comm->rank;
+    enum mm_dtype dtype = t->base.reduce_dtype;
+    if (t->nccl) {
+        grow(t, &t->inbox, mm_nccl_inbox(tensors, n, size, rank));
+        grow(t, &t->outbox, mm_nccl_outbox(tensors, n, size, dtype));
+    }
+    for (size_t i = 0; i < n && !t->nccl && size > 1; i++) {
+        grow(t, &t->outbox, mm_mpi_outbox(&tensors[i], size, dtype));
+        grow(t, &t->inbox, mm_mpi_inbox(&tensors[i], size, dtype));
+        if (t->staged)
+            grow(t, &t->stage, mm_stage_of_reduction(&tensors[i], size, rank));
+    }
+}
+
+static void take_room_of_gathers(struct dry_transport *t, const struct mm_mat *tensors, size_t n,
+                                 enum mm_among among) {
+    int size = among == MM_AMONG_ALL ? t->comm->size : t->comm->near.size;
+    if (t->nccl)
+        grow(t, &t->padded, mm_nccl_room(tensors, n, size));
+    for (size_t i = 0; i < n && t->staged && t->comm->size > 1; i++)
+        grow(t, &t->stage, mm_stage_of_gather(&tensors[i]));
+}
+
+static void take_room_of_sum(struct dry_transport *t, size_t n) {
+    int size = t->comm->size;
+    if (t->nccl)
+        grow(t, &t->numbers, mm_numbers_bytes(n, size));
+    else if (size > 1)
+        grow(t, t->staged ? &t->stage : &t->numbers, mm_numbers_bytes(n, 1));
+}
+
+/* -- time -------------------------------------------------------------------------------------- */
+
 /* From the moment that the device comes to it. */
 static double begin(struct dry_transport *t, enum mm_among among, struct mm_hops hops,
                     double bytes) {
@@ -72,7 +122,9 @@ static void dry_sum(struct mm_transport *base, const struct mm_numbers *numbers,
                     uint64_t watched) {
     struct dry_transport *t = (struct dry_transport *)base;
     (void)watched;
-    double all = (double)mm_numbers_n(numbers, parts) * sizeof(double) * t->comm->size;
+    size_t n = mm_numbers_n(numbers, parts);
+    double all = (double)n * sizeof(double) * t->comm->size;
+    take_room_of_sum(t, n);
     wait_until(t, begin(t, MM_AMONG_ALL, t->comm->links.sums, all), MM_ON_SUMS);
 }
 
@@ -80,6 +132,7 @@ static void dry_reduce(struct mm_transport *base, mm_ticket ticket,
                        const struct mm_reduction *tensors, size_t n, uint64_t watched) {
     double bytes = 0;
     (void)watched;
+    take_room_of_reductions((struct dry_transport *)base, tensors, n);
     for (size_t i = 0; i < n; i++)
         bytes += (double)tensors[i].full.rows * (double)tensors[i].full.cols *
                  (double)mm_dtype_bytes(base->reduce_dtype);
@@ -90,6 +143,7 @@ static void dry_gather(struct mm_transport *base, mm_ticket ticket, const struct
                        size_t n, enum mm_among among, uint64_t watched) {
     double bytes = 0;
     (void)watched;
+    take_room_of_gathers((struct dry_transport *)base, tensors, n, among);
     for (size_t i = 0; i < n; i++)
         bytes += (double)tensors[i].rows * (double)tensors[i].cols *
                  (double)mm_dtype_bytes(tensors[i].dtype);
@@ -105,7 +159,9 @@ static void dry_free(struct mm_transport *base) {
     mm_free(base);
 }
 
-struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev) {
+struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *dev,
+                                      enum mm_transport_choice choice) {
+    bool cuda = mm_dry_cuda(dev);
     struct dry_transport *t = mm_calloc(1, sizeof *t);
     t->base = (struct mm_transport){.name = "none: a plan",
                                     .sum = dry_sum,
@@ -114,6 +170,8 @@ struct mm_transport *mm_transport_dry(struct mm_comm *comm, struct mm_device *de
                                     .wait = dry_wait,
                                     .free = dry_free};
     t->comm = comm;
+    t->staged = cuda && choice == MM_TRANSPORT_STAGED;
+    t->nccl = cuda && !t->staged && (comm->size > 1 || choice == MM_TRANSPORT_NCCL);
     t->clock = mm_dry_clock(dev);
     return &t->base;
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 
 #include "comm/mpi_comm.h"
+#include "comm/rooms.h"
 #include "kernels/queue.h"
 
 /* Host memory, grown to the most that was asked for. */
@@ -26,10 +27,11 @@ struct over_mpi {
     int *counts, *firsts, *places; /* rows of each rank */
 };
 
-static void *reserve(struct buffer *buffer, size_t bytes) {
+static void *reserve(struct over_mpi *t, struct buffer *buffer, size_t bytes) {
     if (bytes > buffer->bytes) {
         mm_free(buffer->data);
         buffer->data = mm_calloc(bytes, 1);
+        t->base.room_bytes += bytes - buffer->bytes;
         buffer->bytes = bytes;
     }
     return buffer->data;
@@ -44,6 +46,7 @@ static void *reserve_stage(struct over_mpi *t, const void *src, size_t bytes) {
             t->dev->queue->download(t->dev, bigger, src, 1);
             t->dev->queue->pinned_free(t->dev, t->stage.data);
         }
+        t->base.room_bytes += bytes - t->stage.bytes;
         t->stage = (struct buffer){bigger, bytes};
     }
     return t->stage.data;
@@ -93,21 +96,21 @@ static void reduce_in_host(struct over_mpi *t, const float *full, const struct m
     int size = t->comm->size;
     size_t rows = r->rows, cols = r->full.cols;
     size_t c = mm_rows_block(rows, size), own_rows = mm_rows_of(rows, size, t->comm->rank).count;
-    size_t each = cols * (size_t)size * mm_dtype_bytes(t->base.reduce_dtype); /* of a row of all */
-    size_t most = mm_inbox_bytes > each ? mm_inbox_bytes / each : 1;
+    enum mm_dtype dtype = t->base.reduce_dtype;
+    size_t most = mm_mpi_rows_at_once(r, size, dtype), outbox = mm_mpi_outbox(r, size, dtype);
     const void *out = full;
-    if (t->base.reduce_dtype == MM_BF16) {
-        mm_convert(reserve(&t->outbox, c * each), MM_BF16, full, MM_F32, rows * cols);
+    if (outbox) {
+        mm_convert(reserve(t, &t->outbox, outbox), dtype, full, MM_F32, rows * cols);
         out = t->outbox.data;
     }
-    void *in = reserve(&t->inbox, (c < most ? c : most) * each);
-    MPI_Datatype row = row_type(cols, t->base.reduce_dtype);
+    void *in = reserve(t, &t->inbox, mm_mpi_inbox(r, size, dtype));
+    MPI_Datatype row = row_type(cols, dtype);
     for (size_t p = 0, n; p < c; p += n) {
         n = c - p < most ? c - p : most;
         exchange(t, out, in, c, p, n, row);
         size_t mine = own_rows > p ? own_rows - p : 0;
-        add_in_rank_order(own + p * cols, in, t->base.reduce_dtype, n * cols,
-                          (mine < n ? mine : n) * cols, r->ranks ? r->ranks : size, r->add);
+        add_in_rank_order(own + p * cols, in, dtype, n * cols, (mine < n ? mine : n) * cols,
+                          r->ranks ? r->ranks : size, r->add);
     }
     CHECK_MPI(MPI_Type_free(&row));
 }
@@ -124,7 +127,8 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
             continue;
         }
         size_t own_bytes = mm_rows_of(r->rows, t->comm->size, t->comm->rank).count * row_bytes;
-        float *stage = reserve_stage(t, r->full.data, r->full.rows * row_bytes + own_bytes);
+        float *stage =
+            reserve_stage(t, r->full.data, mm_stage_of_reduction(r, t->comm->size, t->comm->rank));
         float *own = stage + r->full.rows * r->full.cols;
         t->dev->queue->download(t->dev, stage, r->full.data, r->rows * row_bytes);
         if (r->add && own_bytes)
@@ -172,7 +176,7 @@ static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct
         }
         size_t row_bytes = m->cols * mm_dtype_bytes(m->dtype);
         struct mm_rows mine = mm_rows_of(m->rows, group.size, group.rank);
-        char *stage = reserve_stage(t, m->data, m->rows * row_bytes);
+        char *stage = reserve_stage(t, m->data, mm_stage_of_gather(m));
         size_t first = mine.count ? mine.first * row_bytes : 0; /* without rows: only to wait */
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
         t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
@@ -185,10 +189,10 @@ static void mpi_sum(struct mm_transport *base, const struct mm_numbers *numbers,
                     uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
     const struct mm_queue *queue = t->dev->queue;
-    size_t n = mm_numbers_n(numbers, parts), bytes = n * sizeof(double), at = 0;
+    size_t n = mm_numbers_n(numbers, parts), bytes = mm_numbers_bytes(n, 1), at = 0;
     (void)watched;
     double *host =
-        t->staged ? reserve_stage(t, numbers[0].values, bytes) : reserve(&t->numbers, bytes);
+        t->staged ? reserve_stage(t, numbers[0].values, bytes) : reserve(t, &t->numbers, bytes);
     for (size_t i = 0; i < parts; at += numbers[i++].n)
         queue->download(t->dev, host + at, numbers[i].values, numbers[i].n * sizeof *host);
     mm_comm_sum_unwatched(t->comm, host, n);

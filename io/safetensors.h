@@ -41,7 +41,7 @@ enum mm_status mm_safetensors_parse(struct mm_safetensors *file, struct mm_error
 void mm_safetensors_clear(struct mm_safetensors *file);
 
 /* Bytes of a mapped file after which its readers give back the memory of what they have read. */
-#define MM_FILE_PIECE ((size_t)16 << 20)
+#define MM_FILE_PIECE ((size_t)4 << 20)
 /* Gives back the memory of `bytes` bytes of a mapped file, which are read again where they are
  * asked for again. */
 void mm_safetensors_forget(const void *data, size_t bytes);

@@ -373,3 +373,10 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
 const char *mm_weights_path(const struct mm_weights *weights) {
     return weights->files_n == 1 ? weights->files[0].path : weights->folder;
 }
+
+size_t mm_weights_mapped_bytes(const struct mm_weights *weights) {
+    size_t bytes = 0;
+    for (size_t f = 0; f < weights->files_n; f++)
+        bytes += weights->files[f].bytes;
+    return bytes;
+}

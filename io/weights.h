@@ -93,6 +93,8 @@ uint64_t mm_weights_copy(const struct mm_weights *weights);
 /* XXH3 128-bit hash of all bytes of all weight files, in order of file name, as 32 hex digits: what
  * checkpoints of before 2026-11-27 hold. It reads every byte. Local. */
 void mm_weights_hash_files(const struct mm_weights *weights, char hex[33]);
+/* Bytes of address space that the files take, as long as they are open. Local. */
+size_t mm_weights_mapped_bytes(const struct mm_weights *weights);
 /* The weight file, or the folder where there are several. Owned by the mm_weights. Local. */
 const char *mm_weights_path(const struct mm_weights *weights);
 

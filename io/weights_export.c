@@ -152,7 +152,7 @@ static uint32_t bits_at(const void *values, size_t width, size_t i) {
 }
 
 /* Converts n elements from `first` on into chunk->written and counts what that did. `by` has the
- * values that replace them; NULL: none. Of the file nothing stays in memory. */
+ * values that replace them; NULL: none. */
 static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *entry,
                           const float *by, size_t first, size_t n) {
     static const uint32_t exponents[] = {
@@ -166,7 +166,6 @@ static void convert_chunk(struct writer *w, const struct mm_safetensors_entry *e
     mm_convert(chunk->written, target, values, MM_F32, n);
     if (by)
         mm_convert(chunk->unchanged, target, source, stored, n);
-    mm_safetensors_forget(source, n * mm_dtype_bytes(stored));
     for (size_t i = 0; i < n; i++)
         w->report.overflowed +=
             (bits_at(chunk->written, width, i) & exponents[target]) == exponents[target] &&
@@ -196,12 +195,18 @@ static enum mm_status write_converted(struct writer *w, const struct mm_safetens
                                       struct mm_error *err) {
     const struct mm_replacement *replacement = replacement_of(w, entry);
     size_t width = mm_dtype_bytes(target_dtype(w->export, entry)), all = own.count * cols;
+    size_t stored = mm_dtype_bytes(entry->tensor.dtype), kept = 0; /* from here on in memory */
+    const char *source = (const char *)entry->tensor.data + own.first * cols * stored;
     enum mm_status status = MM_OK;
     for (size_t done = 0, n; done < all && status == MM_OK; done += n) {
         n = all - done < CHUNK ? all - done : CHUNK;
         convert_chunk(w, entry, replacement ? replacing(w, replacement, done, n) : NULL,
                       own.first * cols + done, n);
         status = mm_output_write(out, w->chunk->written, n * width, err);
+        if ((done + n - kept) * stored < MM_FILE_PIECE && done + n < all)
+            continue;
+        mm_safetensors_forget(source + kept * stored, (done + n - kept) * stored);
+        kept = done + n;
     }
     return status;
 }

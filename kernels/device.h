@@ -12,14 +12,15 @@
 struct mm_device {
     const char *name;  /* "cpu ..." | "cuda ..."; the backend's own */
     bool asynchronous; /* what it is asked returns before it is done, and is done in order */
-    bool dry;          /* it does nothing, and its memory must not be touched: kernels/dry.h */
+    bool dry;          /* it does nothing, and its memory must not be touched: kernels/dry.h. One of
+                          the CPU does so in operations that take room, which it counts */
     const struct mm_queue *queue;
     const struct mm_ops *ops;
     void *context;           /* the backend's own */
     bool exact;              /* reduction: exact; the CPU's matrix products are then cut into pieces
                                 that depend on nothing but the shape */
     size_t free_bytes;       /* a GPU's, when it was opened; 0: not known */
-    size_t own_bytes;        /* of its memory that the backend took for itself, beside the arenas */
+    size_t own_bytes;        /* of its memory that the backend has for itself, beside the arenas */
     struct mm_arena *arenas; /* live ones, and the most bytes they held together: arena.c's */
     size_t arenas_peak;
     size_t arenas_most; /* bytes that they may hold together, and who says so; 0: no one does */

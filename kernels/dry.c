@@ -6,6 +6,7 @@
 #include "kernels/queue.h"
 
 struct dry {
+    struct mm_device *cpu; /* dry, too; NULL: a GPU's place */
     struct mm_ops ops;
     struct mm_rates rates;
     struct mm_clock clock;
@@ -42,6 +43,17 @@ static double bytes_in(struct mm_vector v) {
     return v.data ? (double)v.n * (double)mm_dtype_bytes(v.dtype) : 0;
 }
 
+/* Asks the CPU's device for the room of an operation. */
+#define TAKE_ROOM(dev, operation, ...)                                                             \
+    do {                                                                                           \
+        struct mm_device *cpu = ((struct dry *)(dev)->context)->cpu;                               \
+        if (!cpu)                                                                                  \
+            break;                                                                                 \
+        cpu->exact = (dev)->exact;                                                                 \
+        cpu->ops->operation(cpu, __VA_ARGS__);                                                     \
+        (dev)->own_bytes = cpu->own_bytes;                                                         \
+    } while (0)
+
 /* -- matrix products --------------------------------------------------------------------------- */
 
 /* Of m x n results, each a sum of k terms. */
@@ -54,17 +66,19 @@ static void product(struct mm_device *dev, struct mm_mat result, enum mm_into in
 
 static void dry_linear(struct mm_device *dev, struct mm_mat y, struct mm_mat x, struct mm_mat w,
                        const void *bias, enum mm_into into) {
-    (void)bias;
+    TAKE_ROOM(dev, linear, y, x, w, bias, into);
     product(dev, y, into, x.cols, w.dtype, bytes_of(x) + bytes_of(w));
 }
 
 static void dry_linear_dx(struct mm_device *dev, struct mm_mat dx, struct mm_mat dy,
                           struct mm_mat w, enum mm_into into) {
+    TAKE_ROOM(dev, linear_dx, dx, dy, w, into);
     product(dev, dx, into, dy.cols, w.dtype, bytes_of(dy) + bytes_of(w));
 }
 
 static void dry_linear_dw(struct mm_device *dev, struct mm_mat dw, struct mm_mat dy,
                           struct mm_mat x, enum mm_into into) {
+    TAKE_ROOM(dev, linear_dw, dw, dy, x, into);
     product(dev, dw, into, dy.rows, x.dtype, bytes_of(dy) + bytes_of(x));
 }
 
@@ -125,7 +139,7 @@ static double attention_flops(struct mm_mat qkv, const struct mm_heads *heads, s
 
 static void dry_attention(struct mm_device *dev, struct mm_mat out, struct mm_mat qkv, float *lse,
                           const struct mm_heads *heads, size_t T) {
-    (void)lse;
+    TAKE_ROOM(dev, attention, out, qkv, lse, heads, T);
     spend(dev, MM_ON_LAYERS, 2 * attention_flops(qkv, heads, T), rate_of(dev, qkv.dtype),
           bytes_of(qkv) + bytes_of(out));
 }
@@ -133,7 +147,7 @@ static void dry_attention(struct mm_device *dev, struct mm_mat out, struct mm_ma
 static void dry_attention_grad(struct mm_device *dev, struct mm_mat dqkv, struct mm_mat dout,
                                struct mm_mat out, struct mm_mat qkv, const float *lse,
                                const struct mm_heads *heads, size_t T) {
-    (void)lse;
+    TAKE_ROOM(dev, attention_grad, dqkv, dout, out, qkv, lse, heads, T);
     spend(dev, MM_ON_LAYERS, 5 * attention_flops(qkv, heads, T), rate_of(dev, qkv.dtype),
           bytes_of(dqkv) + bytes_of(dout) + bytes_of(out) + bytes_of(qkv));
 }
@@ -154,9 +168,7 @@ static void dry_activate_grad(struct mm_device *dev, enum mm_activation kind, st
 
 static void dry_loss(struct mm_device *dev, const struct mm_loss *how, struct mm_mat logits,
                      const uint32_t *targets, float *losses, struct mm_mat dlogits) {
-    (void)how;
-    (void)targets;
-    (void)losses;
+    TAKE_ROOM(dev, loss, how, logits, targets, losses, dlogits);
     pass(dev, MM_ON_LAYERS, bytes_of(logits) + bytes_of(dlogits));
 }
 
@@ -314,12 +326,17 @@ static void dry_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtyp
 }
 
 static void dry_hold(struct mm_device *dev, struct mm_mat w) {
-    (void)dev;
-    (void)w;
+    struct mm_device *cpu = ((struct dry *)dev->context)->cpu;
+    if (cpu)
+        cpu->ops->hold(cpu, w);
 }
 
 static void dry_let_go(struct mm_device *dev) {
-    (void)dev;
+    struct mm_device *cpu = ((struct dry *)dev->context)->cpu;
+    if (!cpu)
+        return;
+    cpu->ops->let_go(cpu);
+    dev->own_bytes = cpu->own_bytes;
 }
 
 /* -- memory ------------------------------------------------------------------------------------ */
@@ -353,16 +370,17 @@ static const struct mm_queue queue = {
     .zero = dry_zero, .copy = dry_copy, .upload = dry_upload, .download = dry_download};
 
 static void dry_free(struct mm_device *dev) {
+    mm_device_free(((struct dry *)dev->context)->cpu);
     mm_free(dev->context);
     mm_free(dev);
 }
 
 #define DRY_ROW(operation) .operation = dry_##operation,
 
-struct mm_device *mm_device_create_dry(size_t chunk, struct mm_rates rates) {
+struct mm_device *mm_device_create_dry(bool cuda, struct mm_rates rates) {
     struct mm_device *dev = mm_calloc(1, sizeof *dev);
     struct dry *d = mm_calloc(1, sizeof *d);
-    d->ops = (struct mm_ops){.chunk = chunk,
+    d->ops = (struct mm_ops){.chunk = cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK,
                              .convert = dry_convert,
                              .hold = dry_hold,
                              .let_go = dry_let_go,
@@ -373,8 +391,18 @@ struct mm_device *mm_device_create_dry(size_t chunk, struct mm_rates rates) {
                               .queue = &queue,
                               .ops = &d->ops,
                               .context = d,
+                              .own_bytes = cuda ? MM_CUDA_WORKSPACE_BYTES : 0,
                               .close = dry_free};
+    if (!cuda) {
+        d->cpu = mm_device_create_cpu();
+        d->cpu->dry = true;
+    }
     return dev;
+}
+
+bool mm_dry_cuda(const struct mm_device *dev) {
+    MM_CHECK(dev->dry, "%s is at work", dev->name);
+    return !((const struct dry *)dev->context)->cpu;
 }
 
 struct mm_clock *mm_dry_clock(struct mm_device *dev) {

@@ -35,9 +35,12 @@ struct mm_clock {
     double bytes;                /* read and written, at least */
 };
 
-/* chunk: see struct mm_ops. rates: zeros: nothing takes time. The caller frees with
- * mm_device_free. */
-struct mm_device *mm_device_create_dry(size_t chunk, struct mm_rates rates);
+/* In place of a GPU (`cuda`), or of this processor's CPU device with as many threads as there are
+ * now, which is then asked for the room of matrix products, losses and attention: it is counted in
+ * own_bytes. rates: zeros: nothing takes time. The caller frees with mm_device_free. */
+struct mm_device *mm_device_create_dry(bool cuda, struct mm_rates rates);
+/* Whether a dry device stands for a GPU. */
+bool mm_dry_cuda(const struct mm_device *dev);
 /* Of a dry device; its own. Who makes it wait moves it on. */
 struct mm_clock *mm_dry_clock(struct mm_device *dev);
 /* What passed since. */

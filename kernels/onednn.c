@@ -11,6 +11,8 @@
 
 #include <dnnl.h>
 
+#include "kernels/queue.h"
+
 /* A run has some thirty shapes; evaluation of questions adds one for each length. */
 #define PREPARED 96
 
@@ -89,7 +91,8 @@ struct prepared {
     struct key key;
     size_t last_use; /* 0: an empty place */
     dnnl_primitive_t primitive;
-    dnnl_memory_t a, b, c, bias;
+    dnnl_memory_t a, b, c, bias, room;
+    size_t room_bytes;
 };
 
 /* Held weights, and their packed copies as b and as b transposed; NULL: not yet asked for. */
@@ -99,6 +102,9 @@ struct held {
 };
 
 struct mm_onednn {
+    struct mm_device *dev;
+    void *room; /* for the product at hand, grown to the most that one asked for */
+    size_t room_bytes;
     dnnl_engine_t engine; /* NULL: not yet asked for */
     dnnl_stream_t stream;
     bool multiplies, pack;
@@ -122,8 +128,9 @@ bool mm_onednn_has_tiles(void) {
     return has(dnnl_cpu_isa_avx512_core_amx);
 }
 
-struct mm_onednn *mm_onednn_create(bool pack) {
+struct mm_onednn *mm_onednn_create(struct mm_device *dev, bool pack) {
     struct mm_onednn *o = mm_calloc(1, sizeof *o);
+    o->dev = dev;
     o->multiplies = mm_onednn_multiplies();
     o->pack = pack;
     return o;
@@ -145,13 +152,24 @@ static void prepared_drop(struct prepared *p) {
     dnnl_memory_destroy(p->b);
     dnnl_memory_destroy(p->c);
     dnnl_memory_destroy(p->bias);
+    dnnl_memory_destroy(p->room);
     memset(p, 0, sizeof *p);
+}
+
+static layout_ref layout_of(dnnl_memory_t memory) {
+    layout_ref layout;
+    CHECK(dnnl_memory_get_memory_desc(memory, &layout));
+    return layout;
 }
 
 void mm_onednn_let_go(struct mm_onednn *o) {
     for (size_t i = 0; i < o->held_n; i++)
-        for (size_t k = 0; k < 2; k++)
-            dnnl_memory_destroy(o->held[i].packed[k]);
+        for (size_t k = 0; k < 2; k++) {
+            dnnl_memory_t packed = o->held[i].packed[k];
+            if (packed)
+                o->dev->own_bytes -= dnnl_memory_desc_get_size(layout_of(packed));
+            dnnl_memory_destroy(packed);
+        }
     mm_free(o->held);
     o->held = NULL;
     o->held_n = 0;
@@ -163,6 +181,8 @@ void mm_onednn_free(struct mm_onednn *o) {
     mm_onednn_let_go(o);
     for (size_t i = 0; i < PREPARED; i++)
         prepared_drop(&o->prepared[i]);
+    if (o->room)
+        o->dev->queue->free(o->dev, o->room);
     dnnl_stream_destroy(o->stream);
     dnnl_engine_destroy(o->engine);
     mm_free(o);
@@ -228,9 +248,14 @@ static void prepare(const struct mm_onednn *o, struct prepared *to, const struct
     if (p->accumulate)
         add_to_c(ops);
     CHECK(dnnl_primitive_attr_set_post_ops(attr, ops));
+    CHECK(dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user));
     make_matmul(&made, o->engine, LAYOUT(a), LAYOUT(b), p->bias ? LAYOUT(bias) : NULL, LAYOUT(c),
                 attr);
-    CHECK(dnnl_primitive_create(&to->primitive, made));
+    if (!o->dev->dry)
+        CHECK(dnnl_primitive_create(&to->primitive, made));
+    layout_ref room = dnnl_primitive_desc_query_md(made, dnnl_query_scratchpad_md, 0);
+    to->room_bytes = dnnl_memory_desc_get_size(room);
+    to->room = memory_of(o, room, DNNL_MEMORY_NONE);
     to->key = key_of(p, packed);
     to->a = memory_of(o, LAYOUT(a), DNNL_MEMORY_NONE);
     to->b = memory_of(o, dnnl_primitive_desc_query_md(made, dnnl_query_weights_md, 0),
@@ -283,21 +308,19 @@ void mm_onednn_hold(struct mm_onednn *o, struct mm_mat w) {
     o->held[o->held_n++] = (struct held){.w = w};
 }
 
-static layout_ref layout_of(dnnl_memory_t memory) {
-    layout_ref layout;
-    CHECK(dnnl_memory_get_memory_desc(memory, &layout));
-    return layout;
-}
-
 /* A copy of b in the layout that `like` has; oneDNN owns its memory. */
 static dnnl_memory_t pack(const struct mm_onednn *o, const struct mm_product *p,
                           dnnl_memory_t like) {
     dnnl_memory_desc_t plain;
     dnnl_primitive_desc_t made;
     dnnl_primitive_t reorder;
+    void *memory = o->dev->dry ? DNNL_MEMORY_NONE : DNNL_MEMORY_ALLOCATE;
+    dnnl_memory_t to = memory_of(o, layout_of(like), memory);
+    o->dev->own_bytes += dnnl_memory_desc_get_size(layout_of(like));
+    if (o->dev->dry)
+        return to;
     matrix_layout(&plain, p->b, p->b_transposed);
     dnnl_memory_t from = memory_of(o, LAYOUT(plain), p->b.data);
-    dnnl_memory_t to = memory_of(o, layout_of(like), DNNL_MEMORY_ALLOCATE);
     CHECK(dnnl_reorder_primitive_desc_create(&made, LAYOUT(plain), o->engine, layout_of(like),
                                              o->engine, NULL));
     CHECK(dnnl_primitive_create(&reorder, made));
@@ -313,8 +336,25 @@ static dnnl_memory_t pack(const struct mm_onednn *o, const struct mm_product *p,
 
 /* -- products ---------------------------------------------------------------------------------- */
 
-static void execute(const struct mm_onednn *o, const struct prepared *with,
-                    const struct mm_product *p, dnnl_memory_t b) {
+static void grow_room(struct mm_onednn *o, size_t bytes) {
+    struct mm_device *dev = o->dev;
+    if (bytes <= o->room_bytes)
+        return;
+    if (o->room)
+        dev->queue->free(dev, o->room);
+    if (!dev->dry)
+        o->room = dev->queue->alloc(dev, bytes);
+    MM_CHECK(o->room || dev->dry, "out of memory: no %zu bytes for a product", bytes);
+    dev->own_bytes += bytes - o->room_bytes;
+    o->room_bytes = bytes;
+}
+
+static void execute(struct mm_onednn *o, const struct prepared *with, const struct mm_product *p,
+                    dnnl_memory_t b) {
+    grow_room(o, with->room_bytes);
+    if (o->dev->dry)
+        return;
+    CHECK(dnnl_memory_set_data_handle(with->room, o->room));
     CHECK(dnnl_memory_set_data_handle(with->a, p->a.data));
     CHECK(dnnl_memory_set_data_handle(with->c, p->c.data));
     if (p->bias)
@@ -322,8 +362,9 @@ static void execute(const struct mm_onednn *o, const struct prepared *with,
     dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, with->a},
                                    {DNNL_ARG_WEIGHTS, b},
                                    {DNNL_ARG_DST, with->c},
+                                   {DNNL_ARG_SCRATCHPAD, with->room},
                                    {DNNL_ARG_BIAS, with->bias}};
-    CHECK(dnnl_primitive_execute(with->primitive, o->stream, p->bias ? 4 : 3, arguments));
+    CHECK(dnnl_primitive_execute(with->primitive, o->stream, p->bias ? 5 : 4, arguments));
     CHECK(dnnl_stream_wait(o->stream));
 }
 

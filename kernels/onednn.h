@@ -3,8 +3,8 @@
 #ifndef MM_ONEDNN_H
 #define MM_ONEDNN_H
 
+#include "kernels/device.h"
 #include "kernels/tensor.h"
-#include "src/base/base.h"
 
 /* c [rows, cols] = a · b  (+ bias [cols], of a's type, where not NULL) (+ c if accumulate). An
  * operand that is `transposed` is stored so: a as [depth, rows], b as [cols, depth]. a and b are of
@@ -16,9 +16,11 @@ struct mm_product {
     bool accumulate;
 };
 
-/* What a device keeps: products prepared for their shapes, and held weights in oneDNN's own layout.
- * pack: keep held weights in that layout. The caller frees with mm_onednn_free. */
-struct mm_onednn *mm_onednn_create(bool pack);
+/* What a device of the CPU keeps: products prepared for their shapes, room for them, and held
+ * weights in oneDNN's own layout. The memory of room and weights is the device's, and counted in
+ * own_bytes; of a dry device it is counted and not taken. pack: keep held weights in that layout.
+ * The caller frees with mm_onednn_free. */
+struct mm_onednn *mm_onednn_create(struct mm_device *dev, bool pack);
 void mm_onednn_free(struct mm_onednn *onednn);
 
 /* Whether this processor multiplies bfloat16; whether it does so in tiles (AMX), so fast that
@@ -26,9 +28,9 @@ void mm_onednn_free(struct mm_onednn *onednn);
 bool mm_onednn_multiplies(void);
 bool mm_onednn_has_tiles(void);
 
-/* Does a product of bfloat16 operands and returns true, or returns false where the processor does
- * not multiply them. Sums are in float32; their order depends on the shapes and the number of
- * threads. */
+/* Does a product and returns true, or returns false where the operands are bfloat16 and the
+ * processor does not multiply them. Sums are in float32; their order depends on the shapes and the
+ * number of threads. For a dry device nothing is done. */
 bool mm_onednn_product(struct mm_onednn *onednn, const struct mm_product *product);
 
 /* The weights w don't change until let go: a packed copy for each product with w and each with its

@@ -105,6 +105,8 @@ void CPU_NAME(cpu_attention)(struct mm_device *dev, struct mm_mat out, struct mm
     size_t B = qkv.rows / T, d = heads->head_dim, H = heads->heads, group = H / heads->kv_heads;
     size_t each = room_floats(qkv, T, d, 1, 4);
     float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
+    if (dev->dry)
+        return;
 #pragma omp parallel for schedule(static) collapse(2)
     for (size_t b = 0; b < B; b++)
         for (size_t h = 0; h < H; h++) {
@@ -208,6 +210,8 @@ void CPU_NAME(cpu_attention_grad)(struct mm_device *dev, struct mm_mat dqkv, str
     struct backward a = {heads, dqkv, dout, out, qkv, lse, T};
     size_t B = qkv.rows / T, each = room_floats(qkv, T, heads->head_dim, 2, 8);
     float *rooms = scratch(dev, (size_t)omp_get_max_threads() * each * sizeof *rooms);
+    if (dev->dry)
+        return;
 #pragma omp parallel for schedule(static) collapse(2)
     for (size_t b = 0; b < B; b++)
         for (size_t kv = 0; kv < heads->kv_heads; kv++)

@@ -19,7 +19,8 @@
 /* Vectors are cut into chunks of this many elements; partial sums are added in chunk order. */
 #define CHUNK ((size_t)16384)
 
-/* Scratch of the backend, at least `bytes`, 64-byte aligned; valid until the next call. */
+/* Scratch of the backend, at least `bytes`, 64-byte aligned; valid until the next call. On a dry
+ * device it is counted and not there: the operation must end. */
 void *CPU_NAME(cpu_scratch)(struct mm_device *dev, size_t bytes);
 #define scratch CPU_NAME(cpu_scratch)
 

@@ -94,6 +94,8 @@ static void widened_product(struct mm_device *dev, const struct mm_product *p) {
     size_t c_n = p->c.rows * p->c.cols, a_n = p->c.rows * depth, b_n = p->c.cols * depth;
     float *room = scratch(dev, ((half ? c_n : 0) + a_n + b_n + p->c.cols) * sizeof *room);
     struct mm_mat c = p->c;
+    if (dev->dry)
+        return;
     if (half)
         c = accumulate ? widened(c, room) : mm_mat(room, MM_F32, c.rows, c.cols);
     float *bias = room + (half ? c_n : 0), *a_room = bias + p->c.cols, *b_room = a_room + a_n;
@@ -131,6 +133,8 @@ static void product(struct mm_device *dev, const struct mm_product *p) {
         widened_product(dev, p);
         return;
     }
+    if (dev->dry) /* it takes no room */
+        return;
     if (p->bias)
         add_bias(*c, p->bias, p->accumulate);
     float_product(dev, p);

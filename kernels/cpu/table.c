@@ -83,7 +83,8 @@ void *CPU_NAME(cpu_scratch)(struct mm_device *dev, size_t bytes) {
     struct cpu_context *context = dev->context;
     if (bytes > context->scratch_bytes) {
         free(context->scratch);
-        context->scratch = must_alloc(dev, bytes);
+        context->scratch = dev->dry ? NULL : must_alloc(dev, bytes);
+        dev->own_bytes += bytes - context->scratch_bytes;
         context->scratch_bytes = bytes;
     }
     return context->scratch;
@@ -145,7 +146,7 @@ struct mm_device *CPU_NAME(mm_cpu_device)(void) {
     dev->ops = &ops;
     dev->close = device_free;
     struct cpu_context *context = mm_calloc(1, sizeof *context);
-    context->onednn = mm_onednn_create(mm_onednn_has_tiles());
+    context->onednn = mm_onednn_create(dev, mm_onednn_has_tiles());
     dev->context = context;
     return dev;
 }

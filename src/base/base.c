@@ -92,7 +92,7 @@ double mm_now(void) {
 }
 
 bool mm_space_is_left(void) {
-    const size_t bytes = (size_t)64 << 20;
+    const size_t bytes = MM_SPACE_LEFT;
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
         return true;

@@ -77,8 +77,9 @@ void mm_free(void *block);
  * what it uses and no more: `plan` counts on it. Called once, before others allocate. */
 void mm_memory_settle(void);
 long mm_live_blocks(void);
-/* Whether a limit on address space (ulimit -v) leaves 64 MiB to the libraries, some of which crash
- * where they get none. `mm_calloc` and `mm_realloc` ask it of large blocks. */
+/* Whether a limit on address space (ulimit -v) leaves so many bytes to the libraries, some of which
+ * crash where they get none. `mm_calloc` and `mm_realloc` ask it of large blocks. */
+#define MM_SPACE_LEFT ((size_t)64 << 20)
 bool mm_space_is_left(void);
 
 /* Returns true and sets *out = a·b if the product fits in size_t. */

@@ -22,5 +22,7 @@ enum mm_status mm_load_rows(struct mm_device *dev, const struct mm_weights *weig
 enum mm_status mm_load_weights(struct mm_model *model, struct mm_comm *comm,
                                const struct mm_weights *weights, char hash[33],
                                struct mm_error *err);
+/* Asks a transport that only counts for what loading asks of it. Local. */
+void mm_load_rehearse(const struct mm_model *model, struct mm_comm *comm);
 
 #endif

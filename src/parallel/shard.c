@@ -188,8 +188,7 @@ static struct mm_shard *create(struct mm_arena *arena, struct mm_comm *comm, str
         s->grads_n += room_of(s, t);
     }
     create_buckets(s, arena);
-    if (!mm_arena_dry(arena))
-        mm_model_hold(model, wanted);
+    mm_model_hold(model, wanted);
     return s;
 }
 

@@ -46,8 +46,16 @@ static size_t row_bytes(const struct mm_divergence *d) {
     return d->model->arch.vocab * mm_dtype_bytes(d->model->dtype);
 }
 
-size_t mm_divergence_bytes(const struct mm_divergence *d) {
+static size_t start_bytes(const struct mm_divergence *d) {
     return mm_share_tokens(&d->passes->share) * row_bytes(d);
+}
+
+static size_t now_bytes(const struct mm_divergence *d) {
+    return d->passes->head.rows * row_bytes(d);
+}
+
+size_t mm_divergence_bytes(const struct mm_divergence *d) {
+    return start_bytes(d) + now_bytes(d);
 }
 
 static void begin(struct mm_divergence *d) {
@@ -63,7 +71,7 @@ static void keep_rows(void *self, size_t row, struct mm_mat logits) {
 
 void mm_divergence_keep(struct mm_divergence *d) {
     if (!d->start)
-        d->start = mm_calloc(mm_share_tokens(&d->passes->share), row_bytes(d));
+        d->start = mm_calloc(start_bytes(d), 1);
     begin(d);
     mm_passes_see_logits(d->passes, &d->batch, keep_rows, d);
 }
@@ -118,7 +126,7 @@ double mm_divergence_measure(struct mm_divergence *d) {
     if (!d->start)
         return NAN;
     double *sums = mm_calloc(rows, sizeof *sums), sum = 0;
-    d->now = mm_calloc(d->passes->head.rows, row_bytes(d));
+    d->now = mm_calloc(now_bytes(d), 1);
     begin(d);
     mm_passes_see_logits(d->passes, &d->batch, compare_rows, d);
     add_positions(d, sums);

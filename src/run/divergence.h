@@ -26,7 +26,7 @@ void mm_divergence_keep(struct mm_divergence *divergence);
  * every rank. Collective. */
 double mm_divergence_measure(struct mm_divergence *divergence);
 
-/* Bytes of host memory that a rank takes for the start. Local. */
+/* Bytes of host memory that a rank takes for the start, and while it measures. Local. */
 size_t mm_divergence_bytes(const struct mm_divergence *divergence);
 
 #endif

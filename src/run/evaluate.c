@@ -266,13 +266,21 @@ static double score(const float *logits, const uint32_t *choices, uint32_t answe
     return temperature == 0 ? !beaten : 1 / sum;
 }
 
+/* Of a batch of questions in host memory, in float32, and before that as they are computed. */
+static size_t question_logits(const struct mm_evaluator *e) {
+    return e->data->questions_n ? e->config->data.micro_batch * e->model->arch.vocab : 0;
+}
+
+size_t mm_evaluator_bytes(const struct mm_evaluator *e) {
+    size_t each = sizeof(float) + mm_dtype_bytes(e->model->dtype);
+    return question_logits(e) * each + (e->divergence ? mm_divergence_bytes(e->divergence) : 0);
+}
+
 /* host (=) a contiguous matrix of any dtype. */
 static void download_floats(struct mm_device *dev, float *host, struct mm_mat m) {
     size_t n = m.rows * m.cols;
-    void *raw = m.dtype == MM_F32 ? host : mm_calloc(n, mm_dtype_bytes(m.dtype));
+    void *raw = mm_calloc(n, mm_dtype_bytes(m.dtype));
     dev->queue->download(dev, raw, m.data, n * mm_dtype_bytes(m.dtype));
-    if (raw == host)
-        return;
     mm_convert(host, MM_F32, raw, m.dtype, n);
     mm_free(raw);
 }
@@ -313,7 +321,7 @@ double mm_evaluate_questions(struct mm_evaluator *e, const struct mm_questions *
     size_t batches = mm_leaves(q->n, most);
     struct ranked *order = rank_by_length(q);
     uint32_t *tokens = mm_calloc(most * q->longest, sizeof *tokens);
-    float *host = mm_calloc(most * e->model->arch.vocab, sizeof *host);
+    float *host = mm_calloc(question_logits(e), sizeof *host);
     double *sums = mm_calloc(batches, sizeof *sums), sum = 0;
     for (size_t first = 0; first < batches; first += R) { /* a batch is the same for any R */
         size_t i = first + r;

@@ -55,6 +55,10 @@ struct mm_evaluator *mm_evaluator_create(struct mm_arena *arena, const struct mm
                                          struct mm_model *model);
 void mm_evaluator_free(struct mm_evaluator *evaluator);
 
+/* Bytes of host memory that evaluations take for logits: of the model as it was, for the
+ * divergence, and of questions. Local. */
+size_t mm_evaluator_bytes(const struct mm_evaluator *evaluator);
+
 /* Takes the working weights for the model as it was, from which later evaluations measure the
  * divergence; nothing without evaluate.kl.file. MM_FAILED where these weights themselves diverge
  * from it. Collective. */

@@ -14,53 +14,61 @@ bool mm_fit_nodes(const struct mm_comm *comm) {
     return near.groups > 1 && near.groups < mm_comm_size(comm);
 }
 
-/* Bytes that arenas may hold on this rank; SIZE_MAX: not known. */
-static size_t room(const struct mm_comm *comm, const struct mm_device *dev) {
-    struct mm_device limited = *dev;
-    if (dev->asynchronous)
-        return dev->free_bytes ? dev->free_bytes / 10 * 9 : SIZE_MAX;
-    mm_memory_limit(&limited, comm);
-    return limited.arenas_most ? limited.arenas_most : SIZE_MAX;
+/* What a rank may hold; SIZE_MAX: not known. */
+static struct mm_plan_need room(const struct mm_comm *comm, const struct mm_device *dev) {
+    if (!dev->asynchronous)
+        return (struct mm_plan_need){mm_memory_share(comm), mm_memory_space()};
+    size_t memory = dev->free_bytes ? dev->free_bytes / 10 * 9 : SIZE_MAX;
+    return (struct mm_plan_need){memory, SIZE_MAX};
 }
 
-/* Whether every rank's device has room for what this choice takes, *peak bytes on this one. */
+/* What a choice takes of this rank, and whether every rank has it. */
+struct trial {
+    struct mm_plan_need need;
+    bool fits, narrow; /* narrow: it is some rank's address space that is too small */
+};
+
 static enum mm_status try(struct mm_comm *comm, const struct mm_device *dev,
-                          struct mm_config *config, enum mm_sharding choice, size_t *peak,
-                          bool *fits, struct mm_error *err) {
-    size_t has = room(comm, dev);
+                          struct mm_config *config, enum mm_sharding choice, struct trial *trial,
+                          struct mm_error *err) {
+    struct mm_plan_need has = room(comm, dev);
     char text[2][32];
     config->model.shard = choice;
     enum mm_log_level level = mm_log_set(MM_LOG_ERROR); /* the run will say the same */
-    enum mm_status status = mm_plan_peak(comm, config, dev->asynchronous, peak, err);
+    enum mm_status status = mm_plan_peak(comm, config, dev->asynchronous, &trial->need, err);
     mm_log_set(level);
     status = mm_comm_agree(comm, status, err);
     if (status != MM_OK)
         return status;
-    *fits = !mm_comm_any(comm, *peak > has);
-    mm_log0(MM_LOG_DEBUG, "this rank has room for %s; model.shard %s takes %s",
-            mm_bytes_text(text[0], (double)has), mm_shard_name(choice),
-            mm_bytes_text(text[1], (double)*peak));
+    trial->narrow = mm_comm_any(comm, trial->need.space > has.space);
+    trial->fits = !mm_comm_any(comm, trial->need.memory > has.memory) && !trial->narrow;
+    mm_log0(MM_LOG_DEBUG, "for this rank: %s of memory, %s of address space",
+            mm_bytes_text(text[0], (double)has.memory), mm_bytes_text(text[1], (double)has.space));
     return MM_OK;
+}
+
+/* none: what became of it. */
+static void tell(const struct mm_config *config, const struct trial *none) {
+    char text[32];
+    mm_log0(MM_LOG_INFO, "model.shard: auto is %s: none takes %s a rank%s, and %s",
+            mm_shard_name(config->model.shard),
+            mm_bytes_text(text, (double)(none->narrow ? none->need.space : none->need.memory)),
+            none->narrow ? " of address space" : "",
+            none->fits ? "that is there" : "not every rank has that");
 }
 
 enum mm_status mm_fit_shard(struct mm_comm *comm, const struct mm_device *dev,
                             struct mm_config *config, struct mm_error *err) {
-    size_t peak[MM_SHARD_AUTO];
-    bool fits = false;
-    char text[32];
+    struct trial none = {0}, node = {0};
     if (config->model.shard != MM_SHARD_AUTO)
         return MM_OK;
-    for (int i = MM_SHARD_NONE; i < MM_SHARD_FULL && !fits; i++)
-        if (i != MM_SHARD_NODE || mm_fit_nodes(comm)) {
-            enum mm_status status =
-                try(comm, dev, config, (enum mm_sharding)i, &peak[i], &fits, err);
-            if (status != MM_OK)
-                return status;
-        }
-    if (!fits)
+    enum mm_status status = try(comm, dev, config, MM_SHARD_NONE, &none, err);
+    if (status == MM_OK && !none.fits && mm_fit_nodes(comm))
+        status = try(comm, dev, config, MM_SHARD_NODE, &node, err);
+    if (status != MM_OK)
+        return status;
+    if (!none.fits && !node.fits)
         config->model.shard = MM_SHARD_FULL;
-    mm_log0(MM_LOG_INFO, "model.shard: auto is %s: none takes %s a rank, and %s",
-            mm_shard_name(config->model.shard), mm_bytes_text(text, (double)peak[MM_SHARD_NONE]),
-            config->model.shard == MM_SHARD_NONE ? "that is there" : "not every rank has that");
+    tell(config, &none);
     return MM_OK;
 }

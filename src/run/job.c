@@ -158,7 +158,9 @@ enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_d
             mm_memory_limit(dev, comm);
         job->arena = dry ? mm_arena_create_dry(dev) : mm_arena_create(dev);
         create_model(job, kind);
-        if (job->weights && !dry)
+        if (dry)
+            mm_load_rehearse(job->model, comm);
+        else if (job->weights)
             status = load_weights(job, err);
     }
     if (status == MM_OK && kind != MM_JOB_PRETRAIN)

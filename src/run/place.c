@@ -82,13 +82,13 @@ enum mm_status mm_place_open(struct mm_device **dev, struct mm_comm *comm, struc
     mm_threads_settle(comm, !cuda);
     settle_dtype(config, cuda, resumed);
     warn_slow(config, cuda);
+    if (!cuda)
+        status = prepare_products(comm, err);
     if (status == MM_OK)
         status = mm_fit_shard(comm, *dev, config, err);
     if (status == MM_OK)
         status = mm_comm_attach(comm, *dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
                                 config->reduce_dtype, err);
-    if (status == MM_OK && !cuda)
-        status = prepare_products(comm, err);
     if (status == MM_OK)
         say(comm, *dev, config);
     return status;

@@ -5,19 +5,75 @@
 #include "src/run/job.h"
 #include "src/run/machine.h"
 #include "src/method/method.h"
+#include "src/run/memory.h"
 #include "src/run/place.h"
 #include "src/run/relearn.h"
 #include "src/run/rows.h"
+#include "src/run/threads.h"
 #include "src/run/unlearn.h"
 
 #include <stdio.h>
 
 #define RANKS_OF_A_MACHINE 8 /* where nobody says otherwise */
 
-static void print_row(const char *name, const size_t bytes[3]) {
-    char text[3][32];
-    printf("%-24s %12s %12s %12s\n", name, mm_bytes_text(text[0], (double)bytes[0]),
-           mm_bytes_text(text[1], (double)bytes[1]), mm_bytes_text(text[2], (double)bytes[2]));
+/* What a job holds: always, while it unlearns, and while it relearns. */
+enum { ALWAYS, UNLEARNING, RELEARNING, COLUMNS };
+
+struct planned {
+    struct mm_job job;
+    struct mm_arena *arenas[COLUMNS];
+    size_t program;   /* what this process held before it read anything */
+    size_t workspace; /* what the device had for itself before it did anything, */
+    size_t messages;  /* and the transport after the model was loaded */
+    size_t copy;      /* of the state in host memory, from which a checkpoint is written */
+    struct mm_rehearsal loop, *steps;
+    bool cuda;
+};
+
+/* -- what is held, by purpose ------------------------------------------------------------------ */
+
+struct row {
+    const char *name;
+    size_t bytes[COLUMNS];
+};
+
+struct table {
+    struct row rows[MM_PURPOSES + 8];
+    size_t n;
+};
+
+static void add_row(struct table *t, const char *name, size_t always, size_t unlearning,
+                    size_t relearning) {
+    t->rows[t->n++] = (struct row){name, {always, unlearning, relearning}};
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* What the device and the transport have taken by the end: they keep it. */
+static struct mm_rehearsal most_of(const struct planned *p) {
+    const struct mm_config *c = p->job.config;
+    struct mm_rehearsal most = p->loop;
+    for (size_t i = 0; mm_config_relearn_passes(c) && i < mm_config_attacks_n(c); i++) {
+        most.workspace = larger(most.workspace, p->steps[i].workspace);
+        most.messages = larger(most.messages, p->steps[i].messages);
+    }
+    return most;
+}
+
+static bool staged(const struct planned *p) {
+    return p->cuda && p->job.config->transport == MM_TRANSPORT_STAGED;
+}
+
+static void add_rehearsed(struct table *t, const struct planned *p) {
+    struct mm_rehearsal most = most_of(p);
+    bool relearns = mm_config_relearn_passes(p->job.config) > 0;
+    add_row(t, "device workspace", p->workspace, p->loop.workspace - p->workspace,
+            relearns ? most.workspace - p->workspace : 0);
+    if (!staged(p))
+        add_row(t, "messages", p->messages, p->loop.messages - p->messages,
+                relearns ? most.messages - p->messages : 0);
 }
 
 static size_t data_bytes(const struct mm_data *d) {
@@ -34,72 +90,85 @@ static size_t data_bytes(const struct mm_data *d) {
     return bytes;
 }
 
-/* Host memory for the logits of the model as it was. */
-static size_t start_bytes(const struct mm_job *job) {
-    const struct mm_divergence *d = job->evaluator->divergence;
-    return d ? mm_divergence_bytes(d) : 0;
+/* In host memory, which is the device's on the CPU. */
+static void add_host(struct table *t, const struct planned *p) {
+    add_row(t, "program and libraries", p->program, 0, 0);
+    add_row(t, "token files", data_bytes(&p->job.data), 0, 0);
+    add_row(t, "logits to evaluate", mm_evaluator_bytes(p->job.evaluator), 0, 0);
+    add_row(t, "checkpoint copy", 0, p->copy, 0);
+    if (staged(p))
+        add_row(t, "messages", most_of(p).messages, 0, 0);
 }
 
-/* copy: of the state in host memory, from which a checkpoint is written. */
-static void print_peak(const struct mm_job *job, size_t copy, bool cuda, size_t peak) {
-    char text[4][32];
-    mm_bytes_text(text[0], (double)peak);
-    if (cuda)
-        printf(
-            "peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
-            "for themselves\nhost memory: token files %s, checkpoints %s, the start's logits %s\n",
-            text[0], mm_bytes_text(text[1], (double)data_bytes(&job->data)),
-            mm_bytes_text(text[2], (double)copy), mm_bytes_text(text[3], (double)start_bytes(job)));
-    else
-        printf("peak: %s a rank, beside the program's own memory and its libraries'\n", text[0]);
-    struct mm_arena *arena = mm_arena_create_dry(job->dev);
-    mm_weights_keep(arena, job->model);
-    mm_bytes_text(text[0], (double)mm_arena_bytes(arena, MM_FOR_WEIGHTS));
-    mm_arena_free(arena);
-    printf("trials: %s more, the weights to start every trial from\n", text[0]);
+static struct table table_of(const struct planned *p) {
+    struct table t = {0};
+    for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
+        size_t bytes[COLUMNS];
+        for (int i = 0; i < COLUMNS; i++)
+            bytes[i] = mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
+        add_row(&t, mm_purpose_names[purpose], bytes[0], bytes[1], bytes[2]);
+    }
+    add_rehearsed(&t, p);
+    if (!p->cuda)
+        add_host(&t, p);
+    return t;
 }
 
-/* What a job holds: always, while it unlearns, and while it relearns. */
-struct planned {
-    struct mm_job job;
-    struct mm_arena *arenas[3];
-    size_t copy; /* of the state in host memory, from which a checkpoint is written */
-    struct mm_rehearsal loop, *steps;
-    bool cuda;
-};
-
-/* The sum of column i. */
-static size_t held(const struct planned *p, int i) {
-    size_t sum = 0;
-    for (int purpose = 0; purpose < MM_PURPOSES; purpose++)
-        sum += mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
-    if (i == 0)
-        sum += p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data) + start_bytes(&p->job);
-    return i == 1 && !p->cuda ? sum + p->copy : sum;
+static struct row sum_of(const struct table *t) {
+    struct row sum = {.name = "sum"};
+    for (size_t i = 0; i < t->n; i++)
+        for (int column = 0; column < COLUMNS; column++)
+            sum.bytes[column] += t->rows[i].bytes[column];
+    return sum;
 }
 
 static size_t peak_of(const struct planned *p) {
-    size_t unlearning = held(p, 1), relearning = held(p, 2);
-    return held(p, 0) + (unlearning > relearning ? unlearning : relearning);
+    struct table t = table_of(p);
+    struct row sum = sum_of(&t);
+    return sum.bytes[ALWAYS] + larger(sum.bytes[UNLEARNING], sum.bytes[RELEARNING]);
+}
+
+/* -- printing ---------------------------------------------------------------------------------- */
+
+static void print_row(const struct row *row) {
+    char text[COLUMNS][32];
+    for (int i = 0; i < COLUMNS; i++)
+        mm_bytes_text(text[i], (double)row->bytes[i]);
+    printf("%-24s %12s %12s %12s\n", row->name, text[0], text[1], text[2]);
+}
+
+static void print_peak(const struct planned *p) {
+    char text[32];
+    mm_bytes_text(text, (double)peak_of(p));
+    if (p->cuda) {
+        struct table host = {0};
+        add_host(&host, p);
+        printf("peak: %s of GPU memory a rank, beside what CUDA and, between ranks, NCCL take "
+               "for themselves\nhost memory: ",
+               text);
+        for (size_t i = 0; i < host.n; i++)
+            printf("%s%s %s", i ? ", " : "", host.rows[i].name,
+                   mm_bytes_text(text, (double)(host.rows[i].bytes[0] + host.rows[i].bytes[1])));
+        putchar('\n');
+    } else
+        printf("peak: %s a rank, with products on %d thread%s\n", text, mm_cpu_threads(),
+               mm_cpu_threads() == 1 ? "" : "s");
+    struct mm_arena *arena = mm_arena_create_dry(p->job.dev);
+    mm_weights_keep(arena, p->job.model);
+    mm_bytes_text(text, (double)mm_arena_bytes(arena, MM_FOR_WEIGHTS));
+    mm_arena_free(arena);
+    printf("trials: %s more, the weights to start every trial from\n", text);
 }
 
 static void print_memory(const struct planned *p) {
-    size_t fixed[3] = {p->cuda ? MM_CUDA_WORKSPACE_BYTES : data_bytes(&p->job.data)};
+    struct table t = table_of(p);
+    struct row sum = sum_of(&t);
     printf("%-24s %12s %12s %12s\n", "bytes a rank", "always", "unlearning", "relearning");
-    for (int purpose = 0; purpose < MM_PURPOSES; purpose++) {
-        size_t row[3];
-        for (int i = 0; i < 3; i++)
-            row[i] = mm_arena_bytes(p->arenas[i], (enum mm_purpose)purpose);
-        if (row[0] + row[1] + row[2])
-            print_row(mm_purpose_names[purpose], row);
-    }
-    print_row(p->cuda ? "device workspace" : "token files", fixed);
-    if (!p->cuda && start_bytes(&p->job))
-        print_row("the start's logits", (size_t[3]){start_bytes(&p->job)});
-    if (!p->cuda)
-        print_row("checkpoint copy", (size_t[3]){0, p->copy, 0});
-    print_row("sum", (size_t[3]){held(p, 0), held(p, 1), held(p, 2)});
-    print_peak(&p->job, p->copy, p->cuda, peak_of(p));
+    for (size_t i = 0; i < t.n; i++)
+        if (t.rows[i].bytes[0] + t.rows[i].bytes[1] + t.rows[i].bytes[2])
+            print_row(&t.rows[i]);
+    print_row(&sum);
+    print_peak(p);
 }
 
 static void print_head(const struct mm_job *job, size_t loops, bool cuda) {
@@ -167,10 +236,12 @@ static enum mm_status fill(struct planned *p, struct mm_error *err) {
 /* On a dry device, while comm pretends. Unless it fails, the caller closes it. */
 static enum mm_status open_plan(struct planned *p, struct mm_comm *comm, struct mm_device *dev,
                                 const struct mm_config *config, bool cuda, struct mm_error *err) {
-    *p = (struct planned){.cuda = cuda};
+    *p = (struct planned){
+        .cuda = cuda, .program = mm_memory_resident(), .workspace = dev->own_bytes};
     enum mm_status status = mm_job_open(&p->job, comm, dev, config, MM_JOB_PLAN, err);
     if (status != MM_OK)
         return status;
+    p->messages = mm_comm_room_bytes(comm);
     p->arenas[0] = p->job.arena;
     p->arenas[1] = mm_arena_create_dry(dev);
     p->arenas[2] = mm_arena_create_dry(dev);
@@ -221,17 +292,18 @@ static enum mm_status print_choice(struct mm_comm *comm, struct mm_device *dev,
 }
 
 enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config, bool cuda,
-                            size_t *peak, struct mm_error *err) {
+                            struct mm_plan_need *need, struct mm_error *err) {
     struct mm_machine unknown = {.links.per_machine = mm_comm_near(comm).size};
-    struct mm_device *dev =
-        mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, unknown.rates);
+    struct mm_device *dev = mm_device_create_dry(cuda, unknown.rates);
     struct planned p;
     mm_comm_pretend(comm, mm_comm_size(comm), unknown.links);
-    enum mm_status status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
+    enum mm_status status = mm_comm_attach(comm, dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
+                                           config->reduce_dtype, err);
     if (status == MM_OK)
         status = open_plan(&p, comm, dev, config, cuda, err);
     if (status == MM_OK) {
-        *peak = peak_of(&p);
+        need->memory = peak_of(&p);
+        need->space = need->memory - p.program + mm_weights_mapped_bytes(p.job.weights);
         close_plan(&p);
     }
     mm_comm_pretend_end(comm);
@@ -251,10 +323,12 @@ enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks
                          machine.cuda ? "GPUs" : "no GPUs", cuda ? "cuda" : "cpu");
     if (status != MM_OK)
         return status;
-    struct mm_device *dev =
-        mm_device_create_dry(cuda ? MM_CUDA_CHUNK : MM_CPU_CHUNK, machine.rates);
+    struct mm_device *dev = mm_device_create_dry(cuda, machine.rates);
     mm_comm_pretend(comm, ranks ? ranks : mm_comm_size(comm), machine.links);
-    status = mm_comm_attach(comm, dev, MM_TRANSPORT_AUTO, config->reduce_dtype, err);
+    if (ranks)
+        mm_threads_plan(ranks);
+    status = mm_comm_attach(comm, dev, cuda ? config->transport : MM_TRANSPORT_AUTO,
+                            config->reduce_dtype, err);
     bool choice = config->model.shard == MM_SHARD_AUTO;
     if (choice)
         config->model.shard = MM_SHARD_NONE;

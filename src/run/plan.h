@@ -12,10 +12,15 @@
 enum mm_status mm_plan(struct mm_comm *comm, struct mm_config *config, int ranks,
                        const char *machine, struct mm_error *err);
 
-/* *peak (=) the bytes that a rank of this job will hold of its device, at most, for a config whose
- * model.shard is not auto: of the rank with the largest share, not counting the program itself and
- * its libraries. Errors as those of a run's inputs. Local. */
+/* Bytes that a rank of this job will hold at most: of its device's memory, and on the CPU of
+ * address space, beyond what this process has now, for that and for the files that it maps. */
+struct mm_plan_need {
+    size_t memory, space;
+};
+
+/* For a config whose model.shard is not auto, of the rank with the largest share. Errors as those
+ * of a run's inputs. Local. */
 enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config, bool cuda,
-                            size_t *peak, struct mm_error *err);
+                            struct mm_plan_need *need, struct mm_error *err);
 
 #endif

@@ -6,12 +6,15 @@
 struct mm_rehearsal mm_rehearsal_begin(const struct mm_job *job) {
     mm_spread_settle(job->model, NULL); /* as a step finds it that follows another */
     mm_spread_changed(job->model);
-    return (struct mm_rehearsal){*mm_comm_traffic(job->comm), *mm_dry_clock(job->dev)};
+    return (struct mm_rehearsal){.traffic = *mm_comm_traffic(job->comm),
+                                 .clock = *mm_dry_clock(job->dev)};
 }
 
 void mm_rehearsal_end(struct mm_rehearsal *r, const struct mm_job *job) {
     r->traffic = mm_traffic_since(mm_comm_traffic(job->comm), &r->traffic);
     r->clock = mm_clock_since(mm_dry_clock(job->dev), &r->clock);
+    r->workspace = job->dev->own_bytes;
+    r->messages = mm_comm_room_bytes(job->comm);
 }
 
 void mm_rehearsal_print_traffic(const struct mm_rehearsal *r, const char *what) {

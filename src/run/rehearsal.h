@@ -9,6 +9,8 @@
 struct mm_rehearsal {
     struct mm_traffic traffic;
     struct mm_clock clock;
+    size_t workspace; /* bytes that the device has for itself, at the end */
+    size_t messages;  /* and the transport for messages: mm_comm_room_bytes */
 };
 
 /* What is done between these two is counted. The job's device is dry, and its comm pretends. Local.

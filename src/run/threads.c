@@ -121,3 +121,12 @@ void mm_threads_settle(struct mm_comm *comm, bool idle) {
         warn_bound(comm, used, shared_by);
     warn_alone(comm);
 }
+
+void mm_threads_plan(int ranks) {
+    bool mine[MM_MOST_CPUS];
+    int cpus = 0;
+    mm_processor_cpus(mine);
+    for (int cpu = 0; cpu < MM_MOST_CPUS; cpu++)
+        cpus += mine[cpu];
+    settle_number(cpus / ranks < 1 ? 1 : cpus / ranks);
+}

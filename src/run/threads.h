@@ -11,5 +11,7 @@
  * tasks of a Slurm job; where `idle`, on a single machine, binding leaves CPUs to no rank or ranks
  * to the same CPUs. Collective. */
 void mm_threads_settle(struct mm_comm *comm, bool idle);
+/* For `plan`: as many as that gives a rank of `ranks` that all are on this machine. Local. */
+void mm_threads_plan(int ranks);
 
 #endif

@@ -194,6 +194,12 @@ def fail(status: int, *arguments: object, **options: object) -> str:
     return outcome.messages[0]
 
 
+def repeatable_plan(out: str) -> str:
+    """What plan prints, but for what the process itself held and what that is part of."""
+    part = r"^(program and libraries|sum|peak|model.shard: auto|host memory)\b.*\n"
+    return re.sub(part, "", out, flags=re.M)
+
+
 # -- what a run leaves ------------------------------------------------------------------------
 
 

@@ -169,9 +169,9 @@ def test_a_resume_keeps_the_same(llama: Case, tmp_path: Path, loops: int) -> Non
 
 def test_plan_says_what_it_costs(llama: Case) -> None:
     out = succeed("plan", llama.config, *measured(llama)).out
-    line = next(line for line in out.splitlines() if "start's logits" in line)
-    assert f"{10 * 12 * 53 * 4 / 1000:.2f} kB" in line
-    assert "start's logits" not in succeed("plan", llama.config).out
+    line = next(line for line in out.splitlines() if "logits to evaluate" in line)
+    assert f"{2 * 10 * 12 * 53 * 4 / 1000:.2f} kB" in line, "once kept, and once to be compared"
+    assert "logits to evaluate" not in succeed("plan", llama.config).out
 
 
 def test_a_trial_keeps_within_its_budget(llama: Case, tmp_path: Path) -> None:

@@ -146,21 +146,12 @@ def test_recomputed(case: Path, tmp_path: Path, graph: str, loss: str) -> None:
 
 
 def test_auto(case: Path, tmp_path: Path) -> None:
-    """The least sharding that fits, here into a limit on the memory of the job."""
-    few, more = "data.micro_batch=1", ("model.shard=auto", "data.micro_batch=1")
-    none, full = (
-        re.search(r"^peak: (.*) a rank", succeed("plan", case, few, f"model.shard={how}").out, re.M)[1]
-        for how in ("none", "full")
-    )
-    out = succeed("plan", case, *more).out
-    assert f"peak: {none} a rank" in out and f"else full, whose peak is {full}" in out
+    """The least sharding that fits, here into the memory of the machine; test_memory.py has limits."""
+    more = ("model.shard=auto", "data.micro_batch=1")
+    assert "model.shard: auto is none where every rank has" in succeed("plan", case, *more).out
     machines = ("--ranks", 4, "--machine", machine_of_two(tmp_path))
     out = succeed("plan", case, *more, *machines).out
-    peaks = [
-        re.search(r"^peak: (.*) a rank", succeed("plan", case, few, f"model.shard={how}", *machines).out, re.M)[1]
-        for how in ("node", "full")
-    ]  # fmt: skip
-    assert f"else node, whose peak is {peaks[0]}, else full, whose peak is {peaks[1]}" in out
+    assert re.search("auto is none .*, else node, whose peak is .*, else full, whose peak is", out)
     said = succeed("run", case, f"output.dir={tmp_path / 'run'}", *more, ranks=2).err
     assert "model.shard: auto is none" in said and "auto is full" not in said
 

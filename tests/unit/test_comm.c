@@ -255,7 +255,8 @@ static void pretended_time(void **state) {
                                    .buckets = {.start = 1, .inside = 2, .across = 5},
                                    .sums = {.start = 1},
                                    .beside = true};
-    struct mm_device *dev = mm_device_create_dry(1, (struct mm_rates){.memory = 1, .start = 0.5});
+    struct mm_device *dev =
+        mm_device_create_dry(true, (struct mm_rates){.memory = 1, .start = 0.5});
     struct mm_clock *clock = mm_dry_clock(dev);
     struct mm_mat m = mm_mat((void *)64, MM_F32, 8, 1);
     double seconds = 1 + 2 * 2 + 5 + 32 * 3 / 4.0 / 8;

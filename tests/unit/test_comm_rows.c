@@ -10,6 +10,7 @@
 #include <math.h>
 #include <unistd.h>
 
+#include "kernels/dry.h"
 #include "kernels/ops.h"
 #include "kernels/queue.h"
 
@@ -405,11 +406,71 @@ static int attach(const char *transport) {
     return 1;
 }
 
+/* -- room ---------------------------------------------------------------------------------------
+ */
+
+#define MATRICES ((size_t)4)
+
+/* Matrices that ask for more and more, and a smaller one at the end. */
+static struct mm_reduction to_reduce(float *full, float *own, size_t i, bool leaves) {
+    static const size_t rows[MATRICES] = {5, 33, 64, 7}, cols[MATRICES] = {17, 256, 300, 300};
+    size_t padded = mm_rows_block(rows[i], size) * (size_t)size;
+    return (struct mm_reduction){.full = mm_mat(full, MM_F32, padded, cols[i]),
+                                 .rows = rows[i],
+                                 .own = own,
+                                 .ranks = leaves ? size : 0};
+}
+
+static void ask_for_room(float *full, float *own, double *numbers) {
+    for (int leaves = 0; leaves <= (reduce_dtype == MM_F32); leaves++)
+        for (size_t i = 0; i < MATRICES; i++) {
+            struct mm_reduction r = to_reduce(full, own, i, leaves);
+            struct mm_mat m = mm_mat(full, MM_BF16, r.rows, r.full.cols);
+            mm_comm_wait(comm, mm_comm_reduce_rows(comm, &r, 1));
+            mm_comm_wait(comm, mm_comm_gather_rows(comm, &m, 1));
+            mm_comm_sum_device(comm, numbers, 10 * (i + 1));
+        }
+}
+
+/* A plan counts the room that the transport takes. Nothing may have been asked for before. */
+static void room(void **state) {
+    (void)state;
+    size_t most = 300 * (64 + 2 * (size_t)size);
+    float *full = dev->queue->alloc(dev, most * sizeof *full);
+    float *own = dev->queue->alloc(dev, most * sizeof *own);
+    double *numbers = dev->queue->alloc(dev, 10 * MATRICES * sizeof *numbers);
+    const char *name = mm_comm_transport_name(comm);
+    enum mm_transport_choice choice = strncmp(name, "NCCL", 4) == 0 ? MM_TRANSPORT_NCCL
+                                      : strstr(name, "staged")      ? MM_TRANSPORT_STAGED
+                                                                    : MM_TRANSPORT_AUTO;
+    ask_for_room(full, own, numbers);
+    size_t took = mm_comm_room_bytes(comm);
+    NOTE(size == 1 || took > 0, "no room is taken");
+    struct mm_device *dry = mm_device_create_dry(dev->asynchronous, (struct mm_rates){0});
+    struct mm_error err;
+    mm_comm_pretend(comm, size, (struct mm_links){.per_machine = size});
+    NOTE(mm_comm_attach(comm, dry, choice, reduce_dtype, &err) == MM_OK, "no dry transport");
+    ask_for_room(full, own, numbers);
+    size_t planned = mm_comm_room_bytes(comm); /* rank 0's */
+    mm_comm_pretend_end(comm);
+    mm_device_free(dry);
+    NOTE(rank != 0 || planned == took, "%zu bytes of room are planned, and %zu taken", planned,
+         took);
+    dev->queue->free(dev, full);
+    dev->queue->free(dev, own);
+    dev->queue->free(dev, numbers);
+    settle();
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reductions), cmocka_unit_test(reductions_alone),
-        cmocka_unit_test(gathers),    cmocka_unit_test(near_gathers),
-        cmocka_unit_test(sums),       cmocka_unit_test(recordings),
+        cmocka_unit_test(room),
+        cmocka_unit_test(reductions),
+        cmocka_unit_test(reductions_alone),
+        cmocka_unit_test(gathers),
+        cmocka_unit_test(near_gathers),
+        cmocka_unit_test(sums),
+        cmocka_unit_test(recordings),
     };
     mm_inbox_bytes = 1000; /* several pieces of a matrix */
     alarm(240);            /* ranks that wait for each other forever are a failure too */

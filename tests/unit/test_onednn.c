@@ -110,8 +110,10 @@ int main(void) {
         fprintf(stderr, "skipped: this processor does not multiply bfloat16\n");
         return 77;
     }
-    onednn = mm_onednn_create(true);
+    struct mm_device *dev = mm_device_create_cpu();
+    onednn = mm_onednn_create(dev, true);
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     mm_onednn_free(onednn);
+    mm_device_free(dev);
     return failed || mm_live_blocks() != 0;
 }
