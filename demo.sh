@@ -15,8 +15,7 @@ rm -rf runs/demo
 echo "pretraining a model of 164,288 parameters on the generated corpus"
 # Two threads, whatever else the machine does, come to the same bits as one.
 cores=$(nproc)
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 2 ? cores : 2))} OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} \
-    build/mudman-mpi pretrain configs/demo/pretrain.yaml
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 2 ? cores : 2))} build/mudman-mpi pretrain configs/demo/pretrain.yaml
 
 # The three runs go side by side. Without masking the same rates would exceed the retain budget at
 # once: that run has rates of its own, found by a search as long as MUDMAN's.

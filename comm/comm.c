@@ -47,6 +47,26 @@ static enum mm_status check_step(struct mm_error *err) {
                    tasks);
 }
 
+/* On how many ranks `flag` is set. */
+static int count_ranks(const struct mm_comm *comm, bool flag) {
+    int mine = flag, all;
+    CHECK_MPI(MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_SUM, comm->world));
+    return all;
+}
+
+/* Makes the communicator of the ranks near this one. */
+static void find_near(struct mm_comm *comm) {
+    const char *text = getenv("MUDMAN_NEAR_RANKS");
+    int most = text ? atoi(text) : 0;
+    int group = most > 0 ? comm->local_rank / most : 0;
+    CHECK_MPI(MPI_Comm_split(comm->node, group, comm->local_rank, &comm->beside));
+    CHECK_MPI(MPI_Comm_rank(comm->beside, &comm->near.rank));
+    CHECK_MPI(MPI_Comm_size(comm->beside, &comm->near.size));
+    comm->near.first = comm->rank;
+    CHECK_MPI(MPI_Bcast(&comm->near.first, 1, MPI_INT, 0, comm->beside));
+    comm->near.groups = count_ranks(comm, comm->near.rank == 0);
+}
+
 static void join(struct mm_comm *comm, int *argc, char ***argv) {
     int provided;
     CHECK_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
@@ -67,8 +87,8 @@ static void join(struct mm_comm *comm, int *argc, char ***argv) {
     CHECK_MPI(MPI_Comm_size(comm->node, &comm->local_size));
     comm->machine = comm->rank;
     CHECK_MPI(MPI_Bcast(&comm->machine, 1, MPI_INT, 0, comm->node));
-    int first = comm->local_rank == 0;
-    CHECK_MPI(MPI_Allreduce(&first, &comm->machines, 1, MPI_INT, MPI_SUM, comm->world));
+    find_near(comm);
+    comm->machines = count_ranks(comm, comm->local_rank == 0);
     mm_comm_compare_begin(comm);
 }
 
@@ -111,6 +131,7 @@ void mm_comm_free(struct mm_comm *comm) {
         comm->transport->free(comm->transport);
     mm_watch_free_device(comm->watch);
     mm_free(comm->sums);
+    CHECK_MPI(MPI_Comm_free(&comm->beside));
     CHECK_MPI(MPI_Comm_free(&comm->node));
     CHECK_MPI(MPI_Comm_free(&comm->world));
     mm_set_abort_hook(NULL);
@@ -125,12 +146,16 @@ void mm_comm_pretend(struct mm_comm *comm, int size, struct mm_links links) {
     comm->real.rank = comm->rank;
     comm->real.size = comm->size;
     comm->real.machines = comm->machines;
+    comm->real.near = comm->near;
     comm->real.transport = comm->transport;
     comm->real.traffic = comm->traffic;
     comm->pretends = true;
     comm->rank = 0;
     comm->size = size;
     comm->machines = (size + links.per_machine - 1) / links.per_machine;
+    comm->near.rank = comm->near.first = 0;
+    comm->near.size = size < links.per_machine ? size : links.per_machine;
+    comm->near.groups = comm->machines;
     comm->transport = NULL;
     comm->traffic = (struct mm_traffic){0};
     comm->links = links;
@@ -143,6 +168,7 @@ void mm_comm_pretend_end(struct mm_comm *comm) {
     comm->rank = comm->real.rank;
     comm->size = comm->real.size;
     comm->machines = comm->real.machines;
+    comm->near = comm->real.near;
     comm->transport = comm->real.transport;
     comm->traffic = comm->real.traffic;
 }
@@ -169,6 +195,10 @@ int mm_comm_machine(const struct mm_comm *comm) {
 
 int mm_comm_machines(const struct mm_comm *comm) {
     return comm->machines;
+}
+
+struct mm_near mm_comm_near(const struct mm_comm *comm) {
+    return comm->near;
 }
 
 struct mm_watch *mm_comm_watch(struct mm_comm *comm) {

@@ -61,6 +61,14 @@ int mm_comm_local_rank(const struct mm_comm *comm);
 int mm_comm_machine(const struct mm_comm *comm);
 /* The number of machines. Local. */
 int mm_comm_machines(const struct mm_comm *comm);
+/* The ranks near this one, itself among them: those of its machine; with the environment variable
+ * MUDMAN_NEAR_RANKS=n, a machine's ranks are near each other in groups of n. */
+struct mm_near {
+    int size, rank; /* how many there are, and this rank's place among them */
+    int first;      /* the rank at place 0 */
+    int groups;     /* of all ranks */
+};
+struct mm_near mm_comm_near(const struct mm_comm *comm); /* Local. */
 /* What this rank has taken part in so far; the comm's own. Local. */
 const struct mm_traffic *mm_comm_traffic(const struct mm_comm *comm);
 
@@ -171,6 +179,11 @@ mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *t
 /* Completes n contiguous matrices: each (=) the own rows of every rank. This rank's rows must be in
  * their place already. Collective. */
 mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n);
+
+/* The same among the ranks near each other: the one at place l of L owns the rows
+ * mm_rows_of(rows, L, l). mm_comm_near_begin comes first. Collective, over all ranks. */
+mm_ticket mm_comm_gather_near(struct mm_comm *comm, const struct mm_mat *tensors, size_t n);
+void mm_comm_near_begin(struct mm_comm *comm);
 
 /* Whatever the device is asked to do from now on comes after the bucket. Local. */
 void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket);

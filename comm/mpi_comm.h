@@ -8,8 +8,9 @@
 #include "comm/transport.h"
 
 struct mm_comm {
-    MPI_Comm world, node;
+    MPI_Comm world, node, beside; /* beside: of the ranks near this one */
     int rank, size, local_rank, local_size;
+    struct mm_near near;
     int machine;   /* the rank that stands for this machine: its first */
     double *sums;  /* every rank's numbers in a sum, grown to the most there were */
     size_t sums_n; /* doubles of it */
@@ -23,6 +24,7 @@ struct mm_comm {
     bool pretends; /* see mm_comm_pretend; and what was true before: */
     struct {
         int rank, size, machines;
+        struct mm_near near;
         struct mm_transport *transport;
         struct mm_traffic traffic;
     } real;

@@ -9,57 +9,16 @@
  * Nothing waits for the host, and no memory is taken once all sizes have been seen. So a recording
  * of the device may hold all of it; the events bring the second stream into the recording and back.
  */
-#include "kernels/cuda/block.h"
+#include "comm/nccl.h"
 
-#ifndef MM_CUDA_SHIM
-#include <nccl.h>
-#endif
 #include <stdio.h>
 #include <unistd.h>
-
-extern "C" {
-#include "comm/rooms.h"
-#include "comm/transport.h"
-}
-
-#define CHECK_NCCL(call)                                                                           \
-    do {                                                                                           \
-        ncclResult_t nccl_result = (call);                                                         \
-        MM_CHECK_AS(MM_LOST, nccl_result == ncclSuccess, "NCCL: %s: %s",                           \
-                    ncclGetErrorString(nccl_result), ncclGetLastError(nullptr));                   \
-    } while (0)
-
-/* Device memory. What it has outgrown stays, for recordings know it. */
-struct grown {
-    struct grown *outgrown;
-    void *data;
-    size_t bytes;
-};
-
-struct over_nccl {
-    struct mm_transport base;    /* the first: a table's address is its transport's */
-    struct mm_watched_work work; /* of this transport */
-    struct mm_comm *comm;
-    struct mm_device *dev;
-    cudaStream_t stream; /* beside the device's */
-    int rank, size;
-    ncclComm_t nccl;
-    cudaEvent_t ready, summed, done[MM_BUCKETS];
-    uint64_t *steps;              /* on the device: marks so far */
-    struct grown *outbox, *inbox; /* rounded gradients to send | gradients of leaves received */
-    struct grown *doubles;        /* every rank's numbers of a sum */
-    struct grown *room;           /* for the blocks of one matrix that the ranks do not divide */
-};
-
-static struct over_nccl *over_nccl(struct mm_transport *base) {
-    return reinterpret_cast<struct over_nccl *>(base);
-}
 
 static bool rounds(const struct over_nccl *t) {
     return t->base.reduce_dtype == MM_BF16 && t->size > 1;
 }
 
-static void *reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
+void *mm_nccl_reserve(struct over_nccl *t, struct grown **newest, size_t bytes) {
     if (!*newest || bytes > (*newest)->bytes) {
         MM_CHECK(!cuda_context(t->dev)->recording, "buffers grow while recording");
         struct grown *bigger = static_cast<struct grown *>(mm_calloc(1, sizeof *bigger));
@@ -126,14 +85,14 @@ static void mark(struct over_nccl *t, uint64_t doing) {
 }
 
 /* What is put on the stream now follows all that was asked of the device. */
-static void leave_device(struct over_nccl *t, uint64_t watched) {
+void mm_nccl_begin(struct over_nccl *t, uint64_t watched) {
     MM_CUDA(cudaEventRecord(t->ready, cuda_context(t->dev)->stream));
     MM_CUDA(cudaStreamWaitEvent(t->stream, t->ready, 0));
     if (watched)
         mark(t, watched);
 }
 
-static void finish(struct over_nccl *t, cudaEvent_t done, uint64_t watched) {
+void mm_nccl_end(struct over_nccl *t, cudaEvent_t done, uint64_t watched) {
     if (watched)
         mark(t, 0);
     MM_CUDA(cudaEventRecord(done, t->stream));
@@ -153,8 +112,8 @@ static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers
     if (n == 0)
         return;
     double *all =
-        static_cast<double *>(reserve(t, &t->doubles, mm_numbers_bytes(n, t->size)));
-    leave_device(t, watched);
+        static_cast<double *>(mm_nccl_reserve(t, &t->doubles, mm_numbers_bytes(n, t->size)));
+    mm_nccl_begin(t, watched);
     double *at = all;
     CHECK_NCCL(ncclGroupStart());
     for (size_t i = 0; i < parts; at += numbers[i++].n * size)
@@ -168,7 +127,7 @@ static void nccl_sum(struct mm_transport *base, const struct mm_numbers *numbers
             MM_LAUNCH_ON(t->stream, add_kernel, blocks_for(numbers[i].n, BLOCK), BLOCK, 0,
                          numbers[i].values, static_cast<const double *>(at), t->size, numbers[i].n,
                          false);
-    finish(t, t->summed, watched);
+    mm_nccl_end(t, t->summed, watched);
     MM_CUDA(cudaStreamWaitEvent(cuda_context(t->dev)->stream, t->summed, 0));
 }
 
@@ -292,87 +251,40 @@ static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
     MM_CHECK(!leaves || !rounds(t), "leaves are not rounded");
     if (leaves)
         inbox = static_cast<float *>(
-            reserve(t, &t->inbox, mm_nccl_inbox(tensors, n, t->size, t->rank)));
+            mm_nccl_reserve(t, &t->inbox, mm_nccl_inbox(tensors, n, t->size, t->rank)));
     if (rounds(t))
-        outbox = static_cast<bf16 *>(
-            reserve(t, &t->outbox, mm_nccl_outbox(tensors, n, t->size, t->base.reduce_dtype)));
-    leave_device(t, watched);
+        outbox = static_cast<bf16 *>(mm_nccl_reserve(
+            t, &t->outbox, mm_nccl_outbox(tensors, n, t->size, t->base.reduce_dtype)));
+    mm_nccl_begin(t, watched);
     if (leaves)
         reduce_leaves(t, tensors, n, inbox);
     else if (rounds(t))
         reduce_rounded(t, tensors, n, outbox);
     else
         reduce_unrounded(t, tensors, n);
-    finish(t, t->done[ticket], watched);
-}
-
-/* -- gathers ----------------------------------------------------------------------------------- */
-
-static size_t row_bytes_of(const struct mm_mat *m) {
-    return m->cols * mm_dtype_bytes(m->dtype);
-}
-
-static bool divides(const struct over_nccl *t, const struct mm_mat *m) {
-    return m->rows % static_cast<size_t>(t->size) == 0;
-}
-
-/* Every rank's block to its place in `blocks`, where this rank's is. */
-static void gather_blocks(struct over_nccl *t, char *blocks, size_t bytes) {
-    CHECK_NCCL(ncclAllGather(blocks + bytes * static_cast<size_t>(t->rank), blocks, bytes,
-                             ncclUint8, t->nccl, t->stream));
-}
-
-static void copy_on_stream(struct over_nccl *t, void *to, const void *from, size_t bytes) {
-    if (bytes)
-        MM_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, t->stream));
-}
-
-/* Rows that the ranks do not divide: by way of `room`, where all blocks are as long. The matrix is
- * the beginning of them, since padding comes last. */
-static void gather_padded(struct over_nccl *t, const struct mm_mat *m, char *room) {
-    size_t row_bytes = row_bytes_of(m);
-    struct mm_rows mine = mm_rows_of(m->rows, t->size, t->rank);
-    size_t block = mm_rows_block(m->rows, t->size) * row_bytes;
-    copy_on_stream(t, room + block * static_cast<size_t>(t->rank),
-                   static_cast<char *>(m->data) + mine.first * row_bytes, mine.count * row_bytes);
-    gather_blocks(t, room, block);
-    copy_on_stream(t, m->data, room, m->rows * row_bytes);
-}
-
-/* Those that divide in one group, the others one by one: they share the room. */
-static void nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
-                        size_t n, uint64_t watched) {
-    struct over_nccl *t = over_nccl(base);
-    size_t most = mm_nccl_room(tensors, n, t->size);
-    char *room = most ? static_cast<char *>(reserve(t, &t->room, most)) : nullptr;
-    leave_device(t, watched);
-    CHECK_NCCL(ncclGroupStart());
-    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
-        if (divides(t, m) && m->rows)
-            gather_blocks(t, static_cast<char *>(m->data),
-                          m->rows / static_cast<size_t>(t->size) * row_bytes_of(m));
-    CHECK_NCCL(ncclGroupEnd());
-    for (const struct mm_mat *m = tensors; m < tensors + n; m++)
-        if (!divides(t, m))
-            gather_padded(t, m, room);
-    finish(t, t->done[ticket], watched);
+    mm_nccl_end(t, t->done[ticket], watched);
 }
 
 /* -- for the watchdog -------------------------------------------------------------------------- */
 
 static bool nccl_failed(void *self, char *text, size_t bytes) {
     struct over_nccl *t = static_cast<struct over_nccl *>(self);
-    ncclResult_t state = ncclSuccess;
-    ncclResult_t asked = ncclCommGetAsyncError(t->nccl, &state);
-    if (asked == ncclSuccess && (state == ncclSuccess || state == ncclInProgress))
-        return false;
-    snprintf(text, bytes, "%s: %s", ncclGetErrorString(asked == ncclSuccess ? state : asked),
-             ncclGetLastError(t->nccl));
-    return true;
+    for (const struct group &g : t->among) {
+        ncclResult_t state = ncclSuccess;
+        ncclResult_t asked = g.nccl ? ncclCommGetAsyncError(g.nccl, &state) : ncclSuccess;
+        if (asked == ncclSuccess && (state == ncclSuccess || state == ncclInProgress))
+            continue;
+        snprintf(text, bytes, "%s: %s", ncclGetErrorString(asked == ncclSuccess ? state : asked),
+                 ncclGetLastError(g.nccl));
+        return true;
+    }
+    return false;
 }
 
 static void nccl_abandon(void *self) {
-    (void)ncclCommAbort(static_cast<struct over_nccl *>(self)->nccl);
+    for (const struct group &g : static_cast<struct over_nccl *>(self)->among)
+        if (g.nccl)
+            (void)ncclCommAbort(g.nccl);
 }
 
 /* -- begin and end ----------------------------------------------------------------------------- */
@@ -431,7 +343,9 @@ static cudaStream_t open_stream(void) {
 static void nccl_free(struct mm_transport *base) {
     struct over_nccl *t = over_nccl(base);
     MM_CUDA(cudaStreamSynchronize(t->stream));
-    CHECK_NCCL(ncclCommDestroy(t->nccl));
+    for (const struct group &g : t->among)
+        if (g.nccl)
+            CHECK_NCCL(ncclCommDestroy(g.nccl));
     drop(t, t->outbox);
     drop(t, t->inbox);
     drop(t, t->doubles);
@@ -453,8 +367,9 @@ static void fill_table(struct mm_transport *table) {
     table->records = true;
     table->sum = nccl_sum;
     table->reduce = nccl_reduce;
-    table->gather = nccl_gather;
+    table->gather = mm_nccl_gather;
     table->wait = nccl_wait;
+    table->near_begin = mm_nccl_near_begin;
     table->free = nccl_free;
 }
 
@@ -477,5 +392,6 @@ extern "C" struct mm_transport *mm_transport_nccl(struct mm_comm *comm, struct m
     for (cudaEvent_t &event : t->done)
         MM_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     connect(t);
+    t->among[MM_AMONG_ALL] = {t->nccl, t->rank, t->size};
     return &t->base;
 }

@@ -37,8 +37,9 @@ static void alone_reduce(struct mm_transport *base, mm_ticket ticket,
 }
 
 static void alone_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
-                         size_t n, uint64_t watched) {
+                         size_t n, enum mm_among among, uint64_t watched) {
     (void)base;
+    (void)among;
     (void)ticket;
     (void)tensors;
     (void)n;
@@ -192,7 +193,8 @@ mm_ticket mm_comm_reduce_rows(struct mm_comm *comm, const struct mm_reduction *t
     return ticket;
 }
 
-mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n) {
+static mm_ticket gather_among(struct mm_comm *comm, const struct mm_mat *tensors, size_t n,
+                              enum mm_among among) {
     struct mm_transport *transport = attached(comm);
     mm_ticket ticket = take_ticket(comm);
     size_t bytes = 0;
@@ -203,10 +205,25 @@ mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors
         shape =
             mm_shape_add(shape, tensors[i].rows, tensors[i].cols, mm_dtype_bytes(tensors[i].dtype));
     }
-    uint64_t watched = enter(comm, MM_WATCHED_GATHER, bytes, shape);
-    transport->gather(transport, ticket, tensors, n, watched);
+    enum mm_watched kind = among == MM_AMONG_ALL ? MM_WATCHED_GATHER : MM_WATCHED_NEAR_GATHER;
+    uint64_t watched = enter(comm, kind, bytes, shape);
+    transport->gather(transport, ticket, tensors, n, among, watched);
     mm_watch_leave(comm->watch);
     return ticket;
+}
+
+mm_ticket mm_comm_gather_rows(struct mm_comm *comm, const struct mm_mat *tensors, size_t n) {
+    return gather_among(comm, tensors, n, MM_AMONG_ALL);
+}
+
+mm_ticket mm_comm_gather_near(struct mm_comm *comm, const struct mm_mat *tensors, size_t n) {
+    return gather_among(comm, tensors, n, MM_AMONG_NEAR);
+}
+
+void mm_comm_near_begin(struct mm_comm *comm) {
+    struct mm_transport *transport = attached(comm);
+    if (transport->near_begin)
+        transport->near_begin(transport);
 }
 
 void mm_comm_wait(struct mm_comm *comm, mm_ticket ticket) {

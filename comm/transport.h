@@ -13,6 +13,9 @@ struct mm_numbers {
 };
 #define MM_NUMBERS 8 /* of one sum, at most */
 
+/* The ranks of a gather: all, or those near this one. */
+enum mm_among { MM_AMONG_ALL, MM_AMONG_NEAR };
+
 static inline size_t mm_numbers_n(const struct mm_numbers *numbers, size_t parts) {
     size_t n = 0;
     for (size_t i = 0; i < parts; i++)
@@ -32,8 +35,9 @@ struct mm_transport {
     void (*reduce)(struct mm_transport *transport, mm_ticket ticket,
                    const struct mm_reduction *tensors, size_t n, uint64_t watched);
     void (*gather)(struct mm_transport *transport, mm_ticket ticket, const struct mm_mat *tensors,
-                   size_t n, uint64_t watched);
+                   size_t n, enum mm_among among, uint64_t watched);
     void (*wait)(struct mm_transport *transport, mm_ticket ticket);
+    void (*near_begin)(struct mm_transport *transport); /* NULL: nothing to do */
     void (*free)(struct mm_transport *transport);
     const struct mm_watched_work
         *work; /* for the watchdog; NULL: nothing goes on beside the host */

@@ -38,10 +38,13 @@ static double rate_of(const struct mm_links *l, int machines) {
     return machines == 1 || l->inside < across ? l->inside : across;
 }
 
-static double ring_seconds(const struct mm_comm *comm, struct mm_hops hops, double bytes) {
+static double ring_seconds(const struct mm_comm *comm, enum mm_among among, struct mm_hops hops,
+                           double bytes) {
     const struct mm_links *l = &comm->links;
-    double R = comm->size, N = comm->machines, rate = rate_of(l, comm->machines);
-    if (comm->size == 1)
+    bool all = among == MM_AMONG_ALL;
+    int machines = all ? comm->machines : 1;
+    double R = all ? comm->size : comm->near.size, N = machines, rate = rate_of(l, machines);
+    if (R < 2)
         return 0;
     return hops.start + (R - N) * hops.inside + (N - 1) * hops.across +
            (rate > 0 ? bytes * (R - 1) / R / rate : 0);
@@ -74,9 +77,11 @@ static void take_room_of_reductions(struct dry_transport *t, const struct mm_red
     }
 }
 
-static void take_room_of_gathers(struct dry_transport *t, const struct mm_mat *tensors, size_t n) {
+static void take_room_of_gathers(struct dry_transport *t, const struct mm_mat *tensors, size_t n,
+                                 enum mm_among among) {
+    int size = among == MM_AMONG_ALL ? t->comm->size : t->comm->near.size;
     if (t->nccl)
-        grow(t, &t->padded, mm_nccl_room(tensors, n, t->comm->size));
+        grow(t, &t->padded, mm_nccl_room(tensors, n, size));
     for (size_t i = 0; i < n && t->staged && t->comm->size > 1; i++)
         grow(t, &t->stage, mm_stage_of_gather(&tensors[i]));
 }
@@ -92,8 +97,9 @@ static void take_room_of_sum(struct dry_transport *t, size_t n) {
 /* -- time -------------------------------------------------------------------------------------- */
 
 /* From the moment that the device comes to it. */
-static double begin(struct dry_transport *t, struct mm_hops hops, double bytes) {
-    double seconds = ring_seconds(t->comm, hops, bytes);
+static double begin(struct dry_transport *t, enum mm_among among, struct mm_hops hops,
+                    double bytes) {
+    double seconds = ring_seconds(t->comm, among, hops, bytes);
     t->free_at = larger(t->free_at, t->clock->now) + seconds;
     t->clock->between_ranks += seconds;
     return t->free_at;
@@ -104,8 +110,9 @@ static void wait_until(struct dry_transport *t, double done, enum mm_spent on) {
         mm_clock_spend(t->clock, on, done - t->clock->now);
 }
 
-static void start(struct dry_transport *t, mm_ticket ticket, double bytes, enum mm_spent on) {
-    t->done[ticket] = begin(t, t->comm->links.buckets, bytes);
+static void start(struct dry_transport *t, mm_ticket ticket, enum mm_among among, double bytes,
+                  enum mm_spent on) {
+    t->done[ticket] = begin(t, among, t->comm->links.buckets, bytes);
     t->kind[ticket] = on;
     if (!t->comm->links.beside)
         wait_until(t, t->done[ticket], on);
@@ -118,7 +125,7 @@ static void dry_sum(struct mm_transport *base, const struct mm_numbers *numbers,
     size_t n = mm_numbers_n(numbers, parts);
     double all = (double)n * sizeof(double) * t->comm->size;
     take_room_of_sum(t, n);
-    wait_until(t, begin(t, t->comm->links.sums, all), MM_ON_SUMS);
+    wait_until(t, begin(t, MM_AMONG_ALL, t->comm->links.sums, all), MM_ON_SUMS);
 }
 
 static void dry_reduce(struct mm_transport *base, mm_ticket ticket,
@@ -129,18 +136,18 @@ static void dry_reduce(struct mm_transport *base, mm_ticket ticket,
     for (size_t i = 0; i < n; i++)
         bytes += (double)tensors[i].full.rows * (double)tensors[i].full.cols *
                  (double)mm_dtype_bytes(base->reduce_dtype);
-    start((struct dry_transport *)base, ticket, bytes, MM_ON_REDUCTIONS);
+    start((struct dry_transport *)base, ticket, MM_AMONG_ALL, bytes, MM_ON_REDUCTIONS);
 }
 
 static void dry_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
-                       size_t n, uint64_t watched) {
+                       size_t n, enum mm_among among, uint64_t watched) {
     double bytes = 0;
     (void)watched;
-    take_room_of_gathers((struct dry_transport *)base, tensors, n);
+    take_room_of_gathers((struct dry_transport *)base, tensors, n, among);
     for (size_t i = 0; i < n; i++)
         bytes += (double)tensors[i].rows * (double)tensors[i].cols *
                  (double)mm_dtype_bytes(tensors[i].dtype);
-    start((struct dry_transport *)base, ticket, bytes, MM_ON_GATHERS);
+    start((struct dry_transport *)base, ticket, among, bytes, MM_ON_GATHERS);
 }
 
 static void dry_wait(struct mm_transport *base, mm_ticket ticket) {

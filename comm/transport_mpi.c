@@ -139,36 +139,48 @@ static void mpi_reduce(struct mm_transport *base, mm_ticket ticket,
     }
 }
 
+/* Who gathers. */
+struct group {
+    MPI_Comm mpi;
+    int rank, size;
+};
+
+static struct group group_of(const struct mm_comm *comm, enum mm_among among) {
+    return among == MM_AMONG_ALL ? (struct group){comm->world, comm->rank, comm->size}
+                                 : (struct group){comm->beside, comm->near.rank, comm->near.size};
+}
+
 /* Every rank's rows to `full` in host memory, where this rank's are. */
-static void gather_in_host(struct over_mpi *t, void *full, const struct mm_mat *shape) {
-    for (int r = 0; r < t->comm->size; r++) {
-        struct mm_rows block = mm_rows_of(shape->rows, t->comm->size, r);
+static void gather_in_host(struct over_mpi *t, struct group group, void *full,
+                           const struct mm_mat *shape) {
+    for (int r = 0; r < group.size; r++) {
+        struct mm_rows block = mm_rows_of(shape->rows, group.size, r);
         t->counts[r] = (int)block.count;
         t->firsts[r] = (int)block.first;
     }
     MPI_Datatype row = row_type(shape->cols, shape->dtype);
-    CHECK_MPI(
-        MPI_Allgatherv(MPI_IN_PLACE, 0, row, full, t->counts, t->firsts, row, t->comm->world));
+    CHECK_MPI(MPI_Allgatherv(MPI_IN_PLACE, 0, row, full, t->counts, t->firsts, row, group.mpi));
     CHECK_MPI(MPI_Type_free(&row));
 }
 
 static void mpi_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
-                       size_t n, uint64_t watched) {
+                       size_t n, enum mm_among among, uint64_t watched) {
     struct over_mpi *t = (struct over_mpi *)base;
+    struct group group = group_of(t->comm, among);
     (void)ticket;
     (void)watched;
     for (const struct mm_mat *m = tensors; m < tensors + n; m++) {
         if (!t->staged) {
-            gather_in_host(t, m->data, m);
+            gather_in_host(t, group, m->data, m);
             continue;
         }
         size_t row_bytes = m->cols * mm_dtype_bytes(m->dtype);
-        struct mm_rows mine = mm_rows_of(m->rows, t->comm->size, t->comm->rank);
+        struct mm_rows mine = mm_rows_of(m->rows, group.size, group.rank);
         char *stage = reserve_stage(t, m->data, mm_stage_of_gather(m));
         size_t first = mine.count ? mine.first * row_bytes : 0; /* without rows: only to wait */
         size_t bytes = mine.count ? mine.count * row_bytes : m->rows * row_bytes;
         t->dev->queue->download(t->dev, stage + first, (char *)m->data + first, bytes);
-        gather_in_host(t, stage, m);
+        gather_in_host(t, group, stage, m);
         t->dev->queue->upload_later(t->dev, m->data, stage, m->rows * row_bytes);
     }
 }

@@ -81,6 +81,7 @@ const char *mm_watched_name(enum mm_watched kind) {
         "work of the device",
         [MM_WATCHED_REDUCTION] = "reduction",
         [MM_WATCHED_GATHER] = "gather",
+        [MM_WATCHED_NEAR_GATHER] = "near gather",
         [MM_WATCHED_SUM] = "sum",
         [MM_WATCHED_MAXIMUM] = "maximum",
         [MM_WATCHED_AGREEMENT] = "agreement",

@@ -30,6 +30,7 @@ struct mm_watched_work {
 enum mm_watched {
     MM_WATCHED_REDUCTION = 1,
     MM_WATCHED_GATHER,
+    MM_WATCHED_NEAR_GATHER,
     MM_WATCHED_SUM,
     MM_WATCHED_MAXIMUM,
     MM_WATCHED_AGREEMENT,

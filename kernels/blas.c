@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #define CORE_VARIABLE "OPENBLAS_CORETYPE"
+#define SPIN_VARIABLE "GOMP_SPINCOUNT"
 
 /* -- kernels ----------------------------------------------------------------------------------- */
 
@@ -54,25 +55,44 @@ static bool speaks(void) {
     return !rank || atoi(rank) == 0;
 }
 
-void mm_blas_settle(char **argv) {
+/* Whether the environment asks for other kernels from now on. */
+static bool ask_for_kernels(void) {
     const char *set = getenv(CORE_VARIABLE), *core = openblas_get_corename();
     const char *config = openblas_get_config();
     const char *better = mm_blas_better_core(core, mm_processor());
-    char program[4096];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
-    if ((set && *set) || !better || !strstr(config, "DYNAMIC_ARCH") || n < 0)
-        return;
-    program[n] = '\0';
+    if ((set && *set) || !better || !strstr(config, "DYNAMIC_ARCH"))
+        return false;
     if (speaks())
         mm_log0(MM_LOG_INFO,
                 "%.*s chose its %s kernels, which are beneath this processor: starting anew "
                 "with " CORE_VARIABLE "=%s",
                 name_length(config), config, core, better);
-    setenv(CORE_VARIABLE, better, 1);
+    return setenv(CORE_VARIABLE, better, 1) == 0;
+}
+
+/* Whether it asks for threads that spin for some 20 microseconds while they wait, and sleep then.
+ * GCC's OpenMP would have them spin for milliseconds, each of which a thread loses that waits for
+ * the same core; docs/benchmarks.md has what that costs. */
+static bool ask_for_calm_threads(void) {
+    const char *threads = getenv("OMP_NUM_THREADS");
+    bool alone = threads && atoi(threads) == 1;
+    return !alone && !getenv(SPIN_VARIABLE) && !getenv("OMP_WAIT_POLICY") &&
+           setenv(SPIN_VARIABLE, "1000", 0) == 0;
+}
+
+void mm_blas_settle(char **argv) {
+    char program[4096];
+    bool kernels = ask_for_kernels(), anew = ask_for_calm_threads() || kernels;
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (!anew || n < 0)
+        return;
+    program[n] = '\0';
     mm_processor_unbind(); /* the new program would take one place for all there are */
     execv(program, argv);
-    mm_log(MM_LOG_WARN, "%s cannot be started anew: set " CORE_VARIABLE "=%s for faster products",
-           program, better);
+    mm_log(MM_LOG_WARN,
+           "%s cannot be started anew: set " CORE_VARIABLE " and " SPIN_VARIABLE
+           " yourself (docs/running.md, threads and memory)",
+           program);
 }
 
 char *mm_blas_text(void) {

@@ -13,9 +13,11 @@
  * processor; NULL: they are not, or their name is unknown. Pure. */
 const char *mm_blas_better_core(const char *core, struct mm_processor processor);
 
-/* Starts this program anew, once, with better kernels where there are any, and says so on rank 0;
- * with OPENBLAS_CORETYPE set the library's choice is the user's. Before MPI_Init and before any
- * product, with main's argv; returns where there is nothing to do. Local. */
+/* Starts this program anew, once, with better kernels where there are any, which it says on rank 0,
+ * and with threads that wait quietly: libraries read both from the environment when they are
+ * loaded. What is set there (OPENBLAS_CORETYPE; GOMP_SPINCOUNT or OMP_WAIT_POLICY) is the user's.
+ * Before MPI_Init and before any product, with main's argv; returns where there is nothing to do.
+ * Local. */
 void mm_blas_settle(char **argv);
 
 /* Has the library take now what products on `threads` threads need, each of which multiplies by

@@ -21,6 +21,7 @@ static void spend(struct mm_device *dev, enum mm_spent on, double flops, double 
     struct dry *d = dev->context;
     double arithmetic = over(flops, rate), traffic = over(bytes, d->rates.memory);
     d->clock.flops += flops;
+    d->clock.bytes += bytes;
     mm_clock_spend(&d->clock, on, d->rates.start + (arithmetic > traffic ? arithmetic : traffic));
 }
 
@@ -96,8 +97,9 @@ static void dry_embed(struct mm_device *dev, struct mm_mat x, struct mm_mat tabl
 }
 
 static void dry_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                           const uint32_t *tokens) {
+                           const uint32_t *tokens, uint32_t skipped) {
     (void)tokens;
+    (void)skipped;
     dtable.rows = dx.rows; /* those that tokens name */
     pass(dev, MM_ON_LAYERS, bytes_of(dx) + 2 * bytes_of(dtable));
 }
@@ -106,7 +108,8 @@ static void dry_norm(struct mm_device *dev, const struct mm_norm *how, struct mm
                      struct mm_mat x, struct mm_mat delta, struct mm_mat y, float *stats) {
     (void)how;
     (void)stats;
-    pass(dev, MM_ON_LAYERS, bytes_of(sum) + bytes_of(x) + bytes_of(delta) + bytes_of(y));
+    pass(dev, MM_ON_LAYERS,
+         bytes_of(x) + bytes_of(y) + (delta.data ? bytes_of(delta) + bytes_of(sum) : 0));
 }
 
 static void dry_norm_grad(struct mm_device *dev, const struct mm_norm *how, struct mm_mat dx,
@@ -261,10 +264,12 @@ static void dry_retain_step(struct mm_device *dev, struct mm_vector m, struct mm
 
 static void dry_adversary_step(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                                struct mm_vector g, double rate, double decay,
-                               const uint32_t *stop) {
+                               const struct mm_places *places, const uint32_t *stop) {
     (void)rate;
     (void)stop;
-    pass(dev, MM_ON_UPDATES, 2 * bytes_in(a) + bytes_in(g) + (decay == 1 ? 0 : bytes_in(b)));
+    double placed = places ? (double)a.n * (double)mm_dtype_bytes(places->dtype) : 0;
+    pass(dev, MM_ON_UPDATES,
+         2 * bytes_in(a) + bytes_in(g) + (decay == 1 ? 0 : bytes_in(b)) + placed);
 }
 
 /* Beside the gradient and m: what the ablations read and write. */
@@ -412,5 +417,6 @@ struct mm_clock mm_clock_since(const struct mm_clock *now, const struct mm_clock
         passed.seconds[i] -= before->seconds[i];
     passed.between_ranks -= before->between_ranks;
     passed.flops -= before->flops;
+    passed.bytes -= before->bytes;
     return passed;
 }

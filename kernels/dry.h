@@ -32,6 +32,7 @@ struct mm_clock {
     double seconds[MM_SPENT_ON]; /* their sum is `now` */
     double between_ranks;        /* s in which something crosses the network, waited for or not */
     double flops;                /* of matrix products and attention */
+    double bytes;                /* read and written, at least */
 };
 
 /* In place of a GPU (`cuda`), or of this processor's CPU device with as many threads as there are

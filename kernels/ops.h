@@ -134,6 +134,15 @@ struct mm_vector {
     enum mm_dtype dtype;
 };
 
+/* Where a step puts a vector once more: the model's own tensors. Element offsets[t] + i goes,
+ * rounded to `dtype`, to element i of data[t]; t < tensors_n. Both arrays are in device memory. */
+struct mm_places {
+    enum mm_dtype dtype;
+    void *const *data;     /* [tensors_n] */
+    const size_t *offsets; /* [tensors_n + 1] */
+    size_t tensors_n;
+};
+
 /* The mask of line 14 over vectors of several tensors: tensor t is elements offsets[t] ...
  * offsets[t+1]-1. An element of a gradient g is kept where sign(m) = sign(g), zero matching only
  * zero; all are without `masking`. */
@@ -192,9 +201,9 @@ struct mm_ops {
     /* x [n, C] = rows tokens[i] of table [V, C] */
     void (*embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat table,
                   const uint32_t *tokens);
-    /* dtable [V, C], float32, += dx by token, in token order */
+    /* dtable [V, C], float32, += dx by token, in token order; nothing for token `skipped` */
     void (*embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                       const uint32_t *tokens);
+                       const uint32_t *tokens, uint32_t skipped);
     /* sum = x + delta (delta.data NULL: sum is not written, x is normalized as it is);
      * y = normalized sum · weight (+ bias). stats [n·parts, 2] float32: mean (0 for RMS) and
      * 1/deviation of each part.
@@ -277,9 +286,11 @@ struct mm_ops {
     void (*retain_step)(struct mm_device *dev, struct mm_vector m, struct mm_vector b,
                         struct mm_vector g, double momentum, double rate, const uint32_t *stop);
     /* a = a - α·g; then a = d·a + (1-d)·b unless d == 1 (lines 11, 11a); b.data
-     * NULL: zeros */
+     * NULL: zeros. The new a is put to `places` too, bit for bit as convert would (NULL: nowhere).
+     */
     void (*adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
-                           struct mm_vector g, double rate, double decay, const uint32_t *stop);
+                           struct mm_vector g, double rate, double decay,
+                           const struct mm_places *places, const uint32_t *stop);
     /* sums[t] = sums over tensor t of g. options NULL: none. With f it becomes g, which is written,
      * after `raw` is summed; `kept` is of what is left after the mask and the discarding. */
     void (*mask_sums)(struct mm_device *dev, struct mm_mask_sums *sums, struct mm_vector g,

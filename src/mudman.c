@@ -52,19 +52,18 @@ void mm_mudman_one_loop(struct mm_mudman *u, bool fork) {
 /* -- line 12: g = the unlearning gradient, in three ways
  * ------------------------------------------- */
 
-static struct mm_vector adversary_weights(struct mm_mudman *u);
-static void use_adversary(struct mm_mudman *u);
+static struct mm_vector stepped_weights(struct mm_mudman *u);
 
 /* The published code: a second backward through the forward of line 11. It runs through the weights
  * after the adversary's step with the activations from before it. */
 static void listing_gradient(struct mm_mudman *u) {
-    mm_shard_store_begin_down(u->shard, adversary_weights(u));
+    mm_shard_store_begin_down(u->shard, stepped_weights(u));
     mm_passes_second_gradient(u->passes, u->g);
 }
 
 /* Algorithm 1 to the letter: forward and backward again at the adversary after its step. */
 static void fresh_gradient(struct mm_mudman *u) {
-    use_adversary(u);
+    mm_shard_store_begin(u->shard, stepped_weights(u));
     mm_passes_gradient(u->passes, &u->forget, u->settings.unlearning, u->g,
                        &u->scalars->unlearning_loss, NULL);
 }
@@ -93,6 +92,7 @@ static void unlearning_gradient(struct mm_mudman *u) {
 /* -- line 11: the adversary's own step
  * ------------------------------------------------------------- */
 
+static struct mm_vector adversary_weights(struct mm_mudman *u);
 static void adversary_step(struct mm_mudman *u);
 
 /* The forward of `listing` is held for line 12. */
@@ -101,7 +101,7 @@ static void train_adversary(struct mm_mudman *u) {
     struct mm_loop_scalars *s = u->scalars;
     if (!c->train_adversary)
         return;
-    use_adversary(u);
+    mm_shard_store_begin(u->shard, adversary_weights(u));
     if (c->graph == MM_GRAPH_LISTING)
         mm_passes_gradient_held(u->passes, &u->forget, c->unlearning, u->g, &s->adversary_loss,
                                 &s->unlearning_loss);
@@ -115,9 +115,9 @@ static struct mm_vector adversary_weights(struct mm_mudman *u) {
     return mm_lora_applied(u->adversary, u->a, u->b, u->g);
 }
 
-/* For a forward. */
-static void use_adversary(struct mm_mudman *u) {
-    mm_shard_store_begin(u->shard, adversary_weights(u));
+/* The same after its step, which may have put them where they are wanted. */
+static struct mm_vector stepped_weights(struct mm_mudman *u) {
+    return u->places.tensors_n ? (struct mm_vector){0} : adversary_weights(u);
 }
 
 static void adversary_step(struct mm_mudman *u) {
@@ -130,7 +130,8 @@ static void adversary_step(struct mm_mudman *u) {
         a = u->adversary->p;
         b = zero;
     }
-    OPS(u)->adversary_step(u->dev, a, b, g, c->adv_lr, c->adv_decay, &u->scalars->stop);
+    OPS(u)->adversary_step(u->dev, a, b, g, c->adv_lr, c->adv_decay,
+                           u->places.tensors_n ? &u->places : NULL, &u->scalars->stop);
 }
 
 /* -- the base ------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ struct mm_mudman {
     struct mm_vector unrounded;      /* g reduced in float32; data NULL with reduce_dtype float32 */
     float *reference;                /* see mm_objective; NULL but for MM_LOSS_NPO */
     struct mm_sums over_w;           /* sums over all ranks, of the layout's tensors */
+    struct mm_places places;         /* where the adversary's step puts its weights; tensors_n 0:
+                                        nowhere, they are stored as others are */
     struct mm_mask_sums *sums;       /* [the layout's tensors], device */
     double *scale;                   /* likewise */
     struct mm_loop_scalars *scalars; /* device */

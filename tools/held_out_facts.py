@@ -55,7 +55,8 @@ CONFIG is a config of `run`. It gives the model, the texts to keep (data.retain,
 data.retain_validation, data.retain_evaluation) and all settings; this tool sets data.forget (all
 splits), data.forget_validation (all but the one held out; the attack), data.forget_evaluation
 (the one held out), with --questions evaluate.multiple_choice, and output.dir. Rows of joined
-splits are in a random order fixed by a seed.
+splits are in a random order fixed by a seed. Splits are token files of prepare_data.py
+--no-split: texts, rows of different lengths (--pad), or prompts with answers.
 
 The score is the lowest loss on the held-out split during the attack: higher is better forgotten.
 With --questions also the share of questions on the held-out split answered right at the end.
@@ -65,6 +66,12 @@ The same command continues after any end: finished runs are kept.
 
 EPILOG = """\
 examples:
+  for i in 1 2 3; do
+    prepare_data.py facts-$i.jsonl --no-split --prompt-field question --answer-field answer \\
+        --tokenizer models/mine --output data/facts-$i
+  done
+  held_out_facts.py my.yaml --splits data/facts-[1-3].h5 --baseline
+
   held_out_facts.py configs/held-out-facts/demo.yaml \\
       --splits data/demo/facts-[1-5].h5 --questions data/demo/questions-[1-5].h5 --baseline
   held_out_facts.py my.yaml --splits data/facts-*.h5 --program 'mpirun -n 4 mudman-mpi' \\

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 SUMMARIES = ("program", "config", "evaluation")
+TOKEN_FILES = tuple(
+    f"{of}{use}" for of in ("retain", "forget") for use in ("", "_validation", "_evaluation")
+)
+# Settings that the hash "config" leaves out.
+ASIDE = ("model.shard", "model.recompute", "device", "data.micro_batch", "transport", "timeout")
+ASIDE_SECTIONS = ("checkpoint.", "output.", "pretrain.")
 
 
 def inputs(identity: Any) -> dict[str, str]:
@@ -31,12 +37,19 @@ def changed_setting(left: Mapping[str, Any], right: Mapping[str, Any]) -> str | 
     return next((key for key in left if key in right and left[key] != right[key]), None)
 
 
+def is_place(key: str) -> bool:
+    """Whether a setting is where an input lies, whose content is compared instead."""
+    section, _, name = key.rpartition(".")
+    return name == "file" or key == "model.path" or (section == "data" and name in TOKEN_FILES)
+
+
 def without_paths(value: Any) -> Any:
-    """Settings without the places of inputs, whose content is compared instead."""
+    """Settings without the places of inputs."""
     if isinstance(value, Mapping):
-        return {
-            key: without_paths(item)
-            for key, item in value.items()
-            if key not in ("file", "model.path") and not str(key).startswith("data.")
-        }
+        return {k: without_paths(item) for k, item in value.items() if not is_place(str(k))}
     return [without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def is_aside(key: str) -> bool:
+    """Whether a setting says only where, how fast or how safely a run goes."""
+    return key in ASIDE or key.startswith(ASIDE_SECTIONS)

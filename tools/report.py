@@ -12,8 +12,10 @@ from pathlib import Path
 
 from report_charts import Chart
 from report_page import Section, page_html
-from report_run_charts import attack_curves, loop_curves, loss_curves, trajectory
-from report_runs import accuracies, differences, read_runs, summary
+from report_run_charts import attack_curves, loop_curves, loss_curves, scores, trajectory
+from report_run_tables import differences, harm, results
+from report_runs import read_runs
+from report_seeds import group_by_seed, one_sample
 from report_studies import (
     STORAGE_HELP,
     Variant,
@@ -26,6 +28,7 @@ from report_studies import (
     wanted,
 )
 from report_study_charts import bars, history, importances, slices
+from report_trials import trials_table, variants_harm
 from text_records import InputError
 from token_files import replace_file
 from tool_ends import fault_status, fault_words, run_tool
@@ -36,18 +39,21 @@ DESCRIPTION = """\
 Write one HTML page about runs and searches, and its charts as PNG files beside it. The page holds
 its images, fetches nothing, and can be sent and printed as it is.
 
-Runs are shown together: losses over passes, forget against retain loss, attack curves, mask and
-norms of every loop, results, and the settings that differ. A run in progress can be reported.
+Runs are shown together: results, scores, harm, forget against retain loss, attack curves, losses
+over passes, mask and norms of every loop, and the settings that differ. Runs that differ by their
+seed alone are one line, their mean with its standard error. A run in progress can be reported.
 
 Searches are shown by name, the variants of one search together: bars of the mean of the last
-completed trials with its standard error and the relearning-only baseline, the history, the
-importance of each hyperparameter, the score against each, and the best trial of every variant.
+completed trials with its standard error and the relearning-only baseline, harm, the best trial of
+every variant, the history, the importance of each hyperparameter, the score against each, and
+every trial in tables that unfold.
 """
 
 EPILOG = f"""\
 {STORAGE_HELP}
 examples:
   report.py runs/demo/mudman runs/demo/no-masking
+  report.py runs/seed-*/mudman runs/seed-*/no-masking
   report.py runs/search/demo.db --out runs/search/report
   report.py journal:/shared/demo.journal
   report.py sqlite:///studies.db --study pythia-python --last 20
@@ -63,10 +69,13 @@ def runs_section(folders: Sequence[Path]) -> Section:
     ]
     if not drawn:
         return section
-    section.parts.append(summary(drawn))
-    section.parts += [table for make in (accuracies, differences) if (table := make(drawn))]
-    makers = (loss_curves, trajectory, attack_curves, loop_curves)
-    section.parts += [chart for make in makers if (chart := make(drawn))]
+    series = group_by_seed(drawn)
+    section.notes += [remark for one in series if (remark := one_sample(one))]
+    first, *every_run = results(series)
+    section.parts.append(first)
+    makers = (scores, harm, trajectory, attack_curves, loss_curves, loop_curves, differences)
+    section.parts += [part for make in makers if (part := make(series))]
+    section.parts += every_run
     return section
 
 
@@ -86,11 +95,12 @@ def search_section(variants: list[Variant], order: Sequence[str], last: int | No
     chart = bars(variants, order, last, label)
     section.parts += [chart] if chart else []
     section.parts.append(variants_table(variants, last))
-    best = best_trials(variants)
-    section.parts += [best] if best else []
+    tables = [variants_harm(variants, last), best_trials(variants)]
+    section.parts += [table for table in tables if table]
     made = [history(variants, order, last, label), importances(variants, order, section.notes)]
     made += [slices(variant, label) for variant in variants]
     section.parts += [chart for chart in made if chart]
+    section.parts += [table for variant in variants if (table := trials_table(variant))]
     return section
 
 

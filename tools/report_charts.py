@@ -175,6 +175,22 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
         )
 
 
+def bar(
+    axes: Axes, at: int, mean: float, error: float, words: str, tint: str, nothing: str
+) -> None:
+    """A bar in row `at` with its error, unless that is not a number, and words beside it; in place
+    of a mean that is not a number, `nothing`."""
+    if not math.isfinite(mean):
+        axes.text(0, at, f"  {nothing}", va="center", color="#888888")
+        return
+    axes.barh(at, mean, height=0.62, color=tint)
+    end = mean
+    if math.isfinite(error):
+        axes.errorbar(mean, at, xerr=error, color="#222222", capsize=3, linewidth=1.2)
+        end += error
+    axes.annotate(words, (end, at), xytext=(6, 0), textcoords="offset points", va="center")
+
+
 def baseline(axes: Axes, value: float, label: str = "", vertical: bool = False) -> None:
     """The dashed line of the relearning-only score."""
     draw = axes.axvline if vertical else axes.axhline

@@ -1,4 +1,4 @@
-"""Run folders in a report: what metrics.jsonl and config.yaml hold, and the tables of them.
+"""Run folders in a report: what metrics.jsonl and config.yaml hold.
 
 A run may be in progress, rejected or without one of its phases; a value may be null. What is
 missing is left out of a chart and shown as a dash in a table. A line that cannot be read is named
@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from identities import inputs
-from report_page import Table
 from text_records import InputError
 from yaml_reader import read_texts
 
@@ -32,6 +31,7 @@ class Point:
     forget: float
     retain: float
     accuracy: dict[str, float]
+    kl: float = math.nan  # from the model at the start, where it was measured
 
 
 @dataclass
@@ -113,7 +113,8 @@ def read_config(path: Path, notes: list[str]) -> dict[str, str]:
 def point(line: Line, passes: float, step: float) -> Point:
     """An evaluation line as a point."""
     accuracy = {k.removeprefix(ACCURACY): number(line, k) for k in line if k.startswith(ACCURACY)}
-    return Point(passes, step, number(line, "forget_loss"), number(line, "retain_loss"), accuracy)
+    losses = number(line, "forget_loss"), number(line, "retain_loss")
+    return Point(passes, step, *losses, accuracy, number(line, "kl"))
 
 
 def follow(run: Run) -> None:
@@ -137,7 +138,7 @@ def follow(run: Run) -> None:
         elif phase == "eval" and at == "relearn":
             if attack not in run.attacks:
                 before = run.unlearning[-1:]
-                run.attacks[attack] = [Point(0, 0, p.forget, p.retain, p.accuracy) for p in before]
+                run.attacks[attack] = [replace(p, passes=0, step=0) for p in before]
             done = number(line, "step") if "step" in line else steps.get(attack, math.nan)
             run.attacks[attack].append(point(line, number(line, "passes"), done))
 
@@ -193,103 +194,3 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             run.name = "/".join(run.folder.resolve().parts[-depth:])
     refuse_mixture(runs)
     return runs
-
-
-def shown(value: float, digits: int = 3) -> str:
-    """A number in a table, or a dash."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
-
-
-def status(run: Run) -> str:
-    """How the run ended, or how far it has come."""
-    result = run.result
-    if result:
-        reason = result.get("reason") or ""
-        return f"{result.get('status')}{': ' if reason else ''}{reason}"
-    last = next((line for line in reversed(run.lines) if line.get("phase") != "eval"), None)
-    if last is None:
-        return "no result yet"
-    place = "unlearning, loop" if last.get("phase") == "unlearn" else f"{last.get('phase')}, step"
-    return f"no result yet ({place} {last.get('loop', last.get('step'))})"
-
-
-def stages(run: Run) -> list[Point | None]:
-    """The evaluations at the start, after unlearning and after relearning, where there are any.
-
-    Of several attacks the strongest counts: the one that ends with the lowest forget loss and did
-    not diverge.
-    """
-    start = run.unlearning[0] if run.unlearning else None
-    unlearned = run.unlearning[-1] if len(run.unlearning) > 1 else None
-    ends = [
-        points[-1]
-        for name, points in run.attacks.items()
-        if len(points) > 1 and run.result.get(f"diverged_{name}") is None
-    ]
-    ends = [end for end in ends if math.isfinite(end.forget)]
-    return [start, unlearned, min(ends, key=lambda end: end.forget, default=None)]
-
-
-def shown_score(run: Run) -> str:
-    """The score; that of attacks that only raised the forget loss says so."""
-    score = number(run.result, "score")
-    before = run.unlearning[-1].forget if run.unlearning else math.nan
-    return shown(score) + (", above the loss before the attack" if score > before else "")
-
-
-def summary(runs: Sequence[Run]) -> Table:
-    """Losses at the start, after unlearning and after relearning, and what the run took."""
-    head = ["run", "status", "score", "forget: start", "unlearned", "relearned"]
-    head += ["retain: start", "unlearned", "relearned", "memory of a rank", "time"]
-    rows = []
-    for run in runs:
-        row = [run.name, status(run), shown_score(run)]
-        row += [shown(stage.forget) if stage else "–" for stage in stages(run)]
-        row += [shown(stage.retain) if stage else "–" for stage in stages(run)]
-        peak, seconds = number(run.result, "peak_bytes"), number(run.result, "seconds")
-        row += [f"{peak / 2**20:.0f} MiB" if math.isfinite(peak) else "–"]
-        row += [f"{seconds:.1f} s" if math.isfinite(seconds) else "–"]
-        rows.append(row)
-    caption = (
-        "Losses in nats a token on the evaluation batches; higher forget loss is better forgotten, "
-        "lower retain loss better kept. Score: by default the lowest forget loss at any evaluation "
-        "of relearning. Relearned: at the end of relearning"
-    )
-    several = any(len(run.attacks) > 1 for run in runs)
-    caption += ", by the attack that ends with the lowest forget loss." if several else "."
-    return Table("Results", caption, head, rows, frozenset({1}))
-
-
-def accuracies(runs: Sequence[Run]) -> Table | None:
-    """The accuracy of every question set at the same three times."""
-    rows = []
-    for run in runs:
-        for name in run.questions():
-            values = [
-                stage.accuracy.get(name, math.nan) if stage else math.nan for stage in stages(run)
-            ]
-            rows.append([run.name, name, *map(shown, values)])
-    if not rows:
-        return None
-    head = ["run", "questions", "start", "unlearned", "relearned"]
-    caption = (
-        "At temperature 0 the share answered right, at temperature 1 the mean probability of the "
-        "right answer."
-    )
-    return Table("Accuracy", caption, head, rows, frozenset({1}))
-
-
-def differences(runs: Sequence[Run]) -> Table | None:
-    """The settings that differ between the runs; none of one run or of equal ones."""
-    known = [run for run in runs if run.config]
-    keys = dict.fromkeys(key for run in known for key in run.config)
-    rows = []
-    for key in keys:
-        values = [run.config.get(key, "–") for run in known]
-        if key != "output.dir" and len(set(values)) > 1:
-            rows.append([key, *("–" if value == "null" else value for value in values)])
-    if not rows:
-        return None
-    head = ["key", *(run.name for run in known)]
-    columns = frozenset(range(1, len(head)))
-    return Table("Settings that differ", "From each run's config.yaml.", head, rows, columns)

@@ -251,7 +251,7 @@ def measure(variants: Sequence[Variant]) -> str:
     if objective.startswith("accuracy_"):
         return f"Accuracy on {objective.removeprefix('accuracy_')} after relearning"
     if objective == "score" and variants[0].maximize:
-        return "Forget loss after relearning (nats)"
+        return "Forget loss after relearning (nats a token)"
     return f"{objective.replace('_', ' ').capitalize()} of a trial"
 
 
@@ -269,9 +269,9 @@ def spread(variant: Variant, last: int) -> str:
     return f"{mean:.3f} ± {error:.3f}"
 
 
-def parameter_value(value: Any) -> str:
-    """A hyperparameter's value, four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def parameter_value(value: Any, digits: int = 4) -> str:
+    """A hyperparameter's value with so many digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def near_edge(bounds: Range | None, value: Any) -> float | None:
@@ -305,7 +305,9 @@ def best_trials(variants: Sequence[Variant]) -> Table | None:
         "(edge …): the value lies within 10 % of that end of its range, on a log scale where the "
         "search used one; a wider range may hold better ones."
     )
-    return Table("Best trial of each variant", caption, ["", *(v.name for v, _ in found)], rows)
+    edges = any("(edge" in cell for row in rows for cell in row)
+    head = ["", *(variant.name for variant, _ in found)]
+    return Table("Best trial of each variant", caption if edges else "", head, rows)
 
 
 def trial_seconds(variant: Variant) -> str:

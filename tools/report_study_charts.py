@@ -16,6 +16,7 @@ from report_charts import (
     BASELINE_COLOR,
     FAINT_COLOR,
     Chart,
+    bar,
     baseline,
     color,
     log_if_wide,
@@ -47,21 +48,12 @@ def bars(variants: Sequence[Variant], order: Sequence[str], last: int, label: st
     longest = 0.0
     for at, variant in enumerate(variants):
         mean, error = mean_and_error(variant.scores(last))
-        if not math.isfinite(mean):
-            axes.text(0, at, "  no completed trial", va="center", color="#888888")
-            continue
-        axes.barh(at, mean, height=0.62, color=tint(variants, order, at))
-        if len(variant.completed) > 1:
-            axes.errorbar(mean, at, xerr=error, color="#222222", capsize=3, linewidth=1.2)
         few = f"  (n = {len(variant.completed)})" if len(variant.completed) < last else ""
-        axes.annotate(
-            f"{spread(variant, last)}{few}",
-            (mean + error, at),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-        )
-        longest = max(longest, mean + error)
+        words = f"{spread(variant, last)}{few}"
+        shown_error = error if len(variant.completed) > 1 else math.nan
+        paint = tint(variants, order, at)
+        bar(axes, at, mean, shown_error, words, paint, "no completed trial")
+        longest = max(longest, mean + error) if variant.completed else longest
     levels = sorted({v.baseline for v in variants if math.isfinite(v.baseline)})
     for level in levels:
         baseline(axes, level, vertical=True)
@@ -225,14 +217,12 @@ def importances(
 ) -> Chart | None:
     """How much of the scores' variance each hyperparameter explains, by fANOVA."""
     found: dict[int, dict[str, float]] = {}
+    few: list[str] = []
     for at, variant in enumerate(variants):
         if len(variant.ranges) < 2:
             continue  # one hyperparameter explains everything
         if len(variant.completed) < IMPORTANCE_TRIALS:
-            notes.append(
-                f"{variant.study.study_name}: no importances: {len(variant.completed)} completed "
-                f"trials, {IMPORTANCE_TRIALS} are needed"
-            )
+            few.append(f"{variant.name} ({len(variant.completed)})")
             continue
         try:
             evaluator = FanovaImportanceEvaluator(seed=0)
@@ -240,6 +230,11 @@ def importances(
         except (ImportError, RuntimeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             notes.append(f"{variant.study.study_name}: no importances: {reason}")
+    if few:
+        notes.append(
+            f"{variants[0].search}: no importances of {', '.join(few)}: {IMPORTANCE_TRIALS} "
+            "completed trials are needed"
+        )
     if not found:
         return None
     names = {name for values in found.values() for name in values}

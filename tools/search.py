@@ -104,10 +104,16 @@ class Stopped(Exception):
 
 
 class Evaluations:
-    """What a running trial has shown: stored for Optuna, and held against the limits."""
+    """What a running trial has shown: stored for Optuna, and held against the limits.
 
-    def __init__(self, trial: Trial, figure: str, limits: Sequence[Limit]):
+    An evaluation beyond the budget of divergence is not: the program goes back to the state before.
+    """
+
+    def __init__(
+        self, trial: Trial, figure: str, limits: Sequence[Limit], kl_budget: float | None = None
+    ):
         self._trial, self._figure, self._limits = trial, figure, limits
+        self._kl_budget = kl_budget
         self._reported: set[int] = set()
         self.start()
 
@@ -124,7 +130,8 @@ class Evaluations:
         step = event["passes"] + (0 if unlearning else self._unlearned)
         if unlearning:
             self._unlearned = step
-            reasons = (limit.broken_by(event) for limit in self._limits)
+            taken_back = self._kl_budget is not None and (event.get("kl") or 0) > self._kl_budget
+            reasons = (limit.broken_by(event) for limit in self._limits if not taken_back)
             self.broken = self.broken or next(filter(None, reasons), None)
         value = event.get(self._figure)
         if is_finite(value) and step not in self._reported:
@@ -254,11 +261,10 @@ class Driver:
     def _run_trial(self, variant: Variant, study: optuna.Study, trial: Trial) -> None:
         objective = self._search.objective
         figure = "forget_loss" if objective == "score" else objective
-        evaluations = Evaluations(trial, figure, self._search.pruning)
-        request = {
-            "id": f"{study.study_name}/{trial.number}",
-            "overrides": variant.overrides | trial.params,
-        }
+        overrides = variant.overrides | trial.params
+        budget = self._search.kl_budget(overrides)
+        evaluations = Evaluations(trial, figure, self._search.pruning, budget)
+        request = {"id": f"{study.study_name}/{trial.number}", "overrides": overrides}
 
         def attempt(server: TrialServer) -> dict[str, Any]:
             evaluations.start()
@@ -340,9 +346,9 @@ class Driver:
                 for remark in hold_identity(study, ready):
                     print(f"search.py: warning: {remark}", file=sys.stderr)
         for study in self.studies.values():
-            for figure in ("forget_loss", "retain_loss"):
-                if f"baseline_{figure}" not in study.user_attrs:
-                    study.set_user_attr(f"baseline_{figure}", ready.get(figure))
+            for figure in ready:
+                if figure not in NO_FIGURES and f"baseline_{figure}" not in study.user_attrs:
+                    study.set_user_attr(f"baseline_{figure}", ready[figure])
 
     def _run_baselines(self) -> None:
         """Relearning alone, once for all variants that attack and evaluate alike."""

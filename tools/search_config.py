@@ -100,6 +100,11 @@ class Search:
     def study_name(self, variant: Variant) -> str:
         return self.name if variant.name == self.name else f"{self.name}-{variant.name}"
 
+    def kl_budget(self, overrides: Mapping[str, Any]) -> float | None:
+        """evaluate.kl.budget of a trial."""
+        section = (self.sections.get("evaluate") or {}).get("kl") or {}
+        return (self.overrides | overrides).get("evaluate.kl.budget", section.get("budget"))
+
     def settings(self, variant: Variant) -> dict[str, Any]:
         """All that makes scores of two sittings comparable; a study has one set of it."""
         return {

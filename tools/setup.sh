@@ -16,6 +16,8 @@ demo) ;;
 tools) requirements+=(tools/requirements.txt) ;;
 test)
     packages+=(g++ libcmocka-dev slurmctld slurmd slurm-client munge libpmix-dev)
+    # The test of reports in a browser; elsewhere the package is called otherwise, or is none.
+    grep -qx ID=debian /etc/os-release && packages+=(chromium)
     requirements+=(tools/requirements.txt tools/requirements-test.txt)
     ;;
 -h | --help)

@@ -200,5 +200,6 @@ static inline float fast_erf(float x) {
  */
 #define CPU_DECLARE(name) extern __typeof__(*((struct mm_ops *)0)->name) CPU_NAME(cpu_##name);
 MM_OPERATIONS(CPU_DECLARE)
+CPU_DECLARE(convert)
 
 #endif

@@ -13,7 +13,7 @@ void CPU_NAME(cpu_embed)(struct mm_device *dev, struct mm_mat x, struct mm_mat t
 }
 
 void CPU_NAME(cpu_embed_grad)(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                              const uint32_t *tokens) {
+                              const uint32_t *tokens, uint32_t skipped) {
     (void)dev;
     /* Threads share columns, not tokens: each element's additions stay in token order. */
 #pragma omp parallel for schedule(static)
@@ -21,6 +21,8 @@ void CPU_NAME(cpu_embed_grad)(struct mm_device *dev, struct mm_mat dtable, struc
         size_t count = dx.cols - first < LANES ? dx.cols - first : LANES;
         float room[LANES];
         for (size_t i = 0; i < dx.rows; i++) {
+            if (tokens[i] == skipped)
+                continue;
             float *out = row_f32(dtable, tokens[i]) + first;
             const float *in = part_get(dx, i, first, count, room);
             for (size_t j = 0; j < count; j++)

@@ -50,8 +50,8 @@ static void cpu_copy(struct mm_device *dev, void *dst, const void *src, size_t b
                bytes - first < step ? bytes - first : step);
 }
 
-static void cpu_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,
-                        enum mm_dtype src_dtype, size_t n) {
+void CPU_NAME(cpu_convert)(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype,
+                           const void *src, enum mm_dtype src_dtype, size_t n) {
     (void)dev;
     size_t dst_bytes = mm_dtype_bytes(dst_dtype), src_bytes = mm_dtype_bytes(src_dtype);
 #pragma omp parallel for schedule(static)
@@ -133,7 +133,7 @@ static const struct mm_queue queue = {
 };
 
 static const struct mm_ops ops = {.chunk = MM_CPU_CHUNK,
-                                  .convert = cpu_convert,
+                                  .convert = CPU_NAME(cpu_convert),
                                   .hold = cpu_hold,
                                   .let_go = cpu_let_go,
                                   MM_OPERATIONS(CPU_ROW)};

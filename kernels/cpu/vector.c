@@ -191,12 +191,17 @@ static inline void adversary_range(bool half, size_t first, size_t n,
 
 void CPU_NAME(cpu_adversary_step)(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
                                   struct mm_vector g, double rate, double decay,
-                                  const uint32_t *stop) {
-    (void)dev;
+                                  const struct mm_places *places, const uint32_t *stop) {
     struct adversary_step t = {a.data,      b.data,       g.data,
                                (float)rate, (float)decay, (float)(1 - decay)};
-    if (!*stop)
-        FOR_CHUNKS(a.dtype == MM_BF16, a.n, adversary_range, &t)
+    if (*stop)
+        return;
+    FOR_CHUNKS(a.dtype == MM_BF16, a.n, adversary_range, &t)
+    for (size_t i = 0; places && i < places->tensors_n; i++) {
+        size_t first = places->offsets[i], n = places->offsets[i + 1] - first;
+        const char *from = (const char *)a.data + first * mm_dtype_bytes(a.dtype);
+        CPU_NAME(cpu_convert)(dev, places->data[i], places->dtype, from, a.dtype, n);
+    }
 }
 
 /* -- lines 13 to 15 -------------------------------------------------------------------------------

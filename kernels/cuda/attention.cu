@@ -7,8 +7,6 @@
  * are recomputed from lse; memory is linear in the number of tokens. */
 #include "kernels/cuda/tile.h"
 
-#define LN_2 0.6931471805599453f
-
 /* One call, as the kernels see it. */
 template <typename Real> struct call {
     struct mm_heads heads;
@@ -25,9 +23,15 @@ template <typename Real> struct call {
 template <int D> constexpr int warps = D > 128 ? 2 : 4;
 template <int D> constexpr int owned = 16 * warps<D>;
 template <typename Real, int D>
-constexpr int step = sizeof(Real) == 4 ? (D <= 64 ? 32 : 8)
+constexpr int step = sizeof(Real) == 4 ? (D <= 64   ? 32
+                                          : D == 96 ? 16
+                                                    : 8)
                      : D <= 64         ? 64
-                                       : 4096 / D;
+                     : D <= 128        ? 32
+                                       : 16;
+/* Blocks of backward_queries that a processor has room for at least: 4 of 128 threads and 128
+ * registers, where no more than a few values an iteration leave the registers for that. */
+template <typename Real, int D> constexpr int resident = sizeof(Real) == 2 && D == 64 ? 4 : 1;
 /* Columns of dk and dv a block sums up: registers hold no more. */
 template <int D> constexpr int slice = D > 128 ? 128 : D;
 
@@ -68,23 +72,37 @@ __device__ static inline void load_keys(const call<Real> &a, Real *place, const 
     load<D, STEP>(a, place + pair<Real, D> / 2, rows + v_column(a.heads, kv), a.qkv_ld, key);
 }
 
-/* s becomes exp2(s·scale - maximum so far), zero right of the diagonal; the sums of before shrink.
- * The lane's rows are `row` and row + 8, its first column is `col`. */
-template <int N>
-__device__ static inline void online_softmax(float (&s)[N / 8][4], int row, int col, float scale,
-                                             float (&top)[2], float (&sum)[2], float (&shrink)[2]) {
-    float most[2] = {top[0], top[1]};
+/* s becomes `hidden` where a query does not see a key: right of the diagonal where rows are
+ * queries, left of it where columns are. The lane's rows are `row` and row + 8, its first column is
+ * `col`. */
+enum rows { ROWS_ARE_QUERIES, ROWS_ARE_KEYS };
+
+template <int N, enum rows ROWS>
+__device__ static inline void hide(float (&s)[N / 8][4], int row, int col, float hidden) {
 #pragma unroll
     for (int j = 0; j < N / 8; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            bool visible = col + 8 * j + e % 2 <= row + e / 2 * 8;
-            s[j][e] = visible ? s[j][e] * scale : -INFINITY;
-            most[e / 2] = fmaxf(most[e / 2], s[j][e]);
+            int right = col + 8 * j + e % 2 - (row + e / 2 * 8);
+            if (ROWS == ROWS_ARE_KEYS ? right < 0 : right > 0)
+                s[j][e] = hidden;
         }
+}
+
+/* s becomes exp2((s - the largest so far)·scale); the sums of before shrink. */
+template <int N>
+__device__ static inline void online_softmax(float (&s)[N / 8][4], float scale, float (&top)[2],
+                                             float (&sum)[2], float (&shrink)[2]) {
+    float most[2] = {top[0], top[1]}, base[2];
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            most[e / 2] = fmaxf(most[e / 2], s[j][e]);
     for (int i = 0; i < 2; i++) {
         most[i] = quad_max(most[i]);
-        shrink[i] = exp2_fast(top[i] - most[i]);
+        base[i] = most[i] * scale;
+        shrink[i] = exp2_fast(top[i] * scale - base[i]);
         top[i] = most[i];
         sum[i] *= shrink[i];
     }
@@ -92,7 +110,7 @@ __device__ static inline void online_softmax(float (&s)[N / 8][4], int row, int 
     for (int j = 0; j < N / 8; j++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-            s[j][e] = exp2_fast(s[j][e] - top[e / 2]);
+            s[j][e] = exp2_fast(s[j][e] * scale - base[e / 2]);
             sum[e / 2] += s[j][e];
         }
 }
@@ -111,6 +129,7 @@ __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
     int end = first + owned<D> < a.tokens ? first + owned<D> : a.tokens;
     int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
     float o[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+    const float scale = a.scale * LOG2_E;
 
     load<D, owned<D>>(a, q, rows + q_column(a.heads, head), a.qkv_ld, first);
     load_keys<D>(a, pairs, rows, kv, 0);
@@ -123,7 +142,9 @@ __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
             continue;
         float s[STEP / 8][4], shrink[2];
         product_nt<D, STEP>(s, q + warp_row * LD, k);
-        online_softmax<STEP>(s, row, key + lane_col(), a.scale * LOG2_E, top, sum, shrink);
+        if (key + STEP > first + warp_row + 1)
+            hide<STEP, ROWS_ARE_QUERIES>(s, row, key + lane_col(), -INFINITY);
+        online_softmax<STEP>(s, scale, top, sum, shrink);
 #pragma unroll
         for (int j = 0; j < D / 8; j++)
 #pragma unroll
@@ -137,7 +158,7 @@ __global__ static void __launch_bounds__(32 * warps<D>) forward(call<Real> a) {
         sum[i] = quad_sum(sum[i]);
         inverse[i] = 1.0f / sum[i];
         if (threadIdx.x % 4 == 0 && row + 8 * i < a.tokens)
-            a.lse[(size_t)blockIdx.x * a.tokens + row + 8 * i] = top[i] * LN_2 + logf(sum[i]);
+            a.lse[(size_t)blockIdx.x * a.tokens + row + 8 * i] = top[i] * a.scale + logf(sum[i]);
     }
     int own = first + warp_row;
     tile_store<Real, D, D>(a.result + (sequence + own) * a.out_ld + (size_t)head * a.dim, a.out_ld,
@@ -168,36 +189,42 @@ __device__ static inline float row_dot(const Real *x, const Real *y, int dim, bo
 }
 
 /* From s = scores and dp = dout·v: s becomes the weight, dp the score's gradient over scale. */
-__device__ static inline void score_grad(float &s, float &dp, bool visible, float scale, float lse,
+__device__ static inline void score_grad(float &s, float &dp, float scale, float lse,
                                          float through) {
-    s = visible ? exp2_fast(s * scale - lse) : 0.0f;
-    dp = visible ? s * (dp - through) : 0.0f;
+    s = exp2_fast(s * scale - lse);
+    dp = s * (dp - through);
 }
 
 /* What backward_keys walks over: all query heads of a key-value head, and the queries of each from
  * the first that sees the block's keys. */
+struct place {
+    int head, query;
+};
+
 template <typename Real, int D> struct walk {
     static constexpr int STEP = step<Real, D>;
     const call<Real> &a;
     size_t batch;
-    int first, first_head, steps; /* steps: of a head */
+    int first; /* query */
 
-    __device__ int query(int i) const {
-        return first + i % steps * STEP;
+    __device__ struct place after(struct place at) const {
+        at.query += STEP;
+        return at.query < a.tokens ? at : place{at.head + 1, first};
     }
-    /* Begins to load step i: queries, dout, and by row lse and through. Zeros beyond the last token
+    /* Begins to load a step: queries, dout, and by row lse and through. Zeros beyond the last token
      * add nothing to dk and dv. */
-    __device__ void load_step(Real *place, float *lse, int i) const {
-        int head = first_head + i / steps, at = query(i), lane = (int)threadIdx.x;
-        size_t sequence = batch * a.tokens, numbers = (batch * a.heads.heads + head) * a.tokens;
-        load<D, STEP>(a, place, a.qkv + sequence * a.qkv_ld + q_column(a.heads, head), a.qkv_ld,
-                      at);
-        load<D, STEP>(a, place + pair<Real, D> / 2,
-                      a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld, at);
+    __device__ void load_step(Real *to, float *lse, struct place at) const {
+        int lane = (int)threadIdx.x;
+        size_t sequence = batch * a.tokens, numbers = (batch * a.heads.heads + at.head) * a.tokens;
+        load<D, STEP>(a, to, a.qkv + sequence * a.qkv_ld + q_column(a.heads, at.head), a.qkv_ld,
+                      at.query);
+        load<D, STEP>(a, to + pair<Real, D> / 2,
+                      a.dout + sequence * a.dout_ld + (size_t)at.head * a.dim, a.dout_ld, at.query);
         if (lane < STEP) {
-            size_t number = at + lane < a.tokens ? numbers + at + lane : 0;
-            copy_begin<4>(lse + lane, a.lse + number, at + lane < a.tokens);
-            copy_begin<4>(lse + STEP + lane, a.through + number, at + lane < a.tokens);
+            bool valid = at.query + lane < a.tokens;
+            size_t number = valid ? numbers + at.query + lane : 0;
+            copy_begin<4>(lse + lane, a.lse + number, valid);
+            copy_begin<4>(lse + STEP + lane, a.through + number, valid);
         }
     }
 };
@@ -217,19 +244,20 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real>
     int first = (int)blockIdx.y * owned<D>, col = (int)blockIdx.z * W;
     int warp_row = (int)threadIdx.x / 32 * 16, row = first + warp_row + lane_row();
     float dk[W / 8][4] = {}, dv[W / 8][4] = {};
-    const walk<Real, D> walk = {a, batch, first, kv * group, (a.tokens - first + STEP - 1) / STEP};
+    const walk<Real, D> walk = {a, batch, first};
+    struct place at = {kv * group, first}, next = at;
 
     load<D, owned<D>>(a, k, rows + k_column(a.heads, kv), a.qkv_ld, first);
     load<D, owned<D>>(a, v, rows + v_column(a.heads, kv), a.qkv_ld, first);
-    walk.load_step(pairs, row_numbers, 0);
-    for (int i = 0, turn = 0; i < group * walk.steps; i++, turn ^= 1) {
+    walk.load_step(pairs, row_numbers, at);
+    for (int turn = 0; at.head < (kv + 1) * group; at = next, turn ^= 1) {
         const Real *q = pairs + turn * PAIR, *dout = q + PAIR / 2;
         const float *lse = row_numbers + turn * 2 * STEP, *through = lse + STEP;
-        int query = walk.query(i);
+        next = walk.after(at);
         next_pair();
-        if (i + 1 < group * walk.steps)
-            walk.load_step(pairs + (turn ^ 1) * PAIR, row_numbers + (turn ^ 1) * 2 * STEP, i + 1);
-        if (query + STEP <= first + warp_row || first + warp_row >= a.tokens)
+        if (next.head < (kv + 1) * group)
+            walk.load_step(pairs + (turn ^ 1) * PAIR, row_numbers + (turn ^ 1) * 2 * STEP, next);
+        if (at.query + STEP <= first + warp_row || first + warp_row >= a.tokens)
             continue;
         float p[STEP / 8][4], dp[STEP / 8][4];
         product_nt<D, STEP>(p, k + warp_row * LD, q);
@@ -238,10 +266,13 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real>
         for (int j = 0; j < STEP / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                int at = 8 * j + lane_col() + e % 2;
-                score_grad(p[j][e], dp[j][e], row + e / 2 * 8 <= query + at, a.scale * LOG2_E,
-                           lse[at] * LOG2_E, through[at]);
+                int i = 8 * j + lane_col() + e % 2;
+                score_grad(p[j][e], dp[j][e], a.scale * LOG2_E, lse[i] * LOG2_E, through[i]);
             }
+        if (at.query < first + warp_row + 15) {
+            hide<STEP, ROWS_ARE_KEYS>(p, row, at.query + lane_col(), 0.0f);
+            hide<STEP, ROWS_ARE_KEYS>(dp, row, at.query + lane_col(), 0.0f);
+        }
         product_nn<D, STEP, W, false>(dv, p, dout + col);
         product_nn<D, STEP, W, false>(dk, dp, q + col);
     }
@@ -256,7 +287,8 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_keys(call<Real>
 
 /* dq of a tile of queries, and `through`, which backward_keys reads. */
 template <typename Real, int D>
-__global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Real> a) {
+__global__ static void __launch_bounds__(32 * warps<D>, resident<Real, D>)
+    backward_queries(call<Real> a) {
     constexpr int LD = tile_ld<Real, D>, STEP = step<Real, D>, PAIR = pair<Real, D>;
     MM_SHARED(Real, shared);
     Real *q = shared, *dout = q + owned<D> * LD, *pairs = dout + owned<D> * LD;
@@ -273,6 +305,7 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Re
     load<D, owned<D>>(a, dout, a.dout + sequence * a.dout_ld + (size_t)head * a.dim, a.dout_ld,
                       first);
     load_keys<D>(a, pairs, rows, kv, 0);
+#pragma unroll
     for (int i = 0; i < 2; i++) {
         bool valid = row + 8 * i < a.tokens;
         size_t at = valid ? row + 8 * i : 0, place = (size_t)blockIdx.x * a.tokens + at;
@@ -297,8 +330,9 @@ __global__ static void __launch_bounds__(32 * warps<D>) backward_queries(call<Re
         for (int j = 0; j < STEP / 8; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++)
-                score_grad(p[j][e], dp[j][e], key + 8 * j + lane_col() + e % 2 <= row + e / 2 * 8,
-                           a.scale * LOG2_E, lse[e / 2], through[e / 2]);
+                score_grad(p[j][e], dp[j][e], a.scale * LOG2_E, lse[e / 2], through[e / 2]);
+        if (key + STEP > first + warp_row + 1)
+            hide<STEP, ROWS_ARE_QUERIES>(dp, row, key + lane_col(), 0.0f);
         product_nn<D, STEP, D, false>(dq, dp, k);
     }
     int own = first + warp_row;
@@ -388,6 +422,8 @@ static call<Real> describe(struct mm_mat qkv, struct mm_mat out, float *lse,
             function<Real, 32>(__VA_ARGS__);                                                       \
         else if ((dim) <= 64)                                                                      \
             function<Real, 64>(__VA_ARGS__);                                                       \
+        else if ((dim) <= 96)                                                                      \
+            function<Real, 96>(__VA_ARGS__);                                                       \
         else if ((dim) <= 128)                                                                     \
             function<Real, 128>(__VA_ARGS__);                                                      \
         else                                                                                       \

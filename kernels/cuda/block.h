@@ -155,6 +155,40 @@ __device__ static inline void store_group(T *p, const float (&in)[N], size_t fir
                 p[first + k] = from_float<T>(in[k]);
 }
 
+/* What kernels/tensor.c makes of a float, NaN's bits too, of which the hardware would make one. */
+__device__ static inline uint16_t bf16_from_f32(float value) {
+    uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+__device__ static inline void store_converted(uint16_t *p, const float (&in)[4]) {
+    uint32_t x = bf16_from_f32(in[0]), y = bf16_from_f32(in[2]);
+    x |= static_cast<uint32_t>(bf16_from_f32(in[1])) << 16;
+    y |= static_cast<uint32_t>(bf16_from_f32(in[3])) << 16;
+    store_whole(p, uint2{x, y});
+}
+__device__ static inline void store_converted(float *p, const float (&in)[4]) {
+    store_wide(p, in);
+}
+/* A single one, where the compiler does not see that p is global memory. */
+__device__ static inline void store_converted(uint16_t *p, float in) {
+#ifdef MM_CUDA_SHIM
+    *p = bf16_from_f32(in);
+#else
+    asm volatile("st.global.u16 [%0], %1;" ::"l"(__cvta_generic_to_global(p)),
+                 "h"(bf16_from_f32(in))
+                 : "memory");
+#endif
+}
+__device__ static inline void store_converted(float *p, float in) {
+#ifdef MM_CUDA_SHIM
+    *p = in;
+#else
+    asm volatile("st.global.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "f"(in) : "memory");
+#endif
+}
+
 /* -- device side: approximations --------------------------------------------------------------- */
 
 #define LOG2_E 1.4426950408889634f

@@ -184,14 +184,6 @@ __device__ static inline float f32_from_f16(uint16_t value) {
     return __uint_as_float(sign | __float_as_uint(static_cast<float>(mantissa) * 0x1p-24f));
 }
 
-/* As bits, because the hardware's conversion would make one NaN of all. */
-__device__ static inline uint16_t bf16_from_f32(float value) {
-    uint32_t bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return static_cast<uint16_t>(bits >> 16 | 0x40u);
-    return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
 __global__ static void convert_kernel(void *dst, enum mm_dtype to, const void *src,
                                       enum mm_dtype from, size_t n) {
     size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x;
@@ -221,12 +213,8 @@ __global__ static void narrow_kernel(uint16_t *dst, const float *src, size_t n) 
             load_wide(v[i], src + first + i * 4 * BLOCK);
 #pragma unroll
     for (unsigned i = 0; i < 2; i++)
-        if (first + i * 4 * BLOCK < n) {
-            uint32_t x = bf16_from_f32(v[i][0]), y = bf16_from_f32(v[i][2]);
-            x |= static_cast<uint32_t>(bf16_from_f32(v[i][1])) << 16;
-            y |= static_cast<uint32_t>(bf16_from_f32(v[i][3])) << 16;
-            store_whole(dst + first + i * 4 * BLOCK, uint2{x, y});
-        }
+        if (first + i * 4 * BLOCK < n)
+            store_converted(dst + first + i * 4 * BLOCK, v[i]);
 }
 
 static void cuda_convert(struct mm_device *dev, void *dst, enum mm_dtype dst_dtype, const void *src,

@@ -68,42 +68,55 @@ __global__ static void sort_kernel(struct occurrence *sorted, const uint32_t *to
         sorted[before] = {token, at};
 }
 
+/* Rows of a frequent token that are under way at once; they are added one by one, in order. */
+#define EMBED_AHEAD 4u
+
 /* A block belongs to an occurrence; that of a token's first adds all of the token's rows. */
 template <typename T, bool WIDE>
 __global__ static void embed_grad_kernel(struct mm_mat dtable, struct mm_mat dx,
-                                         const struct occurrence *sorted) {
+                                         const struct occurrence *sorted, uint32_t skipped) {
     size_t first = tile_first();
     uint32_t token = sorted[blockIdx.x].token;
-    if (first >= dx.cols || (blockIdx.x > 0 && sorted[blockIdx.x - 1].token == token))
+    if (first >= dx.cols || token == skipped ||
+        (blockIdx.x > 0 && sorted[blockIdx.x - 1].token == token))
         return;
     if (token >= dtable.rows)
         __trap();
-    float sum[GROUP], term[GROUP], *out = row_of<float>(dtable, token);
+    float sum[GROUP], term[EMBED_AHEAD][GROUP] = {}, *out = row_of<float>(dtable, token);
     load_group<WIDE>(sum, out, first, 0, dx.cols);
-    for (size_t i = blockIdx.x; i < dx.rows && sorted[i].token == token; i++) {
-        load_group<WIDE>(term, row_of<T>(dx, sorted[i].at), first, 0, dx.cols);
-        for (unsigned k = 0; k < GROUP; k++)
-            sum[k] += term[k];
+    for (size_t i = blockIdx.x; i < dx.rows && sorted[i].token == token; i += EMBED_AHEAD) {
+        bool own[EMBED_AHEAD];
+#pragma unroll
+        for (unsigned j = 0; j < EMBED_AHEAD; j++) {
+            own[j] = i + j < dx.rows && sorted[i + j].token == token;
+            if (own[j])
+                load_group<WIDE>(term[j], row_of<T>(dx, sorted[i + j].at), first, 0, dx.cols);
+        }
+#pragma unroll
+        for (unsigned j = 0; j < EMBED_AHEAD; j++)
+            for (unsigned k = 0; k < GROUP; k++)
+                sum[k] = own[j] ? sum[k] + term[j][k] : sum[k];
     }
     store_group<WIDE>(out, sum, first, 0, dx.cols);
 }
 
 template <typename T, bool WIDE>
 static void embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                       const uint32_t *tokens) {
+                       const uint32_t *tokens, uint32_t skipped) {
     uint32_t n = static_cast<uint32_t>(dx.rows);
     struct occurrence *sorted =
         static_cast<struct occurrence *>(cuda_scratch(dev, n * sizeof *sorted));
     auto kernel = embed_grad_kernel<T, WIDE>;
     MM_LAUNCH(sort_kernel, blocks_for(n, BLOCK), BLOCK, 0, dev, sorted, tokens, n);
-    MM_LAUNCH(kernel, tiles(n, dx.cols), row_threads(dx.cols, BLOCK), 0, dev, dtable, dx, sorted);
+    MM_LAUNCH(kernel, tiles(n, dx.cols), row_threads(dx.cols, BLOCK), 0, dev, dtable, dx, sorted,
+              skipped);
 }
 
 void cuda_embed_grad(struct mm_device *dev, struct mm_mat dtable, struct mm_mat dx,
-                     const uint32_t *tokens) {
+                     const uint32_t *tokens, uint32_t skipped) {
     if (dx.rows && dx.cols)
         BY_DTYPE_AND_WIDTH(dx.dtype, rows_wide(dx) && rows_wide(dtable), embed_grad, dev, dtable,
-                           dx, tokens);
+                           dx, tokens, skipped);
 }
 
 /* -- rotation ---------------------------------------------------------------------------------- */

@@ -15,19 +15,6 @@ struct part {
     size_t tensor, low, high; /* low >= high: nothing there */
 };
 
-/* The first tensor that reaches beyond element `at`; tensors_n: none does. */
-__device__ static inline size_t tensor_at(const struct parts &p, size_t at) {
-    size_t low = 0, high = p.tensors_n;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        if (p.offsets[middle + 1] > at)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
 /* Tensor t's part of this block's chunk. */
 __device__ static inline struct part part_of(const struct parts &p, size_t t) {
     size_t first = blockIdx.x * CHUNK, last = first + CHUNK < p.n ? first + CHUNK : p.n;
@@ -46,7 +33,7 @@ __device__ static inline size_t first_quad(struct part part) {
 
 /* For each part of this block's chunk. */
 #define FOR_PARTS(part, p)                                                                         \
-    for (size_t t_ = tensor_at(p, blockIdx.x * CHUNK);                                             \
+    for (size_t t_ = tensor_at((p).offsets, (p).tensors_n, blockIdx.x * CHUNK);                    \
          t_ < (p).tensors_n && (p).offsets[t_] < (blockIdx.x + 1) * CHUNK; t_++)                   \
         if (struct part part = part_of(p, t_); part.low < part.high)
 

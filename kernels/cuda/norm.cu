@@ -55,13 +55,14 @@ struct norm_args {
     struct mm_mat sum, x, delta, y;
     const void *weight, *bias;
     float *stats;
+    size_t C; /* columns of a part: a kernel's own division would take longer than its sums */
 };
 
 /* v = x, or x + delta as `sum` stores it. */
 template <typename T, bool WIDE>
 __device__ static inline void add_residual(float (&v)[GROUP], const struct norm_args &a,
                                            size_t first) {
-    size_t C = a.x.cols / gridDim.y;
+    size_t C = a.C;
     const T *x = part_of<T>(a.x, C);
     if (!a.delta.data)
         return load_group<WIDE>(v, x, first, 0, C);
@@ -75,7 +76,7 @@ __device__ static inline void add_residual(float (&v)[GROUP], const struct norm_
 
 template <typename T, bool WIDE, unsigned GROUPS>
 __global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_args a) {
-    size_t C = a.x.cols / gridDim.y;
+    size_t C = a.C;
     T *out = part_of<T>(a.y, C);
     float v[GROUPS][GROUP] = {}, w[GROUPS][GROUP] = {}, b[GROUP] = {};
     float total = 0.0f, squares = 0.0f, mean = 0.0f;
@@ -91,7 +92,8 @@ __global__ static void __launch_bounds__(NORM_THREADS) norm_kernel(struct norm_a
 #pragma unroll
     for (unsigned i = 0; i < GROUPS; i++)
         for (unsigned k = 0; k < GROUP; k++) {
-            v[i][k] = column_of(i) + k < C ? v[i][k] - mean : 0.0f;
+            bool inside = column_of(i) + (WIDE ? 0 : k) < C; /* of a whole group, all or none */
+            v[i][k] = inside ? v[i][k] - mean : 0.0f;
             squares += v[i][k] * v[i][k];
         }
     float inverse = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(C) + a.epsilon);
@@ -127,7 +129,8 @@ void cuda_norm(struct mm_device *dev, const struct mm_norm *how, struct mm_mat s
     bool wide = C % GROUP == 0 && rows_wide(x) && rows_wide(y) && aligned16(how->weight) &&
                 aligned16(how->bias) && (!delta.data || (rows_wide(sum) && rows_wide(delta)));
     MM_CHECK(how->parts == 1 || !delta.data, "a residual beside %zu parts", how->parts);
-    struct norm_args a = {how->kind, how->epsilon, sum, x, delta, y, how->weight, how->bias, stats};
+    struct norm_args a = {how->kind, how->epsilon, sum,       x,     delta,
+                          y,         how->weight,  how->bias, stats, C};
     if (x.rows)
         LAUNCH_ROWS(launch_norm, x.dtype, wide, C, dev, a, how->parts);
 }
@@ -139,13 +142,14 @@ struct norm_grad_args {
     struct mm_mat dx, dy, x;
     const float *stats;
     const void *weight;
+    size_t C; /* columns of a part */
 };
 
 /* With u = (x - mean)·r normalized and v = dy·weight:
  * RMS: dx += r·(v - u·avg(v·u)); layer norm: dx += r·(v - avg(v) - u·avg(v·u)). */
 template <typename T, bool WIDE, unsigned GROUPS>
 __global__ static void __launch_bounds__(NORM_THREADS) norm_grad_kernel(struct norm_grad_args a) {
-    size_t C = a.x.cols / gridDim.y;
+    size_t C = a.C;
     T *dx = part_of<T>(a.dx, C);
     float mean = a.stats[stats_at()], r = a.stats[stats_at() + 1];
     float u[GROUPS][GROUP] = {}, v[GROUPS][GROUP] = {}, out[GROUPS][GROUP] = {};
@@ -189,19 +193,21 @@ template <unsigned GROUPS> struct launch_norm_grad {
 /* sums [slabs, 2, C] = over each slab of parts of rows, dy·u and dy by column. */
 template <typename T>
 __global__ static void slab_kernel(struct norm_grad_args a, size_t parts, float *sums) {
-    size_t C = a.x.cols / parts,
-           column = blockIdx.y * static_cast<size_t>(blockDim.x) + threadIdx.x;
+    size_t C = a.C, column = blockIdx.y * static_cast<size_t>(blockDim.x) + threadIdx.x;
     size_t n = a.x.rows * parts, first = blockIdx.x * SLAB,
            last = first + SLAB < n ? first + SLAB : n;
+    size_t row = first / parts, part = first % parts;
     float weight = 0.0f, bias = 0.0f;
     if (column >= C)
         return;
 #pragma unroll 8
     for (size_t i = first; i < last; i++) {
-        size_t row = i / parts, at = i % parts * C + column;
+        size_t at = part * C + column;
         float g = to_float(row_of<T>(a.dy, row)[at]), x = to_float(row_of<T>(a.x, row)[at]);
         weight += g * ((x - a.stats[2 * i]) * a.stats[2 * i + 1]);
         bias += g;
+        part = part + 1 < parts ? part + 1 : 0;
+        row += part == 0;
     }
     sums[2 * blockIdx.x * C + column] = weight;
     sums[(2 * blockIdx.x + 1) * C + column] = bias;
@@ -241,7 +247,7 @@ void cuda_norm_grad(struct mm_device *dev, const struct mm_norm *how, struct mm_
     size_t C = x.cols / how->parts;
     bool wide =
         C % GROUP == 0 && rows_wide(dx) && rows_wide(dy) && rows_wide(x) && aligned16(how->weight);
-    struct norm_grad_args a = {how->kind, dx, dy, x, stats, how->weight};
+    struct norm_grad_args a = {how->kind, dx, dy, x, stats, how->weight, C};
     if (!x.rows || !x.cols)
         return;
     LAUNCH_ROWS(launch_norm_grad, x.dtype, wide, C, dev, a, how->parts);

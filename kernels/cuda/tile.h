@@ -11,10 +11,6 @@
 
 #include "kernels/cuda/block.h"
 
-#ifdef MM_CUDA_SHIM
-#include <vector>
-#endif
-
 /* What a thread moves at once: 16 bytes. */
 template <typename Real> struct alignas(16) chunk {
     static constexpr int N = 16 / (int)sizeof(Real);
@@ -46,21 +42,11 @@ __device__ static inline float quad_max(float x) {
 /* Begins to copy BYTES from global to shared memory, zeros unless `valid`: there for this thread
  * after copies_wait(), for others after a barrier that follows it. */
 #ifdef MM_CUDA_SHIM
-struct pending_copy {
-    void *to;
-    const void *from;
-    int bytes;
-    bool valid;
-};
-static std::vector<pending_copy> pending_copies[1024]; /* a thread's; done as late as they may be */
-
 template <int BYTES> static inline void copy_begin(void *to, const void *from, bool valid) {
-    pending_copies[threadIdx.x].push_back({to, from, BYTES, valid});
+    shim_copy_begin(to, valid ? from : nullptr, BYTES);
 }
 static inline void copies_wait() {
-    for (const pending_copy &c : pending_copies[threadIdx.x])
-        c.valid ? memcpy(c.to, c.from, c.bytes) : memset(c.to, 0, c.bytes);
-    pending_copies[threadIdx.x].clear();
+    shim_copies_wait();
 }
 #else
 template <int BYTES>
@@ -81,19 +67,29 @@ __device__ static inline void copies_wait() {
 }
 #endif
 
+/* The largest power of 2 that divides N, or MOST where that is less. */
+template <int N, int MOST> constexpr int side_by_side = (N & -N) < MOST ? (N & -N) : MOST;
+
 /* Begins to load tile [ROWS, D] = src [valid, d], zero elsewhere, by a whole block of THREADS;
- * there as copies are. `vector`: places and ld of src are whole chunks. */
+ * there as copies are. `vector`: places and ld of src are whole chunks. Then ACROSS threads lie
+ * side by side on DOWN rows, and how often each of them copies is known when this is compiled. */
 template <typename Real, int D, int ROWS, int THREADS>
 __device__ static inline void tile_load(Real *tile, const Real *src, size_t ld, int valid, int d,
                                         bool vector) {
-    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = D / N;
+    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N;
+    constexpr int ACROSS = side_by_side<D / N, THREADS>, DOWN = THREADS / ACROSS;
+    static_assert(ROWS % DOWN == 0, "threads would be idle");
     if (vector) {
+        int row = (int)threadIdx.x / ACROSS, col = (int)threadIdx.x % ACROSS * N;
+        const Real *from = src + (size_t)row * ld + col;
+        Real *to = tile + row * LD + col;
 #pragma unroll
-        for (int i = (int)threadIdx.x; i < ROWS * PER_ROW; i += THREADS) {
-            int r = i / PER_ROW, c = i % PER_ROW * N;
-            bool inside = r < valid && c < d;
-            copy_begin<16>(tile + r * LD + c, inside ? src + (size_t)r * ld + c : src, inside);
-        }
+        for (int r = 0; r < ROWS; r += DOWN, from += DOWN * ld)
+#pragma unroll
+            for (int c = 0; c < D; c += ACROSS * N) {
+                bool inside = row + r < valid && col + c < d;
+                copy_begin<16>(to + r * LD + c, inside ? from + c : src, inside);
+            }
         return;
     }
     for (int i = (int)threadIdx.x; i < ROWS * D; i += THREADS) {
@@ -108,7 +104,8 @@ template <typename Real, int D, int W>
 __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d, bool vector,
                                          Real *own, const float (&c)[W / 8][4],
                                          const float (&factor)[2]) {
-    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N, PER_ROW = W / N;
+    constexpr int LD = tile_ld<Real, D>, N = chunk<Real>::N;
+    constexpr int ACROSS = side_by_side<W / N, 32>, DOWN = 32 / ACROSS;
     /* A neighbour may have read these rows last; on the way here an mma.sync parts the two. */
     __syncwarp(); /* no test shows it */
 #pragma unroll
@@ -120,12 +117,16 @@ __device__ static inline void tile_store(Real *dst, size_t ld, int valid, int d,
     __syncwarp();
     int lane = (int)threadIdx.x % 32;
     if (vector) {
-        for (int i = lane; i < 16 * PER_ROW; i += 32) {
-            int r = i / PER_ROW, col = i % PER_ROW * N;
-            if (r < valid && col < d)
-                *reinterpret_cast<chunk<Real> *>(dst + (size_t)r * ld + col) =
-                    *reinterpret_cast<const chunk<Real> *>(own + r * LD + col);
-        }
+        int row = lane / ACROSS, col = lane % ACROSS * N;
+        const Real *from = own + row * LD + col;
+        Real *to = dst + (size_t)row * ld + col;
+#pragma unroll
+        for (int r = 0; r < 16; r += DOWN, to += DOWN * ld)
+#pragma unroll
+            for (int c = 0; c < W; c += ACROSS * N)
+                if (row + r < valid && col + c < d)
+                    *reinterpret_cast<chunk<Real> *>(to + c) =
+                        *reinterpret_cast<const chunk<Real> *>(from + r * LD + c);
         return;
     }
     for (int i = lane; i < 16 * W; i += 32)

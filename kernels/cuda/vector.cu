@@ -27,8 +27,35 @@ __device__ static inline void load_if(float (&out)[QUAD], const T *p, size_t fir
         load_group<WIDE>(out, p, first, 0, n);
 }
 
-template <bool WIDE, typename S, typename Op>
-__global__ static void pass_kernel(struct pass<S, Op> a) {
+/* Where p goes too: nowhere, or as struct mm_places says, in elements of Bits. */
+struct nowhere {
+    __device__ void put(const float (&)[QUAD], size_t, size_t) const {}
+};
+
+template <typename Bits> struct placed {
+    void *const *data;
+    const size_t *offsets;
+    size_t tensors_n;
+
+    /* Elements [first, first + QUAD) of n, of one tensor or of several. */
+    __device__ void put(const float (&x)[QUAD], size_t first, size_t n) const {
+        size_t t = tensor_at(offsets, tensors_n, first), low = offsets[t];
+        Bits *to = static_cast<Bits *>(data[t]) + (first - low);
+        if (first + QUAD <= offsets[t + 1] &&
+            reinterpret_cast<uintptr_t>(to) % (QUAD * sizeof(Bits)) == 0) {
+            store_converted(to, x);
+            return;
+        }
+        for (unsigned k = 0; k < QUAD && first + k < n; k++) {
+            while (first + k >= offsets[t + 1])
+                t++;
+            store_converted(static_cast<Bits *>(data[t]) + (first + k - offsets[t]), x[k]);
+        }
+    }
+};
+
+template <bool WIDE, typename S, typename Op, typename To>
+__global__ static void pass_kernel(struct pass<S, Op> a, To to) {
     size_t first = PASS_TILE * blockIdx.x + QUAD * threadIdx.x;
     float p[AHEAD][QUAD] = {}, q[AHEAD][QUAD] = {}, r[AHEAD][QUAD] = {}, g[AHEAD][QUAD] = {};
 #pragma unroll
@@ -48,6 +75,9 @@ __global__ static void pass_kernel(struct pass<S, Op> a) {
                 a.op(p[i][k], q[i][k], r[i][k], g[i][k]);
             if (Op::writes & WRITES_P)
                 store_group<WIDE>(a.p, p[i], at, 0, a.n);
+            for (unsigned k = 0; k < QUAD; k++)
+                p[i][k] = round_to<S>(p[i][k]); /* as it was stored */
+            to.put(p[i], at, a.n);
             if (Op::writes & WRITES_Q)
                 store_group<WIDE>(a.q, q[i], at, 0, a.n);
             if (Op::writes & WRITES_R)
@@ -55,17 +85,17 @@ __global__ static void pass_kernel(struct pass<S, Op> a) {
         }
 }
 
-template <typename S, typename Op>
+template <typename S, typename Op, typename To = struct nowhere>
 static void run_pass(struct mm_device *dev, Op op, void *p, void *q, void *r, const void *g,
-                     size_t n, const uint32_t *stop) {
+                     size_t n, const uint32_t *stop, To to = {}) {
     bool wide = n % QUAD == 0 && aligned16(p) && aligned16(q) && aligned16(r) && aligned16(g);
     struct pass<S, Op> a = {
         op, static_cast<S *>(p), static_cast<S *>(q), static_cast<S *>(r),
             static_cast<const float *>(g), n, stop
     };
-    auto kernel = wide ? pass_kernel<true, S, Op> : pass_kernel<false, S, Op>;
+    auto kernel = wide ? pass_kernel<true, S, Op, To> : pass_kernel<false, S, Op, To>;
     if (n)
-        MM_LAUNCH(kernel, blocks_for(n, PASS_TILE), BLOCK, 0, dev, a);
+        MM_LAUNCH(kernel, blocks_for(n, PASS_TILE), BLOCK, 0, dev, a, to);
 }
 
 /* Runs Op<S> with S by dtype; the last argument initializes it. */
@@ -105,11 +135,29 @@ template <typename S> struct adversary { /* p: a, q: b, or 0 where decay is 1 or
     }
 };
 
+template <typename S>
+static void adversary_step(struct mm_device *dev, struct mm_vector a, void *b, struct mm_vector g,
+                           adversary<S> op, const struct mm_places *places, const uint32_t *stop) {
+    if (!places)
+        run_pass<S>(dev, op, a.data, b, nullptr, g.data, a.n, stop);
+    else if (places->dtype == MM_BF16)
+        run_pass<S>(dev, op, a.data, b, nullptr, g.data, a.n, stop,
+                    placed<uint16_t>{places->data, places->offsets, places->tensors_n});
+    else
+        run_pass<S>(dev, op, a.data, b, nullptr, g.data, a.n, stop,
+                    placed<float>{places->data, places->offsets, places->tensors_n});
+}
+
 void cuda_adversary_step(struct mm_device *dev, struct mm_vector a, struct mm_vector b,
-                         struct mm_vector g, double rate, double decay, const uint32_t *stop) {
-    float keep = static_cast<float>(decay);
-    RUN_PASS(a.dtype, adversary, dev, a.data, keep != 1.0f ? b.data : nullptr, nullptr, g.data, a.n,
-             stop, static_cast<float>(rate), keep, static_cast<float>(1 - decay));
+                         struct mm_vector g, double rate, double decay,
+                         const struct mm_places *places, const uint32_t *stop) {
+    float by = static_cast<float>(rate), keep = static_cast<float>(decay);
+    float rest = static_cast<float>(1 - decay);
+    void *other = keep != 1.0f ? b.data : nullptr;
+    if (a.dtype == MM_BF16)
+        adversary_step<bf16>(dev, a, other, g, {by, keep, rest}, places, stop);
+    else
+        adversary_step<float>(dev, a, other, g, {by, keep, rest}, places, stop);
 }
 
 template <typename S> struct assign { /* p = q */

@@ -15,6 +15,19 @@ template <typename S> __device__ static inline float round_to(float x) {
     return to_float(from_float<S>(x));
 }
 
+/* The first of n tensors that reaches beyond element `at` of a vector; n: none does. */
+__device__ static inline size_t tensor_at(const size_t *offsets, size_t n, size_t at) {
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        if (offsets[middle + 1] > at)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
 __device__ static inline void guard_finite(double value, enum mm_guard code, uint32_t *stop) {
     if (*stop == MM_GUARD_NONE && !isfinite(value))
         *stop = code;

@@ -17,7 +17,7 @@ enum mm_dtype_choice { MM_DTYPE_AUTO, MM_DTYPE_F32, MM_DTYPE_BF16 }; /* auto: by
 enum mm_rate_scale { MM_RATE_LISTING, MM_RATE_STUDY };
 enum mm_graph { MM_GRAPH_LISTING, MM_GRAPH_FRESH, MM_GRAPH_REUSE };
 /* Where the weights of the layers are: whole on every rank | spread over the ranks by rows. */
-enum mm_sharding { MM_SHARD_NONE, MM_SHARD_FULL, MM_SHARD_AUTO };
+enum mm_sharding { MM_SHARD_NONE, MM_SHARD_NODE, MM_SHARD_FULL, MM_SHARD_AUTO };
 enum mm_recompute { MM_RECOMPUTE_NONE, MM_RECOMPUTE_LAYER };
 enum mm_reduction_order { MM_REDUCTION_FAST, MM_REDUCTION_EXACT };
 enum mm_on_error { MM_ON_ERROR_STOP, MM_ON_ERROR_CONTINUE };

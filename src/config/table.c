@@ -39,7 +39,8 @@ NAMES(transport_names, {"auto", MM_TRANSPORT_AUTO}, {"nccl", MM_TRANSPORT_NCCL},
 NAMES(optimizer_names, {"sgd", MM_SGD}, {"adamw", MM_ADAMW});
 NAMES(bool_names, {"false", false}, {"true", true}); /* where it may be absent */
 NAMES(recompute_names, {"none", MM_RECOMPUTE_NONE}, {"layer", MM_RECOMPUTE_LAYER});
-NAMES(shard_names, {"auto", MM_SHARD_AUTO}, {"none", MM_SHARD_NONE}, {"full", MM_SHARD_FULL});
+NAMES(shard_names, {"auto", MM_SHARD_AUTO}, {"none", MM_SHARD_NONE}, {"node", MM_SHARD_NODE},
+      {"full", MM_SHARD_FULL});
 NAMES(reduction_names, {"fast", MM_REDUCTION_FAST}, {"exact", MM_REDUCTION_EXACT});
 
 /* ---- the rows ---- */
@@ -92,9 +93,9 @@ const struct mm_config_row mm_config_rows[] = {
          "rounding of the authors' Llama runs."),
     ENUM(model.shard, "none", shard_names, RESUMABLE | ASIDE,
          "none: every rank holds the whole model. full: every rank holds its rows of every layer, "
-         "and a layer is gathered just before it is read. auto: none where plan says that it fits "
-         "into "
-         "memory, else full. The results are the same bits."),
+         "and a layer is gathered just before it is read. node: the ranks of each machine also keep "
+         "a copy among them, from which they gather what has not changed. auto: the first of none, "
+         "node and full that plan says fits into memory. The results are the same bits."),
     ENUM(model.recompute, "none", recompute_names, RESUMABLE | ASIDE,
          "layer: a backward computes the activations of each layer anew from the layer's input, "
          "which takes about a third more time and far less memory. The results are the same."),

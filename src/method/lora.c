@@ -317,7 +317,7 @@ void mm_lora_store(struct mm_lora *l, struct mm_vector w0, float *room) {
     gather(l);
     for (size_t i = 0; i < l->n; i++) {
         size_t t = l->tensor[i], first = l->shard->layout.offsets[t];
-        struct mm_mat own = mm_own_rows(model, l->comm, l->shard->param[t]);
+        struct mm_mat own = mm_own_rows_changing(model, l->comm, l->shard->param[t]);
         struct mm_mat b = b_of(l, l->p, i), scaled = b_of(l, l->g, i);
         struct mm_mat sum = mm_mat(room, MM_F32, own.rows, own.cols);
         size_t n = own.rows * own.cols;

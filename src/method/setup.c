@@ -147,6 +147,9 @@ static void create_scratch(struct mm_mudman *u, struct mm_arena *arena,
     if (config->reduce_dtype == MM_BF16 && mm_comm_size(u->comm) > 1)
         u->unrounded = mm_shard_vector(u->shard, arena, MM_FOR_GRADIENTS, MM_F32);
     u->over_w = mm_sums_create(arena, u->layout);
+    if (config->unlearn.train_adversary && config->unlearn.graph != MM_GRAPH_REUSE && !u->base &&
+        !u->adversary) /* a pass follows, through weights that the step is a vector of */
+        u->places = mm_shard_places(u->shard, arena, u->over_w.offsets);
     u->sums = mm_arena_take(arena, MM_FOR_SCRATCH, tensors, sizeof *u->sums);
     u->scale = mm_arena_take(arena, MM_FOR_SCRATCH, tensors, sizeof *u->scale);
     u->scalars = mm_arena_take(arena, MM_FOR_SCRATCH, 1, sizeof *u->scalars);
@@ -208,6 +211,7 @@ void mm_mudman_loop(struct mm_mudman *u, size_t t, const struct mm_sequences *re
     MM_CHECK(u->asked - u->told < 2, "scalars were not taken");
     mm_batch_set(&u->retain, slot, retain);
     mm_batch_set(&u->forget, slot, forget);
+    mm_shard_settle(u->shard);
     size_t kind = u->adversary ? mm_lora_turns_take(&u->turns, t)
                                : u->a.data && t % u->settings.fork_every_n_loops == 0;
     if (u->retain.whole && u->forget.whole)
@@ -258,6 +262,7 @@ static void method_rehearse(void *self) {
     mm_batch_pretend(&u->retain);
     mm_batch_pretend(&u->forget);
     u->asked = u->told = 1;
+    mm_shard_settle(u->shard);
     mm_mudman_one_loop(u, false);
 }
 

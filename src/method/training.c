@@ -249,6 +249,7 @@ static double attack_as_gradients_arrive(struct mm_training *t, const struct mm_
 /* On the batch that was sent. */
 static double attack_step(struct mm_training *t, const struct mm_attack *attack) {
     double result[2];
+    mm_shard_settle(t->shard);
     if (t->shard->taker.take)
         return attack_as_gradients_arrive(t, attack);
     gradient(t, result);
@@ -329,7 +330,7 @@ static void store_whole(struct mm_model *model, size_t param, const char *host) 
     size_t row_bytes = p->cols * mm_dtype_bytes(model->dtype);
     if (spread && p->layer != MM_NO_LAYER) {
         host += mm_layout_own(&spread->layout, spread->place[param]).first * row_bytes;
-        to = mm_own_rows(model, spread->comm, param);
+        to = mm_own_rows_changing(model, spread->comm, param);
     }
     if (to.rows)
         model->dev->queue->upload(model->dev, to.data, host, to.rows * row_bytes);

@@ -183,6 +183,23 @@ static void read_activation(struct mm_fields *f, const struct mm_family_row *row
                     row->hidden_act[0]);
 }
 
+/* Counted from the end where it is below 0, as PyTorch does. */
+static void read_pad(struct mm_fields *f, const struct mm_family_row *row, struct mm_arch *arch) {
+    bool given = mm_field_given(f, "pad_token_id"), null = mm_field(f, "pad_token_id") && !given;
+    arch->pad = row->pad_field && !null ? row->pad : MM_NO_TOKEN;
+    if (!row->pad_field || (!given && arch->pad == MM_NO_TOKEN))
+        return;
+    double pad = given ? mm_field_number(f, "pad_token_id", NAN) : row->pad;
+    double V = (double)arch->vocab, from_start = pad < 0 ? V + pad : pad;
+    if (f->status == MM_OK && !(from_start >= 0 && from_start < V && floor(pad) == pad))
+        mm_fields_fault(f,
+                        "'pad_token_id' is %g, which is no token of a vocabulary of %zu: null is "
+                        "for none",
+                        pad, arch->vocab);
+    if (f->status == MM_OK)
+        arch->pad = (uint32_t)from_start;
+}
+
 static void read_fields(struct mm_fields *f, struct mm_arch *arch) {
     *arch = (struct mm_arch){0};
     const struct mm_family_row *row = find_family(f);
@@ -215,6 +232,7 @@ static void read_fields(struct mm_fields *f, struct mm_arch *arch) {
     arch->mlp_bias =
         row->mlp_bias_field ? mm_field_bool(f, "mlp_bias", row->mlp_bias) : row->mlp_bias;
     arch->initializer_range = mm_field_number(f, "initializer_range", 0.02);
+    read_pad(f, row, arch);
     mm_rope_read(f, row, arch);
     read_window(f, row, arch);
 }

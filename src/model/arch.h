@@ -30,6 +30,8 @@ struct mm_arch {
         double factor, low, high, original;
     } rope_scaling;
     size_t sliding_window; /* tokens, the shortest of any layer; 0: none */
+    uint32_t pad; /* whose row of the embedding gets no gradient from its places in a sequence, as
+                     of PyTorch's padding_idx; MM_NO_TOKEN: none */
     double initializer_range;
     char assumed[160]; /* sizes that config.json leaves out, with the defaults taken; may be "" */
     char hash[33];     /* XXH3 128-bit, of what config.json holds, without a byte order mark */

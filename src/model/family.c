@@ -9,7 +9,7 @@
     .width = 4096, .layers = 32, .heads = 32, .kv_field = true, .head_field = true,                \
     .norm = MM_RMS_NORM, .epsilon_field = "rms_norm_eps", .activation = MM_SWIGLU,                 \
     .hidden_act = {"silu", "swish"}, .theta_field = "rope_theta",                                  \
-    .share_field = "partial_rotary_factor", .share = 1
+    .share_field = "partial_rotary_factor", .share = 1, .pad_field = true
 
 static const struct mm_family_row rows[] = {
     {
@@ -23,6 +23,7 @@ static const struct mm_family_row rows[] = {
         .bias_field = true,
         .mlp_bias_field = true,
         .epsilon = 1e-6,
+        .pad = MM_NO_TOKEN,
         LLAMA_LIKE,
     },
     {
@@ -35,6 +36,7 @@ static const struct mm_family_row rows[] = {
         .head_null = true,
         .window = MM_WINDOW_ALL_LAYERS,
         .epsilon = 1e-6,
+        .pad = MM_NO_TOKEN,
         LLAMA_LIKE,
     },
     {
@@ -47,6 +49,7 @@ static const struct mm_family_row rows[] = {
         .qkv_bias = true,
         .window = MM_WINDOW_PER_LAYER,
         .epsilon = 1e-6,
+        .pad = MM_NO_TOKEN,
         LLAMA_LIKE,
     },
     {
@@ -61,6 +64,7 @@ static const struct mm_family_row rows[] = {
         .window = MM_WINDOW_PER_LAYER,
         .qk_norm = MM_QK_BY_HEAD,
         .epsilon = 1e-6,
+        .pad = MM_NO_TOKEN,
         LLAMA_LIKE,
     },
     {
@@ -73,6 +77,7 @@ static const struct mm_family_row rows[] = {
         .norm_after = true,
         .qk_norm = MM_QK_BY_ROW,
         .epsilon = 1e-5,
+        .pad = 1,
         LLAMA_LIKE,
     },
     {

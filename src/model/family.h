@@ -40,6 +40,8 @@ struct mm_family_row {
     const char *share_field;   /* of rotated dimensions, at top level */
     double share;
     bool parallel_field; /* use_parallel_residual exists, true by default */
+    bool pad_field;      /* pad_token_id is the embedding's padding_idx */
+    uint32_t pad;        /* where pad_token_id is absent */
 };
 
 /* NULL for a model_type that is not supported. */

@@ -296,7 +296,7 @@ void mm_backward_end(const struct mm_model *m, const struct mm_acts *acts,
     float *dw = grads[m->embed_part];
     if (dw)
         m->dev->ops->embed_grad(m->dev, mm_mat(dw, MM_F32, m->arch.vocab, m->arch.width),
-                                mm_acts_gradient(acts, s), acts->tokens);
+                                mm_acts_gradient(acts, s), acts->tokens, m->arch.pad);
 }
 
 void mm_backward(const struct mm_model *m, const struct mm_acts *acts, struct mm_scratch *s,

@@ -52,7 +52,7 @@ enum mm_status mm_load_rows(struct mm_device *dev, const struct mm_weights *weig
 static enum mm_status load_rows(const struct mm_model *m, struct mm_comm *comm, size_t param,
                                 const struct mm_weights *weights, struct mm_error *err) {
     const struct mm_param *p = &m->params[param];
-    struct mm_mat to = mm_own_rows(m, comm, param);
+    struct mm_mat to = mm_own_rows_changing(m, comm, param);
     struct mm_rows own = mm_rows_of(p->rows, mm_comm_size(comm), mm_comm_rank(comm));
     struct mm_stored_rows rows = {p->rows, p->vector ? 0 : p->cols, own.first, own.count};
     return mm_load_rows(m->dev, weights, p->name, rows, m->dtype, to.data, err);

@@ -164,6 +164,10 @@ static void create_buckets(struct mm_shard *s, struct mm_arena *arena) {
     }
 }
 
+void mm_shard_settle(struct mm_shard *s) {
+    mm_spread_settle(s->model, s->wanted);
+}
+
 static struct mm_shard *create(struct mm_arena *arena, struct mm_comm *comm, struct mm_model *model,
                                const bool *wanted, bool given_away) {
     struct mm_shard *s = mm_calloc(1, sizeof *s);
@@ -173,6 +177,8 @@ static struct mm_shard *create(struct mm_arena *arena, struct mm_comm *comm, str
     s->param = mm_calloc(model->params_n, sizeof *s->param);
     s->layout = mm_layout_create(comm, model->dev, model->params_n);
     s->grads = mm_calloc(model->params_n, sizeof *s->grads);
+    s->wanted = mm_calloc(model->params_n, sizeof *s->wanted);
+    memcpy(s->wanted, wanted, model->params_n * sizeof *wanted);
     for (size_t p = 0; p < model->params_n; p++) {
         if (!wanted[p])
             continue;
@@ -203,6 +209,7 @@ void mm_shard_free(struct mm_shard *s) {
     mm_free(s->param);
     mm_layout_free(&s->layout);
     mm_free(s->grads);
+    mm_free(s->wanted);
     mm_free(s->overwritten);
     mm_free(s->order);
     mm_free(s->reductions);
@@ -245,6 +252,21 @@ void mm_shard_load(const struct mm_shard *s, struct mm_vector v) {
 
 /* -- gathering weights ------------------------------------------------------------------------- */
 
+struct mm_places mm_shard_places(const struct mm_shard *s, struct mm_arena *arena,
+                                 const size_t *offsets) {
+    struct mm_device *dev = s->model->dev;
+    void **data = mm_arena_take(arena, MM_FOR_SCRATCH, s->tensors_n, sizeof *data);
+    if (!mm_arena_dry(arena)) {
+        void **host = mm_calloc(s->tensors_n, sizeof *host);
+        for (size_t t = 0; t < s->tensors_n; t++)
+            host[t] = own_rows(s, t).data;
+        dev->queue->upload(dev, data, host, s->tensors_n * sizeof *host);
+        mm_free(host);
+    }
+    return (struct mm_places){
+        .dtype = s->model->dtype, .data = data, .offsets = offsets, .tensors_n = s->tensors_n};
+}
+
 static void wait(struct mm_shard *s, struct mm_bucket *bucket) {
     if (bucket->started)
         mm_comm_wait(s->comm, bucket->ticket);
@@ -259,8 +281,8 @@ static void wait_for_all(struct mm_shard *s) {
 static void store_bucket(struct mm_shard *s, struct mm_bucket *bucket, struct mm_vector v) {
     struct mm_device *dev = s->model->dev;
     for (size_t k = bucket->first; k < bucket->first + bucket->n; k++) {
-        struct mm_mat own = own_rows(s, s->order[k]);
-        if (own.rows)
+        struct mm_mat own = mm_own_rows_changing(s->model, s->comm, s->param[s->order[k]]);
+        if (v.data && own.rows)
             dev->ops->convert(dev, own.data, own.dtype, part_of(s, v, s->order[k]), v.dtype,
                               own.rows * own.cols);
     }

@@ -35,6 +35,7 @@ struct mm_shard {
     struct mm_model *model;
     size_t tensors_n;
     size_t *param;           /* [tensors_n] index into model->params */
+    bool *wanted;            /* [params_n] the set */
     struct mm_layout layout; /* of a vector; its total is N_W */
     float **grads;  /* [params_n] whole gradients of this rank's sequences; NULL: not in the set */
     size_t grads_n; /* elements behind grads, one block */
@@ -67,6 +68,9 @@ struct mm_shard *mm_shard_create_stream(struct mm_arena *arena, struct mm_comm *
                                         struct mm_model *model, const bool *wanted);
 void mm_shard_free(struct mm_shard *shard);
 
+/* Begins a loop or step: see mm_spread_settle. Collective. */
+void mm_shard_settle(struct mm_shard *shard);
+
 /* A zeroed vector. Local. */
 struct mm_vector mm_shard_vector(const struct mm_shard *shard, struct mm_arena *arena,
                                  enum mm_purpose purpose, enum mm_dtype dtype);
@@ -77,7 +81,13 @@ struct mm_vector mm_shard_gradient(const struct mm_shard *shard, struct mm_arena
 
 /* v (=) own rows of the working weights. Local. */
 void mm_shard_load(const struct mm_shard *shard, struct mm_vector v);
-/* Working weights of the set (=) v of all ranks, rounded to the model's dtype. Collective. */
+/* Where a step puts v's elements itself, as the next functions would: this rank's rows of the
+ * working weights. offsets: the layout's, in device memory; the other array is the arena's. Local.
+ */
+struct mm_places mm_shard_places(const struct mm_shard *shard, struct mm_arena *arena,
+                                 const size_t *offsets);
+/* Working weights of the set (=) v of all ranks, rounded to the model's dtype; v.data NULL: a step
+ * has put every rank's rows there (mm_shard_places). Collective. */
 void mm_shard_store(struct mm_shard *shard, struct mm_vector v);
 /* The same in two steps. Between them nothing may read the weights but a forward with
  * mm_shard_arrivals as its hook, which waits for the weights of each layer where they are needed.

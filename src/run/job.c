@@ -126,16 +126,19 @@ static void create_evaluations(struct mm_job *job) {
     }
 }
 
-/* Pretraining holds the whole model, whatever model.shard says. */
+/* Pretraining holds the whole model, whatever model.shard says. So does a machine's only rank with
+ * node, if no other machine has more. */
 static void create_model(struct mm_job *job, enum mm_job_kind kind) {
     const struct mm_config *c = job->config;
-    bool full = c->model.shard == MM_SHARD_FULL && kind != MM_JOB_PRETRAIN;
+    bool node = c->model.shard == MM_SHARD_NODE;
+    bool shared = mm_comm_near(job->comm).groups < mm_comm_size(job->comm);
+    bool slots = kind != MM_JOB_PRETRAIN && (c->model.shard == MM_SHARD_FULL || (node && shared));
     job->model = mm_model_create_in_slots(job->arena, &job->arch, mm_config_dtype(c),
                                           mm_data_longest(&job->data, c),
-                                          full ? mm_spread_slots(job->comm) : 0);
+                                          slots ? mm_spread_slots(job->comm) : 0);
     job->model->recompute = c->model.recompute == MM_RECOMPUTE_LAYER;
-    if (full)
-        job->spread = mm_spread_create(job->arena, job->comm, job->model);
+    if (slots)
+        job->spread = mm_spread_create(job->arena, job->comm, job->model, node);
 }
 
 enum mm_status mm_job_open(struct mm_job *job, struct mm_comm *comm, struct mm_device *dev,

@@ -7,6 +7,8 @@
 
 #include "io/owner.h"
 #include "src/run/evaluate.h"
+#include <math.h>
+
 #include "src/run/identity.h"
 #include "src/method/training.h"
 
@@ -20,8 +22,10 @@ struct mm_listener {
 
 /* What became of an attack. */
 struct mm_attack_end {
-    double score;   /* its lowest forget loss; NaN: not made, or diverged */
-    char *diverged; /* why it is no evidence; NULL: it is, or was not made */
+    double score;       /* its lowest forget loss; NaN: not made, or diverged */
+    char *diverged;     /* why it is no evidence; NULL: it is, or was not made */
+    double retain_loss; /* at its end; NaN: not made */
+    double retain_rise; /* above that before the attacks */
 };
 
 /* What a job has found out so far. */
@@ -100,6 +104,9 @@ void mm_job_forget_attacks(struct mm_job *job);
 /* The forget loss that attacks start from: after unlearning, or at the start where there was none.
  * Local. */
 double mm_job_before_attacks(const struct mm_job *job);
+/* A loss that has risen by this: the perplexity has doubled. Of the forget loss, the attack went
+ * uphill (less is what one without effect may do); of the retain loss, it broke the model. */
+#define MM_UPHILL M_LN2
 
 /* MM_BAD_INPUT if the passes of relearning don't divide into steps. Local. */
 enum mm_status mm_job_check_attacks(const struct mm_config *config, struct mm_error *err);

@@ -1,6 +1,7 @@
 /* plan.c - see plan.h. The numbers are those of the run's own set-up code on dry arenas. */
 #include "src/run/plan.h"
 
+#include "src/run/fit.h"
 #include "src/run/job.h"
 #include "src/run/machine.h"
 #include "src/method/method.h"
@@ -272,22 +273,27 @@ static enum mm_status print_plan(struct mm_comm *comm, struct mm_device *dev,
 /* What model.shard: auto chooses between; the plan that was printed is of none. */
 static enum mm_status print_choice(struct mm_comm *comm, struct mm_device *dev,
                                    struct mm_config *config, bool cuda, struct mm_error *err) {
-    struct planned p;
-    char text[32];
-    config->model.shard = MM_SHARD_FULL;
-    enum mm_status status = open_plan(&p, comm, dev, config, cuda, err);
-    if (status != MM_OK)
-        return status;
-    printf("model.shard: auto is none where every rank has the memory above, else full, whose peak "
-           "is %s\n",
-           mm_bytes_text(text, (double)peak_of(&p)));
-    close_plan(&p);
+    printf("model.shard: auto is none where every rank has the memory above");
+    for (int i = MM_SHARD_NODE; i <= MM_SHARD_FULL; i++) {
+        struct planned p;
+        char text[32];
+        if (i == MM_SHARD_NODE && !mm_fit_nodes(comm))
+            continue;
+        config->model.shard = (enum mm_sharding)i;
+        enum mm_status status = open_plan(&p, comm, dev, config, cuda, err);
+        if (status != MM_OK)
+            return status;
+        printf(", else %s, whose peak is %s", mm_shard_name(config->model.shard),
+               mm_bytes_text(text, (double)peak_of(&p)));
+        close_plan(&p);
+    }
+    putchar('\n');
     return MM_OK;
 }
 
 enum mm_status mm_plan_peak(struct mm_comm *comm, const struct mm_config *config, bool cuda,
                             struct mm_plan_need *need, struct mm_error *err) {
-    struct mm_machine unknown = {.links.per_machine = RANKS_OF_A_MACHINE};
+    struct mm_machine unknown = {.links.per_machine = mm_comm_near(comm).size};
     struct mm_device *dev = mm_device_create_dry(cuda, unknown.rates);
     struct planned p;
     mm_comm_pretend(comm, mm_comm_size(comm), unknown.links);

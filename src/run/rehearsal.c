@@ -4,7 +4,8 @@
 #include <stdio.h>
 
 struct mm_rehearsal mm_rehearsal_begin(const struct mm_job *job) {
-    mm_spread_changed(job->model); /* as a step finds it that follows another */
+    mm_spread_settle(job->model, NULL); /* as a step finds it that follows another */
+    mm_spread_changed(job->model);
     return (struct mm_rehearsal){.traffic = *mm_comm_traffic(job->comm),
                                  .clock = *mm_dry_clock(job->dev)};
 }

@@ -11,10 +11,6 @@
 
 #include "kernels/queue.h"
 
-/* An attack that ends so many nats above the forget loss it started from went uphill: the model's
- * perplexity has doubled. Less is what an attack without effect may do. */
-#define UPHILL M_LN2
-
 struct attack {
     struct mm_job *job;
     struct mm_attack how;
@@ -93,7 +89,7 @@ static enum mm_status evaluate(struct attack *a, size_t passes, struct mm_error 
         a->diverged = mm_format("the evaluation after %zu passes is not finite", passes);
     else
         a->best = fmin(a->best, loss);
-    if (!a->diverged && passes == a->how.passes && loss > a->start + UPHILL)
+    if (!a->diverged && passes == a->how.passes && loss > a->start + MM_UPHILL)
         a->diverged = mm_format("the forget loss ends at %.4f, beyond the %.4f it started from",
                                 loss, a->start);
     return status;
@@ -196,6 +192,14 @@ static void keep_worst(struct attack *a, bool ended) {
     }
 }
 
+static void note_harm(const struct attack *a, struct mm_attack_end *end) {
+    const struct mm_results *r = &a->job->results;
+    double unlearned = r->after_unlearning.retain_loss;
+    end->retain_loss = a->last.retain_loss;
+    end->retain_rise =
+        a->last.retain_loss - (isnan(unlearned) ? r->at_start.retain_loss : unlearned);
+}
+
 static char *why_rejected(const struct attack *a) {
     const char *name = a->how.name;
     return mm_format("relearning diverged%s%s: %s",
@@ -216,6 +220,7 @@ static enum mm_status run_all(struct attack *a, struct mm_kept_weights kept, boo
             mm_weights_restore(job->model, kept);
         changed = true;
         status = run(a, i, err);
+        note_harm(a, &job->results.attacks[i]);
         keep_worst(a, *ended);
         *ended = *ended || !a->diverged;
         job->results.attacks[i].diverged = a->diverged;
@@ -238,7 +243,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     job->results.attacks_n = n;
     job->results.attacks = mm_calloc(n, sizeof *job->results.attacks);
     for (size_t i = 0; i < n; i++)
-        job->results.attacks[i].score = NAN;
+        job->results.attacks[i].score = job->results.attacks[i].retain_loss = NAN;
     enum mm_status status = mm_attack_rows(&a.rows, &job->data, job->config, err);
     if (status == MM_OK)
         status = run_all(&a, keep_weights(job, arena), &ended, err);

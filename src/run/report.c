@@ -82,6 +82,11 @@ void mm_report_divergence(const struct mm_job *job, struct mm_metrics *to) {
                       r->after_unlearning.forget_answer_probability);
     mm_metrics_number(to, "forget_answer_probability_relearn",
                       r->after_relearning.forget_answer_probability);
+    for (size_t i = 0; i < job->config->relearn.attacks_n && i < r->attacks_n; i++) {
+        char *key = mm_format("retain_loss_%s", job->config->relearn.attacks[i].name);
+        mm_metrics_number(to, key, r->attacks[i].retain_loss);
+        mm_free(key);
+    }
     if (!job->config->evaluate.kl.file)
         return;
     mm_metrics_number(to, "kl_unlearn", r->after_unlearning.kl);
@@ -107,7 +112,7 @@ void mm_report_scores(const struct mm_job *job, struct mm_metrics *to, double sc
     mm_metrics_number(to, "score", score);
     for (size_t i = 0; i < job->config->relearn.attacks_n; i++) {
         const char *name = job->config->relearn.attacks[i].name;
-        struct mm_attack_end end = {NAN, NULL};
+        struct mm_attack_end end = {.score = NAN, .retain_loss = NAN};
         if (i < job->results.attacks_n)
             end = job->results.attacks[i];
         char *key = mm_format("score_%s", name);
@@ -120,9 +125,20 @@ void mm_report_scores(const struct mm_job *job, struct mm_metrics *to, double sc
     }
 }
 
-/* An attack that only made the forget loss higher tells little. */
-static const char *above(const struct mm_job *job, double score) {
-    return score > mm_job_before_attacks(job) ? ", above the loss before the attack" : "";
+/* An attack that only made the forget loss higher, or broke the model, tells little. */
+static const char *doubt(const struct mm_job *job, struct mm_attack_end end) {
+    if (end.score > mm_job_before_attacks(job))
+        return ", above the loss before the attack";
+    return end.retain_rise > MM_UPHILL ? ", of an attack that broke the model: try a weaker one"
+                                       : "";
+}
+
+/* The attack that the score is of. */
+static struct mm_attack_end worst(const struct mm_job *job, double score) {
+    size_t i = 0;
+    while (i + 1 < job->results.attacks_n && job->results.attacks[i].score != score)
+        i++;
+    return job->results.attacks[i];
 }
 
 static void print_attacks(const struct mm_job *job) {
@@ -133,7 +149,7 @@ static void print_attacks(const struct mm_job *job) {
             mm_log0(MM_LOG_INFO, "%-18s %12s", name, "diverged");
         else if (name && !isnan(end.score))
             mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack%s", name,
-                    end.score, above(job, end.score));
+                    end.score, doubt(job, end));
     }
 }
 
@@ -175,6 +191,6 @@ enum mm_status mm_report_result(struct mm_job *job, const char *reason, double s
     print_attacks(job);
     if (!isnan(score))
         mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning%s): %.4f",
-                above(job, score), score);
+                doubt(job, worst(job, score)), score);
     return mm_comm_agree(job->comm, status, err);
 }

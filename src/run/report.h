@@ -19,7 +19,8 @@ void mm_report_moment(const struct mm_job *job, struct mm_metrics *to, const cha
                       size_t passes);
 void mm_report_evaluation(const struct mm_job *job, struct mm_metrics *to,
                           const struct mm_evaluation *evaluation);
-/* Of a result line: the probabilities of the answers, and the divergence where it is measured. */
+/* Of a result line: the probabilities of the answers, the retain loss at the end of each attack of
+ * a list, and the divergence where it is measured. */
 void mm_report_divergence(const struct mm_job *job, struct mm_metrics *to);
 void mm_report_scores(const struct mm_job *job, struct mm_metrics *to, double score);
 

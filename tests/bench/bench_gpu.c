@@ -1,12 +1,15 @@
 /* bench_gpu.c - the speed of every operation that a loop takes, beside the limit of the hardware.
  *
  *   bench_gpu [--device cuda|cpu] [--shape llama-1b] [--dtype bfloat16|float32] [--seconds 0.05]
+ *   bench_gpu --model llama-1b [--dtype bfloat16|float32] [--state float32|bfloat16]
+ *             [--graph listing|fresh|reuse]
  *
+ * --model runs nothing on a device: it computes the least time of a whole loop (roofline.h).
  * An operation's bytes are what it must read and write at least, its FLOPs those of its definition
  * (2 a multiply-add; of attention, the causal half). Its limit is the larger of bytes / bandwidth
  * and FLOPs / peak of the GPU, where its name tells both; shown is limit / time. Small operands
  * stay in the GPU's cache, so that a share can exceed 100 %. */
-#include "tests/bench/bench_shapes.h"
+#include "tests/bench/roofline.h"
 #include "kernels/queue.h"
 #include "src/base/base.h"
 
@@ -153,7 +156,7 @@ static void run_embed(const struct bench *b) {
     b->ops->embed(b->dev, b->x, b->table, b->tokens);
 }
 static void run_embed_grad(const struct bench *b) {
-    b->ops->embed_grad(b->dev, b->dtable, b->x, b->tokens);
+    b->ops->embed_grad(b->dev, b->dtable, b->x, b->tokens, MM_NO_TOKEN);
 }
 static double elements_x(const struct bench *b) {
     return size(b->x);
@@ -189,7 +192,7 @@ static double elements_loss(const struct bench *b) {
 VECTOR(sum_squares, 1, b->scalars, b->g, MM_F32)
 VECTOR(fork, 2, b->m, b->b, &b->loop->stop)
 VECTOR(retain_step, 5, b->m, b->b, b->g, 0.9, 1e-9, &b->loop->stop)
-VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, &b->loop->stop)
+VECTOR(adversary_step, 4, b->m, b->b, b->g, 1e-9, 0.99, NULL, &b->loop->stop)
 #define MASK(b)                                                                                    \
     &(struct mm_mask) {                                                                            \
         (b)->m, true, (b)->offsets, (b)->tensors_n                                                 \
@@ -444,29 +447,49 @@ static struct mm_device *open_device(const char *name) {
     return dev;
 }
 
-int main(int argc, char **argv) {
-    const char *device = "cuda", *shape = "llama-1b", *dtype = "bfloat16";
-    double seconds = 0.05;
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--device") == 0)
-            device = argv[i + 1];
-        else if (strcmp(argv[i], "--shape") == 0)
-            shape = argv[i + 1];
-        else if (strcmp(argv[i], "--dtype") == 0)
-            dtype = argv[i + 1];
-        else if (strcmp(argv[i], "--seconds") == 0)
-            seconds = atof(argv[i + 1]);
+struct options {
+    const char *device, *shape, *model, *dtype, *state, *graph, *seconds;
+};
+
+static struct options read_options(int argc, char **argv) {
+    struct options o = {"cuda", "llama-1b", "", "bfloat16", "float32", "listing", "0.05"};
+    const struct {
+        const char *name, **value;
+    } all[] = {{"--device", &o.device},  {"--shape", &o.shape}, {"--model", &o.model},
+               {"--dtype", &o.dtype},    {"--state", &o.state}, {"--graph", &o.graph},
+               {"--seconds", &o.seconds}};
+    for (int i = 1; i < argc; i += 2) {
+        size_t k = 0;
+        while (k < sizeof all / sizeof *all && strcmp(argv[i], all[k].name) != 0)
+            k++;
+        if (k == sizeof all / sizeof *all || i + 1 == argc) {
+            fprintf(stderr, "no option '%s', or no value\n", argv[i]);
+            exit(2);
+        }
+        *all[k].value = argv[i + 1];
     }
-    struct bench b = {.shape = find_shape(shape), .n = BATCH * CONTEXT};
-    b.dtype = strcmp(dtype, "float32") == 0 || strcmp(device, "cpu") == 0 ? MM_F32 : MM_BF16;
-    b.dev = open_device(device);
+    return o;
+}
+
+static void time_rows(const struct options *o) {
+    struct bench b = {.shape = find_shape(o->shape), .n = BATCH * CONTEXT};
+    b.dtype = strcmp(o->device, "cpu") == 0 ? MM_F32 : dtype_of(o->dtype);
+    b.dev = open_device(o->device);
     b.ops = b.dev->ops;
     take_all(&b);
     printf("%s, %s, %d x %d tokens, %s; W: %zu tensors, %zu elements of float32\n", b.dev->name,
-           shape, BATCH, CONTEXT, mm_dtype_name(b.dtype), b.tensors_n, b.b.n);
+           o->shape, BATCH, CONTEXT, mm_dtype_name(b.dtype), b.tensors_n, b.b.n);
     printf("%-16s %10s %9s %9s  %s\n", "operation", "ms", "GB/s", "TFLOP/s", "share of the limit");
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        print_row(&b, &rows[i], seconds);
+        print_row(&b, &rows[i], atof(o->seconds));
     mm_device_free(b.dev); /* and its memory, with the process */
+}
+
+int main(int argc, char **argv) {
+    struct options o = read_options(argc, argv);
+    if (*o.model)
+        return roofline(&argc, &argv, find_shape(o.model), dtype_of(o.dtype), dtype_of(o.state),
+                        graph_of(o.graph));
+    time_rows(&o);
     return 0;
 }

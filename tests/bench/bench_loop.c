@@ -4,7 +4,7 @@
  *              [--device cpu|cuda] [--dtype float32|bfloat16] [--state float32|bfloat16]
  *              [--graph listing|fresh|reuse] [--reduction fast|exact] [--batch SEQUENCES]
  *              [--micro SEQUENCES] [--context TOKENS] [--threads N] [--repeats K]
- *              [--profile yes|no] [--shard none|full]
+ *              [--profile yes|no] [--shard none|node|full]
  *
  * Prints one line; under mpirun the ranks share the batch. Model FLOPs are those of the matrix
  * products that the method asks for, without attention's (0.3 % at 100 tokens); mfu is their share
@@ -12,7 +12,7 @@
  * time of the process on its processors, which others on the machine lengthen less. Peak memory is
  * the GPU's, or the process's on a CPU. --profile adds the mean ms of each kind of operation
  * (profile.h), on a CPU. tests/bench/bench_peer.py puts PyTorch beside it. */
-#include "tests/bench/bench_shapes.h"
+#include "tests/bench/loop_config.h"
 #include "tests/bench/profile.h"
 #include "src/mudman.h"
 #include "src/method/training.h"
@@ -51,16 +51,6 @@ static struct options read_options(int argc, char **argv) {
         *all[k].value = argv[i + 1];
     }
     return o;
-}
-
-static enum mm_dtype dtype_of(const char *name) {
-    return strcmp(name, "bfloat16") == 0 ? MM_BF16 : MM_F32;
-}
-
-static enum mm_graph graph_of(const char *name) {
-    return strcmp(name, "fresh") == 0   ? MM_GRAPH_FRESH
-           : strcmp(name, "reuse") == 0 ? MM_GRAPH_REUSE
-                                        : MM_GRAPH_LISTING;
 }
 
 /* This rank's sequences of a batch. */
@@ -107,23 +97,6 @@ static size_t micro_batch(const struct shape *s, const struct options *o) {
     return *o->micro ? (size_t)atoi(o->micro) : is_exact(o) ? 1 : s->batch;
 }
 
-static struct mm_config config_of(const struct shape *s, const struct options *o) {
-    struct mm_config c = {0};
-    c.model.state_dtype = dtype_of(o->state);
-    c.data.batch_size = s->batch;
-    c.data.micro_batch = micro_batch(s, o);
-    c.data.context_length = s->context;
-    c.unlearn.loss_fn = MM_LOSS_NEG_CROSS_ENTROPY;
-    c.unlearn.graph = graph_of(o->graph);
-    c.unlearn.unlearning_rate = 1e-2;
-    c.unlearn.retaining_rate = c.unlearn.adv_lr = 1e-3;
-    c.unlearn.retain_momentum = 0.9;
-    c.unlearn.fork_every_n_loops = 1000000;
-    c.unlearn.adv_decay = c.unlearn.discard_growing_weights = 1;
-    c.unlearn.train_adversary = c.unlearn.use_masking = c.unlearn.retain_cross_entropy = true;
-    return c;
-}
-
 /* What is timed: state of a loop or of a relearning step. */
 struct subject {
     const struct shape *shape;
@@ -149,7 +122,8 @@ static void note_cpu(struct subject *b, double start) {
 /* From one loop's result to the next one's, the next being asked for ahead as a run does it. */
 static void time_loops(struct subject *b, const struct options *o) {
     struct mm_error err;
-    struct mm_config config = config_of(b->shape, o);
+    struct mm_config config =
+        loop_config(b->shape, micro_batch(b->shape, o), dtype_of(o->state), graph_of(o->graph));
     bool *wanted = mm_calloc(b->model->params_n, 1);
     char *target = b->shape->target;
     MM_CHECK(mm_model_choose(b->model, &target, 1, wanted, &err) == MM_OK, "%s", err.text);
@@ -271,10 +245,10 @@ int main(int argc, char **argv) {
     /* A GPU's first loop is done, its second recorded, its third replayed for the first time. */
     b.warm_up = dev->asynchronous ? 3 : 1;
     b.arena = mm_arena_create(dev);
-    bool full = strcmp(o.shard, "full") == 0;
+    bool slots = strcmp(o.shard, "none") != 0, near = strcmp(o.shard, "node") == 0;
     b.model = mm_model_create_in_slots(b.arena, &s.arch, dtype_of(o.dtype), s.context,
-                                       full ? MM_SLOTS : 0);
-    struct mm_spread *spread = full ? mm_spread_create(b.arena, comm, b.model) : NULL;
+                                       slots ? MM_SLOTS : 0);
+    struct mm_spread *spread = slots ? mm_spread_create(b.arena, comm, b.model, near) : NULL;
     b.times = mm_calloc((size_t)b.repeats, sizeof *b.times);
     mm_model_randomize(b.model, 1);
     if (strcmp(o.what, "loop") == 0)

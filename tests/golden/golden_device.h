@@ -119,7 +119,7 @@ static inline struct fixture open_traces(const char *name, const char *file) {
     mm_free(path);
     f.model = mm_model_create_in_slots(f.arena, &arch, arithmetic, 32, sharded ? MM_SLOTS : 0);
     f.model->recompute = recomputes;
-    f.spread = sharded ? mm_spread_create(f.arena, comm, f.model) : NULL;
+    f.spread = sharded ? mm_spread_create(f.arena, comm, f.model, true) : NULL;
     f.exact = mm_model_create(f.arena, &arch, MM_F32, 32);
     load_model(&f, f.model);
     load_model(&f, f.exact);

@@ -54,7 +54,7 @@ static inline void check_replay(struct fixture *f, const char *variant) {
         load_gradient(group, "retain", t, shard, u->g);
         dev->ops->retain_step(dev, u->m, u->b, u->g, c->retain_momentum, c->retaining_rate, stop);
         load_gradient(group, "adversary", t, shard, u->g);
-        dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, stop);
+        dev->ops->adversary_step(dev, u->a, u->b, u->g, c->adv_lr, c->adv_decay, NULL, stop);
         load_gradient(group, "unlearning", t, shard, u->g);
         dev->ops->mask_sums(dev, u->sums, u->g, &mask, options);
         mm_comm_sum_device(comm, (double *)u->sums, 3 * mask.tensors_n);

@@ -11,6 +11,7 @@ struct late_bucket {
     struct mm_reduction *reductions; /* NULL: not a reduction */
     struct mm_mat *gathers;          /* likewise */
     size_t n;
+    enum mm_among among;
 };
 
 struct late_transport {
@@ -37,11 +38,12 @@ static inline void late_reduce(struct mm_transport *self, mm_ticket ticket,
 }
 
 static inline void late_gather(struct mm_transport *self, mm_ticket ticket,
-                               const struct mm_mat *tensors, size_t n, uint64_t watched) {
+                               const struct mm_mat *tensors, size_t n, enum mm_among among,
+                               uint64_t watched) {
     struct late_transport *t = (struct late_transport *)self;
     (void)watched;
-    t->buckets[ticket] =
-        (struct late_bucket){.gathers = late_copy(tensors, n, sizeof *tensors), .n = n};
+    t->buckets[ticket] = (struct late_bucket){
+        .gathers = late_copy(tensors, n, sizeof *tensors), .n = n, .among = among};
 }
 
 static inline void late_wait(struct mm_transport *self, mm_ticket ticket) {
@@ -51,7 +53,7 @@ static inline void late_wait(struct mm_transport *self, mm_ticket ticket) {
     if (b->reductions)
         t->over->reduce(t->over, ticket, b->reductions, b->n, 0);
     else
-        t->over->gather(t->over, ticket, b->gathers, b->n, 0);
+        t->over->gather(t->over, ticket, b->gathers, b->n, b->among, 0);
     t->over->wait(t->over, ticket);
     mm_free(b->reductions);
     mm_free(b->gathers);

@@ -160,7 +160,7 @@ OLMO2 = {
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
     "num_key_value_heads": 2,
-    "pad_token_id": None,  # else PyTorch forms no gradient of its embedding
+    "pad_token_id": 3,  # PyTorch forms no gradient of its row of the embedding
     "rms_norm_eps": 1e-06,
     "rope_scaling": None,
     "rope_theta": 500000,

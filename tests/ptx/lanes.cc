@@ -85,6 +85,9 @@ template <typename T> static T mad(T a, T b, T c) {
 template <typename T, typename W> static W mul_wide(T a, T b) {
     return static_cast<W>(a) * static_cast<W>(b);
 }
+template <typename T, typename W> static T mul_high(T a, T b) {
+    return static_cast<T>(mul_wide<T, W>(a, b) >> 8 * sizeof(T));
+}
 template <typename T> static T divide(T a, T b) { /* by 0: unspecified */
     bool minus_one = T(-1) < T(1) && b == T(-1);
     return b == 0 ? T(-1) : minus_one ? static_cast<T>(0 - static_cast<uint64_t>(a)) : a / b;
@@ -364,6 +367,8 @@ void define_lanes(operations &table) {
     define_integers<int64_t, uint64_t>(table, "64");
     define<mul_wide<uint32_t, uint64_t>>(table, "mul.wide.u32");
     define<mul_wide<int32_t, int64_t>>(table, "mul.wide.s32");
+    define<mul_high<uint32_t, uint64_t>>(table, "mul.hi.u32");
+    define<mul_high<int32_t, int64_t>>(table, "mul.hi.s32");
     define<bit_and<bool>>(table, "and.pred");
     define<bit_or<bool>>(table, "or.pred");
     define<bit_xor<bool>>(table, "xor.pred");

@@ -1,6 +1,8 @@
 /* machine.cc - runs a launch: see machine.h. */
 #include "tests/ptx/machine.h"
 
+#include "tests/ptx/bytes.h"
+
 #include <cxxabi.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -204,6 +206,7 @@ static void check_launch(const launch &l, size_t shared_bytes) {
 }
 
 void run(const launch &l) {
+    count_launch();
     static machine m; /* its clock goes on, so that old marks are old */
     const kernel &k = *l.code;
     m.now = &l;

@@ -1,5 +1,6 @@
 /* memory.cc - loads, stores and asynchronous copies, each checked: alignment, bounds, what nobody
  * wrote, what is still on its way, and what another thread may touch at the same time. */
+#include "tests/ptx/bytes.h"
 #include "tests/ptx/operations.h"
 
 namespace ptx {
@@ -138,28 +139,36 @@ template <space S> static char *data_at(warp &w, const instruction &i, unsigned 
 /* Into registers of R: as wide as T or wider, with T's sign. */
 template <space S, typename R, typename T, unsigned N>
 static void load(warp &w, const instruction &i) {
+    access all(N * sizeof(T), false);
     for (uint32_t rest = w.mask; rest; rest &= rest - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
         uint64_t at = address(w, i, N, 0, lane);
         const char *from = data_at<S>(w, i, lane, at, N * sizeof(T), false);
+        all.at[all.n++] = at;
         for (unsigned n = 0; n < N; n++) {
             T value;
             memcpy(&value, from + n * sizeof value, sizeof value);
             put(w.file, i.at[n], lane, static_cast<R>(value));
         }
     }
+    if (S == GLOBAL && counting())
+        count(all);
 }
 
 template <space S, typename T, unsigned N> static void store(warp &w, const instruction &i) {
+    access all(N * sizeof(T), true);
     for (uint32_t rest = w.mask; rest; rest &= rest - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
         uint64_t at = address(w, i, 0, 0, lane);
         char *to = data_at<S>(w, i, lane, at, N * sizeof(T), true);
+        all.at[all.n++] = at;
         for (unsigned n = 0; n < N; n++) {
             T value = get<T>(w.file, i.at[1 + n], lane);
             memcpy(to + n * sizeof value, &value, sizeof value);
         }
     }
+    if (S == GLOBAL && counting())
+        count(all);
 }
 
 template <space S, typename T, unsigned N> static void define_access(operations &table,
@@ -206,6 +215,7 @@ static void mark_copy(const warp &w, uint32_t to, uint32_t bytes, int64_t as) {
 
 /* cp.async [to], [from], bytes (, bytes that are read: zeros follow them) */
 template <bool PARTIAL> static void copy_begin(warp &w, const instruction &i) {
+    access all(i.number, false);
     for (uint32_t rest = w.mask; rest; rest &= rest - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(rest));
         uint32_t read = PARTIAL ? get<uint32_t>(w.file, i.at[3], lane) : i.number;
@@ -214,12 +224,16 @@ template <bool PARTIAL> static void copy_begin(warp &w, const instruction &i) {
             fault(w, i, lane, "reads %u bytes for %u", read, i.number);
         mark_bytes(w, i, lane, shared_spot(w, i, lane, to, i.number), i.number, true);
         need_aligned(w, i, lane, from, i.number);
-        if (read)
+        if (read) {
             mark_bytes(w, i, lane, global_spot(w, i, lane, from, read, i.number), read, false);
+            all.at[all.n++] = from;
+        }
         mark_copy(w, static_cast<uint32_t>(to), i.number, IN_FLIGHT);
         w.copies.push_back({lane, static_cast<uint32_t>(to), i.number, read,
                             reinterpret_cast<const char *>(from)});
     }
+    if (counting())
+        count(all);
 }
 
 static void copies_wait(warp &w, const instruction &) {

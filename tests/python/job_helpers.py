@@ -13,9 +13,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -80,7 +81,7 @@ class Job:
     """A job that runs: the program alone, or an mpirun (of several ranks, or with `launcher`).
 
     `wrapper` is a command that starts the program, each rank of it: prlimit, for instance;
-    `binary` is another build of the program.
+    `binary` is another build of the program; `env` has more of its environment.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Job:
         wrapper: Sequence[str] = (),
         cwd: Path | None = None,
         binary: Path = BINARY,
+        env: Mapping[str, str] = MappingProxyType({}),
     ):
         assert binary.is_file(), f"{binary} is not built: build it, or set MUDMAN_BINARY"
         self._binary = binary
@@ -106,7 +108,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env=environment(threads),
+            env=environment(threads) | dict(env),
             start_new_session=True,
         )
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import matplotlib.colors
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 import report
 import report_charts
@@ -37,7 +39,7 @@ def evaluation(at: str, passes: int, forget: float | None, retain: float, **more
 
 def unlearning(rise: float) -> list[dict]:
     """The start and four loops with an evaluation after every second."""
-    lines = [evaluation("start", 0, 1.25, 2.0, accuracy_facts=1.0)]
+    lines = [evaluation("start", 0, 1.25, 2.0, accuracy_facts=1.0, kl=0)]
     for loop in range(4):
         lines.append(
             {
@@ -53,7 +55,9 @@ def unlearning(rise: float) -> list[dict]:
         if loop % 2:
             passes = 5 * loop + 5
             lines.append(
-                evaluation("unlearn", passes, 1.25 + rise * loop, 2.01, accuracy_facts=0.5)
+                evaluation(
+                    "unlearn", passes, 1.25 + rise * loop, 2.01, accuracy_facts=0.5, kl=0.001 * loop
+                )
             )
     return lines
 
@@ -95,7 +99,9 @@ def tables(page: str) -> list[list[list[str]]]:
     for table in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
         rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
         cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
-        found.append([[html.unescape(cell) for cell in row] for row in cells])
+        found.append(
+            [[html.unescape(cell).replace("\u00a0", " ") for cell in row] for row in cells]
+        )
     return found
 
 
@@ -110,7 +116,7 @@ def check_pictures(out: Path) -> set[str]:
         assert picture.shape[1] > 1000 and picture.std() > 0.03, name
     sources = re.findall(r"(?:src|href)=\"([^\"]{0,20})", page)
     assert all(source.startswith("data:image/png;") for source in sources)
-    assert not re.search(r"<script|<link|@import|url\(|https?://", page)
+    assert not re.search(r"<script\s|<link|@import|url\(|https?://", page)
     return set(beside)
 
 
@@ -123,3 +129,34 @@ def count_color(picture: Path, index: int) -> np.ndarray:
     """How many pixels of a row are of the index-th colour."""
     wanted = np.array(matplotlib.colors.to_rgb(report_charts.color(index)))
     return (abs(imread(picture)[..., :3] - wanted) < 0.01).all(axis=2).sum(axis=1)
+
+
+def texts(figure: Figure) -> list[Text]:
+    """The texts that a figure shows; those of ticks beyond an axis are not."""
+    figure.draw_without_rendering()
+    hidden = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        ticks = [*axis.majorTicks, *axis.minorTicks]
+        hidden |= {tick.label1 for tick in ticks if not low <= tick.get_loc() <= high}
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in hidden
+    ]
+
+
+def meetings(figure: Figure) -> list[str]:
+    """Texts of a figure that lie on one another, or that its edge cuts."""
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
+    met = [
+        f"{a} on {b}"
+        for i, (a, box) in enumerate(boxes)
+        for b, other in boxes[:i]
+        if box.overlaps(other)
+    ]
+    width, height = figure.bbox.width, figure.bbox.height
+    for text, box in boxes:
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1:
+            met.append(f"{text} beyond the edge")
+    return met

@@ -299,6 +299,20 @@ def test_score_above_the_loss_before_is_named(tiny: Case, tmp_path: Path) -> Non
     assert above not in tiny.run(tmp_path / "tame", *settings, "relearn.lr=0.1").err
 
 
+def test_attack_that_breaks_the_model_is_named(tiny: Case, tmp_path: Path) -> None:
+    """The forget loss falls, and the retain loss rises by more than log 2."""
+    settings = tiny.attacked_with(tmp_path, sentences(*LEARNED, 20))
+    attacks = listed({"hard": {"passes": 40, "lr": 0.5}, "weak": {"passes": 4, "lr": 0.001}})
+    outcome = tiny.run(tmp_path / "run", *settings, "relearn.passes=0", attacks)
+    result = result_of(tmp_path / "run")
+    assert result["retain_loss_hard"] > result["retain_loss_unlearn"] + 0.7
+    assert abs(result["retain_loss_weak"] - result["retain_loss_unlearn"]) < 0.1
+    broke = ", of an attack that broke the model: try a weaker one"
+    assert re.search(rf"^hard +{result['score_hard']:.4f} .*{broke}$", outcome.err, re.M)
+    assert f"while relearning{broke}): {result['score']:.4f}" in outcome.err
+    assert not re.search(rf"^weak .*{broke}", outcome.err, re.M)
+
+
 def test_rejected_before_the_attacks(tiny: Case, tmp_path: Path) -> None:
     """The result has the same keys."""
     run = tmp_path / "run"

@@ -27,6 +27,7 @@ from job_helpers import (
     succeed,
 )
 from model_helpers import Case, floats_of
+from test_shard import case_in
 
 CUDA = Path(os.environ.get("MUDMAN_BINARY_CUDA") or "absent").resolve()
 
@@ -155,7 +156,7 @@ def test_bfloat16_goes_on_without_the_device(tiny: Case, tmp_path: Path) -> None
 # -- on several ranks, each with a GPU of its own, where there are as many ------------------------------
 
 EXACT = {
-    "bfloat16": ((2, 3, 4), BFLOAT16, "unlearn.forget_momentum=0.5"),
+    "bfloat16": ((2, 3, 8), BFLOAT16, "unlearn.forget_momentum=0.5"),
     "adapters": ((2,), FLOAT32, "unlearn.adv_lora_rank=2", "unlearn.fork_every_n_loops=12"),
     "sharded": ((2,), FLOAT32, "model.shard=full", "unlearn.graph=fresh"),
 }
@@ -175,6 +176,19 @@ def test_exact(tiny: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vari
     cut = cut_copy(tmp_path / "2", tmp_path / "cut", 3)
     succeed("resume", cut, "transport=staged", ranks=3, binary=CUDA, limit=LIMIT)
     assert_same_run(tmp_path / "1", cut)
+
+
+@on_device
+def test_machines_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """model.shard: node between GPUs, its loops recorded, with questions and uneven shares."""
+    monkeypatch.setenv("MM_SHIM_GPU", "rank")
+    monkeypatch.setenv("MUDMAN_NEAR_RANKS", "2")
+    case = case_in(tmp_path)
+    for shard in ("none", "node"):
+        run = f"output.dir={tmp_path / shard}"
+        more = {"ranks": 3, "binary": CUDA, "limit": LIMIT}
+        succeed("run", case, run, "device=cuda", f"model.shard={shard}", **more)
+    assert_same_run(tmp_path / "none", tmp_path / "node")
 
 
 # -- without a run ------------------------------------------------------------------------------------

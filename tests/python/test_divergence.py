@@ -19,6 +19,8 @@ from job_helpers import (
     succeed,
 )
 from model_helpers import TOKEN_SETS, Case, floats_of, write_tokens
+from search import Evaluations
+from search_config import Limit
 from test_trials import Server
 
 MEASURES = ("kl", "forget_answer_probability", "forget_loss")
@@ -202,3 +204,17 @@ def test_mistakes(llama: Case, tmp_path: Path, arguments: list[str], words: list
     file = [] if "file" in words[-1] else measured(llama)[:1]
     said = fail(2, "run", llama.config, f"output.dir={tmp_path / 'run'}", *file, *arguments, ranks=2)
     assert all(word in said for word in words)
+
+
+def test_what_the_budget_takes_back_breaks_no_limit_of_a_search() -> None:
+    class Trial:
+        def report(self, value: float, step: int) -> None:
+            pass
+
+    def broken(budget: float | None, kl: float, accuracy: float) -> str | None:
+        seen = Evaluations(Trial(), "forget_loss", [Limit("accuracy", 0.5, None)], budget)
+        seen.see({"at": "unlearn", "passes": 10, "forget_loss": 2.0, "kl": kl, "accuracy": accuracy})
+        return seen.broken
+
+    assert broken(0.1, 0.2, 0.4) is None and broken(0.1, 0.05, 0.6) is None
+    assert broken(0.1, 0.05, 0.4) and broken(None, 0.2, 0.4)

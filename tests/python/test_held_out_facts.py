@@ -18,6 +18,9 @@ import held_out_facts
 from demo_data import Generator, World, retain_rows
 from job_helpers import BINARY, lines_of
 from model_helpers import random_llama, write_config, write_tokens
+from prepare_helpers import run as prepare
+from prepare_helpers import write_json_lines
+from token_files import read_token_rows
 
 SPLITS, ROWS, CONTEXT = 3, 8, 24
 
@@ -123,6 +126,58 @@ def check_continuation(
     stopped.write_text(stopped.read_text().replace(last["identity"]["weights"], "another"))
     assert call(made, output, "--baseline") == 2
     assert f"{output}/2: stands on another weights" in capsys.readouterr().err
+
+
+def prepared(path: Path, records: list[dict], *options: object) -> Path:
+    """A token file of records, in rows of CONTEXT bytes."""
+    lines = write_json_lines(path.with_suffix(".jsonl"), records)
+    how = ["--tokenizer", "bytes", "--context", CONTEXT, "--no-split", "--output"]
+    assert prepare(lines, *options, *how, path.with_suffix("")) == 0
+    return path
+
+
+def read_rows(path: Path) -> list[tuple[bytes, int]]:
+    """What each row of a file says, and where its answer begins, in some fixed order."""
+    with h5py.File(path) as file:
+        rows = read_token_rows(file)
+    texts = [bytes(row[:n].astype("u1")) for row, n in zip(rows.tokens, rows.lengths, strict=True)]
+    return sorted(zip(texts, rows.answers.tolist(), strict=True))
+
+
+def test_rows_of_different_lengths(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Splits of questions with answers, and one of padded texts, end to end: each row keeps its
+    length and the beginning of its answer."""
+    towns = ("Rome", "Oslo", "Tunis", "Ulan Bator", "Bern", "Lima", "Ur", "Quito", "Riga")
+    pairs = [{"q": "Of " + "x" * (i % 3) + "?", "a": town} for i, town in enumerate(towns)]
+    fields = ("--prompt-field", "q", "--answer-field", "a")
+    files = [
+        prepared(tmp_path / "a.h5", pairs[:5], *fields),
+        prepared(tmp_path / "b.h5", [*pairs[5:], pairs[2]], *fields),  # one of the first split
+        prepared(tmp_path / "c.h5", [{"text": "Nuuk is far" + "!" * i} for i in range(5)], "--pad"),
+    ]
+    config = [str(made / "config.yaml"), "--program", shlex.quote(str(BINARY))]
+    config += ["--set", "data.batch_size=3", "--set", "evaluate.kl.rows=4"]
+    config += ["--set", f"evaluate.kl.file={files[2]}"]
+    output = tmp_path / "out"
+    call = [*config, "--baseline", "--output", str(output), "--splits", *map(str, files)]
+    assert held_out_facts.main(call) == 0
+    assert capsys.readouterr().err.count("1 rows of other splits are also in") == 2
+    text = [(f"Nuuk is far{'!' * i}".encode(), 0) for i in range(5)]
+    asked = [
+        (f"{pair['q']} {pair['a']}".encode()[:CONTEXT], len(pair["q"].encode())) for pair in pairs
+    ]
+    shared = asked[2]
+    assert read_rows(output / "all.h5") == sorted([*asked, shared, *text])
+    others = [asked[5:] + text, [row for row in asked[:5] if row != shared] + text, [*asked, shared]]
+    for held_out, rows in enumerate(others, start=1):
+        assert read_rows(output / f"without-{held_out}.h5") == sorted(rows)
+    results = json.loads((output / "held-out-facts.json").read_text())
+    assert len(results) == 6 and all(r["status"] == "done" for r in results)
+    assert all(math.isfinite(r["score"]) and r["score"] < 20 for r in results)
+    losses = {(r["held_out"], r["unlearned"]): r["forget_loss_start"] for r in results}
+    assert losses[1, True] == losses[1, False] != losses[2, True] != losses[3, True]
 
 
 def test_rejected_runs_do_not_count(

@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from job_helpers import fail, lines_of, succeed
+from job_helpers import fail, lines_of, result_of, succeed
 from model_helpers import random_case, random_llama, write_tokens
+from test_trials import Server
 
 BATCH, CONTEXT, WIDER, VOCAB, ROWS = 6, 12, 31, 60, 20
 SETS = ("retain", "forget", "retain_validation", "forget_validation")
@@ -88,6 +89,28 @@ def test_padding_changes_nothing(folder: Path, tmp_path: Path, name: str) -> Non
     first = story(tmp_path / f"{CONTEXT}-1")
     assert len(first) > 10 and first == story(tmp_path / f"{WIDER}-1")
     assert first == story(tmp_path / f"{WIDER}-3")
+
+
+def test_trials_on_such_rows(folder: Path, tmp_path: Path) -> None:
+    """A trial is the run that it stands for, with several attacks and the divergence too."""
+    files = data(tmp_path, CONTEXT)
+    more = [ATTACKS, f"evaluate.kl.file={tmp_path / f'retain-{CONTEXT}.h5'}", "evaluate.kl.rows=9"]
+    server = Server(folder / "c.yaml", *EXACT, *files, *more, "output.dir=unused")
+    ready = server.hear()
+    for i, settings in enumerate(({}, {"unlearn.unlearning_loss_fn": "npo"}, {"unlearn.loops": 2})):
+        run = tmp_path / f"run-{i}"
+        own = [f"{key}={value}" for key, value in settings.items()]
+        succeed("run", folder / "c.yaml", *EXACT, *files, *more, *own, f"output.dir={run}")
+        server.say({"id": i, "overrides": settings})
+        told, evaluations = server.result()
+        want = result_of(run)
+        start, *curve = (line for line in story(run) if line.get("at"))
+        scores = ("score", "score_sgd", "score_adamw", "score_lora")
+        for key in (*scores, "retain_loss_relearn", "kl_unlearn", "kl_relearn"):
+            assert told[key] == want[key] is not None, key
+        assert [e["forget_loss"] for e in evaluations] == [e["forget_loss"] for e in curve]
+        assert ready["forget_loss"] == start["forget_loss"]
+    assert server.end() == 0
 
 
 def test_padding_changes_nothing_without_exact(folder: Path, tmp_path: Path) -> None:

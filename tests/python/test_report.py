@@ -60,26 +60,23 @@ def runs_page(two_runs: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_results_of_runs(runs_page: tuple[Path, str]) -> None:
     assert "both &lt;phases&gt;" in runs_page[1] and "<phases>" not in runs_page[1]
-    head, both, only = tables(runs_page[1])[0]
-    assert head[:6] == ["run", "status", "score", "forget: start", "unlearned", "relearned"]
-    assert both[:9] == [
-        "both <phases>",
-        "done",
-        "2.438",
-        "1.250",
-        "2.750",
-        "2.438",
-        "2.000",
-        "2.010",
-        "2.020",
+    assert tables(runs_page[1])[0] == [
+        ["run", "status", "score", "forget loss: start", "unlearned", "relearned",
+         "memory of a rank", "time"],
+        ["both <phases>", "done", "2.438", "1.250", "2.750", "2.438", "3 MiB", "12.5 s"],
+        ["only", "done", "0.887", "1.250", "–", "0.887", "3 MiB", "12.5 s"],
+    ]  # fmt: skip
+
+
+def test_harm_and_differing_settings(runs_page: tuple[Path, str]) -> None:
+    _, harm, differing = tables(runs_page[1])
+    assert harm == [
+        ["", "measure", "start", "unlearned", "change", "relearned", "change"],
+        ["both <phases>", "retain loss (nats)", "2.000", "2.010", "+0.010", "2.020", "+0.020"],
+        ["both <phases>", "divergence (KL, nats)", "0.0000", "0.0030", "+0.0030", "–", "–"],
+        ["both <phases>", "accuracy on facts", "1.000", "0.500", "-0.500", "–", "–"],
+        ["only", "retain loss (nats)", "2.000", "–", "–", "2.020", "+0.020"],
     ]
-    assert both[9:] == ["3 MiB", "12.5 s"]
-    assert only[:9] == ["only", "done", "0.887", "1.250", "–", "0.887", "2.000", "–", "2.020"]
-
-
-def test_accuracy_and_differing_settings(runs_page: tuple[Path, str]) -> None:
-    _, accuracy, differing = tables(runs_page[1])
-    assert accuracy[1:] == [["both <phases>", "facts", "1.000", "0.500", "–"]]
     assert differing == [
         ["key", "both <phases>", "only"],
         ["seed", "1", "2"],
@@ -89,8 +86,10 @@ def test_accuracy_and_differing_settings(runs_page: tuple[Path, str]) -> None:
 
 def test_pictures_of_runs(runs_page: tuple[Path, str]) -> None:
     names = check_pictures(runs_page[0])
-    assert names == {f"runs-{what}.png" for what in ("losses", "trajectory", "attacks", "loops")}
-    for name in ("losses", "trajectory", "attacks"):
+    assert names == {
+        f"runs-{what}.png" for what in ("scores", "losses", "trajectory", "attacks", "loops")
+    }
+    for name in ("scores", "losses", "trajectory", "attacks"):
         for index in range(2):
             assert count_color(runs_page[0] / f"runs-{name}.png", index).sum() > 200
 
@@ -120,8 +119,8 @@ def test_several_attacks(tmp_path: Path) -> None:
     run = report_runs.read_run(folder)
     assert list(run.attacks) == ["sgd", "adamw"]
     assert all(points[0].forget == 2.75 for points in run.attacks.values())
-    page = make_report(tmp_path / "out", folder)
-    assert tables(page)[0][1][5] == "1.512" and "strongest" not in page
+    head, row = tables(make_report(tmp_path / "out", folder))[0]
+    assert row[5] == "1.512" and (head[6], row[6]) == ("worst attack", "adamw")
     check_pictures(tmp_path / "out")
 
 
@@ -135,8 +134,10 @@ def test_wrecks_and_scores_above_the_start(
     losses["diverged_wild"] = "the loss is not finite at step 4"
     folder = write_run(tmp_path / "above", [*lines, result(3.3125) | losses])
     below = write_run(tmp_path / "below", [*lines, result(2.5) | losses])
-    head, above, other = tables(make_report(tmp_path / "out", folder, below))[0]
-    assert head[2] == "score" and above[2] == "3.312, above the loss before the attack"
+    page = make_report(tmp_path / "out", folder, below)
+    head, above, other = tables(page)[0]
+    assert head[2] == "score" and above[2] == "3.312 *"
+    assert "*: above the loss before the attack" in page
     assert above[5] == "3.312" and other[2] == "2.500"
     monkeypatch.setattr(sys, "argv", ["demo_table.py", str(folder), str(below)])
     demo_table.main()
@@ -325,7 +326,7 @@ def test_pictures_of_studies(studies_page: tuple[Path, str]) -> None:
         f"other-{kind}.png" for kind in ("variants", "history", "mudman-slices")
     }
     notes = html.unescape(studies_page[1])
-    assert "tiny-one_trial: no importances: 1 completed trials, 10 are needed" in notes
+    assert "tiny: no importances of one_trial (1), all_pruned (0): 10 completed trials" in notes
 
 
 def test_bars_are_as_long_as_the_means(
@@ -380,7 +381,7 @@ def test_one_study_and_journal(
             "Accuracy on bio after relearning",
             60,
         ),
-        ("maximize", {"last": "many"}, "Forget loss after relearning (nats)", 30),
+        ("maximize", {"last": "many"}, "Forget loss after relearning (nats a token)", 30),
         ("maximize", {"objective": "forget_loss_unlearn"}, "Forget loss unlearn of a trial", 30),
     ],
 )

@@ -148,6 +148,9 @@ def test_search_of_two_variants(place: Place, capsys: pytest.CaptureFixture[str]
 
 def test_trial_attributes(place: Place) -> None:
     place.search(10, "--seed", 1)
+    at_start = {k: v for k, v in place.study().user_attrs.items() if k.startswith("baseline_")}
+    figures = {"forget_loss": 0.2, "retain_loss": 0.3, "accuracy_mmlu": 0.31}
+    assert at_start == {f"baseline_{figure}": value for figure, value in figures.items()}
     done, rejected = place.trials(TrialState.COMPLETE)[0], place.trials(TrialState.PRUNED)[0]
     assert done.value == done.user_attrs["score"]
     assert done.user_attrs["retain_loss_unlearn"] > 0.3 and done.user_attrs["seconds"] > 0

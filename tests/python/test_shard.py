@@ -1,4 +1,4 @@
-"""model.shard: full: the same bits as with the whole model on every rank."""
+"""model.shard: full and node: the same bits as with the whole model on every rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ATTACKS = (
     "{name: lora, lora_rank: 3}, {name: both, lora_rank: 2, optimizer: adamw, lr: 0.01},"
     " {name: half, optimizer: adamw, lr: 0.01, state_dtype: bfloat16}]"
 )
-FULL = "model.shard=full"
+FULL, NODE = "model.shard=full", "model.shard=node"
+TWO_NEAR = {"MUDMAN_NEAR_RANKS": "2"}  # a machine of two ranks, and so on
 VARIANTS = {
     "listing": (),
     "fresh": ("unlearn.graph=fresh", "unlearn.normalization=global_post_mask"),
@@ -77,11 +78,25 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return case_in(tmp_path_factory.mktemp("shard"))
 
 
+def machine_of_two(folder: Path) -> Path:
+    """A file for `plan --machine`: two ranks each."""
+    hops = "{start: 0, inside: 0, across: 0}"
+    file = folder / "machine.yaml"
+    file.write_text(
+        "device: cpu\nranks: 2\nfloat32: 1e11\nbfloat16: 1e11\nmemory: 1e10\nstart: 0\ninside: 1e9\n"
+        f"across: 1e9\nloss: 0\nbeside: false\nbucket: {hops}\nsum: {hops}\n"
+    )
+    return file
+
+
 def assert_same(case: Path, folder: Path, *overrides: str, ranks: int) -> None:
     """State, every digit of every line, attacks and questions among them, and the model."""
-    for name, more in (("none", ()), ("full", (FULL,))):
-        succeed("run", case, f"output.dir={folder / name}", *overrides, *more, ranks=ranks)
-    assert_same_run(folder / "none", folder / "full")
+    sharded = {"none": (), "full": (FULL,)} | ({"node": (NODE,)} if ranks > 2 else {})
+    for name, more in sharded.items():
+        succeed(
+            "run", case, f"output.dir={folder / name}", *overrides, *more, ranks=ranks, env=TWO_NEAR
+        )
+        assert_same_run(folder / "none", folder / name)
 
 
 @pytest.mark.parametrize(("micro", "ranks"), [(1, 1), (7, 1), (1, 2), (2, 2), (2, 3), (7, 4)])
@@ -134,6 +149,9 @@ def test_auto(case: Path, tmp_path: Path) -> None:
     """The least sharding that fits, here into the memory of the machine; test_memory.py has limits."""
     more = ("model.shard=auto", "data.micro_batch=1")
     assert "model.shard: auto is none where every rank has" in succeed("plan", case, *more).out
+    machines = ("--ranks", 4, "--machine", machine_of_two(tmp_path))
+    out = succeed("plan", case, *more, *machines).out
+    assert re.search("auto is none .*, else node, whose peak is .*, else full, whose peak is", out)
     said = succeed("run", case, f"output.dir={tmp_path / 'run'}", *more, ranks=2).err
     assert "model.shard: auto is none" in said and "auto is full" not in said
 
@@ -145,7 +163,7 @@ def test_resumed_in_either_way(case: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     succeed("run", case, f"output.dir={run}", *few, "unlearn.loops=1", ranks=3)
     succeed("resume", run, "unlearn.loops=2", FULL, ranks=2)
-    succeed("resume", run, "unlearn.loops=3", ranks=4)
+    succeed("resume", run, "unlearn.loops=3", NODE, ranks=4, env=TWO_NEAR)
     succeed("resume", run, "unlearn.loops=4", "model.shard=none", ranks=2)
     assert_same_state(tmp_path / "whole", run)
     assert snapshot(tmp_path / "whole" / "model") == snapshot(run / "model")

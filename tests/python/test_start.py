@@ -73,6 +73,22 @@ def test_good_kernels_are_left_alone() -> None:
 NO_MEMORY = "no memory for products of matrices: for {} thread"
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("user", ["", "GOMP_SPINCOUNT=7", "OMP_WAIT_POLICY=active"])
+def test_threads_wait_quietly(tiny: Case, tmp_path: Path, threads: int, user: str) -> None:
+    """Where there are several, and the user has not said how; before OpenMP reads it."""
+    without = ["env", "-u", "OMP_WAIT_POLICY", *filter(None, [user])]
+    job = Job(
+        "run", tiny.config, f"output.dir={tmp_path / 'run'}", *LONG, threads=threads, wrapper=without
+    )
+    job.wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    [pid] = job.ranks()
+    held = set(Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0"))
+    job.kill()
+    assert ("GOMP_SPINCOUNT=1000" in held) == (threads == 2 and not user)
+    assert not user or user in held
+
+
 def test_no_memory_when_the_library_is_loaded(tiny: Case, tmp_path: Path) -> None:
     """It would try for ever, before main."""
     if "CUDA: not in this build" not in succeed("--version").out:

@@ -9,7 +9,7 @@ import pytest
 
 from job_helpers import succeed
 from model_helpers import hollow_llama, random_case
-from test_shard import ATTACKS, case_in
+from test_shard import ATTACKS, case_in, machine_of_two
 
 # Evaluation, save and export come after the last loop, and there is nothing else beside loops and steps.
 PLAIN = (
@@ -37,10 +37,17 @@ def made(case: Path, folder: Path, *overrides: str, ranks: int, checked: pytest.
     return told(outcome.err)
 
 
-def compare(case: Path, folder: Path, *overrides: str, ranks: int, checked: pytest.MonkeyPatch) -> dict:
+def compare(
+    case: Path,
+    folder: Path,
+    *overrides: str,
+    ranks: int,
+    checked: pytest.MonkeyPatch,
+    planned: tuple = (),
+) -> dict:
     """Every loop but the last, with a fork and without; a step. What plan says is returned."""
     run = made(case, folder, *PLAIN, *overrides, ranks=ranks, checked=checked)
-    plan = told(succeed("plan", case, *PLAIN, *overrides, "--ranks", ranks).out)
+    plan = told(succeed("plan", case, *PLAIN, *overrides, "--ranks", ranks, *planned).out)
     loops = [text for what, text in run.items() if what.startswith("loop ")]
     assert loops[:3] == [plan["a loop"]] * 3
     if "a step of relearning" in plan:
@@ -109,3 +116,18 @@ def test_attacks(case: Path, tmp_path: Path, shard: str, monkeypatch: pytest.Mon
         run = made(case, tmp_path / name, *one, ranks=3, checked=monkeypatch)
         plan = told(succeed("plan", case, *one, "--ranks", 3).out)
         assert run["relearning step 0"] == plan[f"a step of relearning by {name}"]
+
+
+@pytest.mark.parametrize("ranks", [4, 8])
+@pytest.mark.parametrize("variant", ["listing", "stream_activation", "adapters", "exact"])
+def test_machines_of_two(
+    case: Path, tmp_path: Path, ranks: int, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """model.shard: node on machines of two ranks."""
+    monkeypatch.setenv("MUDMAN_NEAR_RANKS", "2")
+    more = [o for o in VARIANTS.get(variant, ()) if not o.startswith("model.shard")]
+    plan = compare(
+        case, tmp_path / "run", *more, "model.shard=node",
+        ranks=ranks, checked=monkeypatch, planned=("--machine", machine_of_two(tmp_path)),
+    )  # fmt: skip
+    assert "near gather" in plan["a loop"]

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from identities import is_aside
 from job_helpers import BINARY, LIMIT, environment, fail, metrics_of, result_of
 from model_helpers import Case
+from report_runs import read_config
 
 LOSSES = ["forget_loss_unlearn", "retain_loss_unlearn", "forget_loss_relearn", "retain_loss_relearn"]
 
@@ -87,6 +89,8 @@ def test_ready(server: Server, finished: Path) -> None:
     assert ready["identity"] == result_of(finished)["identity"]
     assert ready["settings"]["data.batch_size"] == "4" and ready["settings"]["seed"] == "42"
     assert "checkpoint.keep" not in ready["settings"]
+    config = read_config(finished / "config.yaml", [])
+    assert set(config) - set(ready["settings"]) == set(filter(is_aside, config)), "as tools have it"
     assert server.end() == 0
     assert not Path("unused").exists()
 

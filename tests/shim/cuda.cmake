@@ -55,8 +55,9 @@ target_compile_options(mm_shim PRIVATE -include ${CMAKE_CURRENT_SOURCE_DIR}/shim
                        -Wno-unknown-pragmas)
 target_link_libraries(mm_shim PUBLIC mm_base)
 # comm/nccl.cu with MPI in place of NCCL.
-set_source_files_properties(${CMAKE_SOURCE_DIR}/comm/nccl.cu PROPERTIES LANGUAGE CXX)
-add_library(mm_shim_nccl OBJECT ${CMAKE_SOURCE_DIR}/comm/nccl.cu shim/cuda_shim_nccl.cc)
+set(NCCL_SOURCES ${CMAKE_SOURCE_DIR}/comm/nccl.cu ${CMAKE_SOURCE_DIR}/comm/nccl_gather.cu)
+set_source_files_properties(${NCCL_SOURCES} PROPERTIES LANGUAGE CXX)
+add_library(mm_shim_nccl OBJECT ${NCCL_SOURCES} shim/cuda_shim_nccl.cc)
 set_target_properties(mm_shim_nccl PROPERTIES CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON)
 target_include_directories(mm_shim_nccl SYSTEM PRIVATE ${MPI_C_INCLUDE_DIRS})
 target_compile_definitions(mm_shim_nccl PRIVATE MM_CUDA_SHIM)
@@ -73,13 +74,19 @@ foreach(source ${OPERATION_TESTS})
     mm_test(${test}_${suffix} LABELS shim ENVIRONMENT MM_SHIM_ORDER=${order} COMMAND ${name}_shim)
   endforeach()
 endforeach()
+foreach(order ascending descending) # what has copies
+  mm_test(shim_ops_attention_early_${order} LABELS shim ENVIRONMENT MM_SHIM_COPIES=early MM_SHIM_ORDER=${order}
+          COMMAND test_ops_attention_shim)
+endforeach()
 
 add_programs(shim golden/test_golden.c ${SHIM_LIBRARIES})
 # They take minutes: 5 times what the slowest takes on two cores, at least.
 mm_test(shim_golden TIMEOUT 1500 LABELS shim COMMAND test_golden_shim)
-mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1
+mm_test(shim_golden_random TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_ORDER=random:1 MM_NOISE=1 MM_SHIM_COPIES=early
         COMMAND test_golden_shim float32 sharded)
-mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim ENVIRONMENT MM_SHIM_GPU=rank
+# model.shard: node, each rank on a machine of its own.
+mm_test(shim_golden_2_ranks RANKS 2 TIMEOUT 1500 LABELS shim
+        ENVIRONMENT MM_SHIM_GPU=rank;MUDMAN_NEAR_RANKS=1
         COMMAND $<TARGET_FILE:test_golden_shim> float32 sharded nccl)
 
 # The whole program on the host: what the tests of devices run where there is no GPU.

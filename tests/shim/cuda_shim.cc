@@ -242,6 +242,46 @@ void shim_gather(const void *value, void *all, size_t bytes, shim_place place) {
     exchange(0xffffffffu, value, all, bytes, 0, true, place);
 }
 
+/* -- asynchronous copies ----------------------------------------------------------------------- */
+
+struct pending_copy {
+    void *to;
+    const void *from;
+    int bytes;
+};
+static std::vector<pending_copy> pending_copies[1024]; /* a thread's */
+
+static bool copies_are_early() {
+    const char *text = getenv("MM_SHIM_COPIES");
+    if (text && strcmp(text, "early") != 0 && strcmp(text, "late") != 0)
+        shim_fault("MM_SHIM_COPIES is %s, not early or late", text);
+    return text && strcmp(text, "early") == 0;
+}
+
+static void land(const pending_copy &c) {
+    if (c.from)
+        memcpy(c.to, c.from, static_cast<size_t>(c.bytes));
+    else
+        memset(c.to, 0, static_cast<size_t>(c.bytes));
+}
+
+void shim_copy_begin(void *to, const void *from, int bytes) {
+    static const bool early = copies_are_early();
+    uintptr_t places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+    if (places % static_cast<uintptr_t>(bytes))
+        shim_fault("a copy of %d bytes from %p to %p", bytes, from, to);
+    if (early)
+        land({to, from, bytes});
+    else
+        pending_copies[threadIdx.x].push_back({to, from, bytes});
+}
+
+void shim_copies_wait(void) {
+    for (const pending_copy &c : pending_copies[threadIdx.x])
+        land(c);
+    pending_copies[threadIdx.x].clear();
+}
+
 /* -- blocks ------------------------------------------------------------------------------------ */
 
 enum { ASCENDING, DESCENDING, RANDOM };

@@ -6,7 +6,10 @@
  * and blocks is the environment variable MM_SHIM_ORDER: "ascending" (if unset), "descending" or
  * "random:SEED"; a result that depends on it lacks a barrier. A barrier that some thread never
  * reaches, or that threads wait for in different places, ends the program with a message, as does a
- * shuffle whose mask names a lane that doesn't come. */
+ * shuffle whose mask names a lane that doesn't come. A GPU lands an asynchronous copy some time
+ * between its begin and the wait for it: MM_SHIM_COPIES is "late" (if unset), when it is waited
+ * for, or "early", at once. A missing wait shows in the one, a begin before the barrier that frees
+ * its place in the other. */
 #ifndef MM_TEST_CUDA_SHIM_H
 #define MM_TEST_CUDA_SHIM_H
 
@@ -61,11 +64,17 @@ typedef struct shim_stream *cudaStream_t;
 
 /* Done when somebody waits for the stream; while it is captured, at each launch of its graph. */
 void shim_enqueue(cudaStream_t stream, std::function<void()> work);
+/* Whether this is the host, and not a stream's work; with `now`, all that was noted is done then,
+ * unless a stream is captured. */
+bool shim_progress(bool now);
 void shim_launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                  std::function<void()> thread);
 void *
 shim_shared(void); /* the block's dynamic shared memory; its contents are no numbers at first */
 bool shim_device_block(const void *p, char **first, size_t *bytes);
+/* Of `bytes` bytes, zeros if `from` is NULL; for this thread. Both places are multiples of them. */
+void shim_copy_begin(void *to, const void *from, int bytes);
+void shim_copies_wait(void);
 [[noreturn]] void shim_fault(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Arguments are copied now: what they are taken from may change before the kernel runs. */
@@ -153,7 +162,8 @@ static inline unsigned __float_as_uint(float x) {
     return bits;
 }
 /* x, or with MM_NOISE=SEED in the environment another number within `room` of it, as hardware may
- * give that adds in another order or approximates: the same of the same x, and drawn by the seed. */
+ * give that adds in another order or approximates: the same of the same x, and drawn by the seed.
+ */
 float shim_noisy(float x, float room);
 
 template <typename V> static inline V __ldg(const V *p) {

@@ -121,6 +121,40 @@ ncclResult_t ncclRecv(void *data, size_t count, ncclDataType_t type, int peer, n
     return add(stream, message{false, data, count * bytes_of(type), peer, comm->mpi});
 }
 
+/* -- the host's collectives ---------------------------------------------------------------------
+ *
+ * Other ranks' GPUs may wait for this one's messages while its host waits for their hosts: a GPU
+ * goes on by itself then. So does a stream of the shim, but not before the host has waited in vain:
+ * what reads too early shall find nothing. */
+#define PATIENCE 0.05 /* s */
+
+static int wait_while_streams_go_on(MPI_Request *request) {
+    double end = MPI_Wtime() + PATIENCE;
+    for (int done = 0; !done && MPI_Wtime() < end;)
+        must(MPI_Test(request, &done, MPI_STATUS_IGNORE));
+    if (*request != MPI_REQUEST_NULL)
+        shim_progress(true);
+    return MPI_Wait(request, MPI_STATUS_IGNORE);
+}
+
+extern "C" int MPI_Allreduce(const void *send, void *receive, int n, MPI_Datatype type, MPI_Op op,
+                             MPI_Comm comm) {
+    MPI_Request request;
+    if (!shim_progress(false))
+        return PMPI_Allreduce(send, receive, n, type, op, comm);
+    must(MPI_Iallreduce(send, receive, n, type, op, comm, &request));
+    return wait_while_streams_go_on(&request);
+}
+
+extern "C" int MPI_Allgather(const void *send, int n, MPI_Datatype type, void *receive, int each,
+                             MPI_Datatype its, MPI_Comm comm) {
+    MPI_Request request;
+    if (!shim_progress(false))
+        return PMPI_Allgather(send, n, type, receive, each, its, comm);
+    must(MPI_Iallgather(send, n, type, receive, each, its, comm, &request));
+    return wait_while_streams_go_on(&request);
+}
+
 /* -- communicators ----------------------------------------------------------------------------- */
 
 static const char secret[] = "the same on every rank";
@@ -135,6 +169,14 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
         shim_fault("rank %d was not told NCCL's id", rank);
     *comm = new shim_nccl{MPI_COMM_NULL, rank, ranks};
     must(MPI_Comm_dup(MPI_COMM_WORLD, &(*comm)->mpi));
+    return ncclSuccess;
+}
+
+ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *part, void *) {
+    *part = new shim_nccl{};
+    must(MPI_Comm_split(comm->mpi, color, key, &(*part)->mpi));
+    must(MPI_Comm_rank((*part)->mpi, &(*part)->rank));
+    must(MPI_Comm_size((*part)->mpi, &(*part)->ranks));
     return ncclSuccess;
 }
 

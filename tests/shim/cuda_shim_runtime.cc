@@ -123,10 +123,11 @@ struct shim_event {
 
 static std::vector<cudaStream_t> streams;
 
+static int depth; /* of work: it may be to wait for another stream's */
+
 static void run_until(cudaStream_t stream, size_t done) {
     if (stream->done >= done)
         return;
-    static int depth; /* work may be to wait for another stream's */
     if (depth++ == 0)
         allow(true);
     while (stream->done < done) {
@@ -150,6 +151,15 @@ static void run_all(const char *what) {
     not_while_capturing(what);
     for (cudaStream_t stream : streams)
         run_until(stream, stream->noted);
+}
+
+bool shim_progress(bool now) {
+    bool capturing = false;
+    for (cudaStream_t stream : streams)
+        capturing |= stream->capture != nullptr;
+    if (now && depth == 0 && !capturing)
+        run_all("");
+    return depth == 0;
 }
 
 void shim_enqueue(cudaStream_t stream, std::function<void()> work) {

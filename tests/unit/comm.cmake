@@ -2,8 +2,9 @@
 # On the host shim NCCL's messages are MPI's (cuda_shim_nccl.h).
 
 # add_comm_test(NAME RANKS COMMAND...)
+# Of 3 and 4 ranks two are near each other, as if machines had two.
 function(add_comm_test name ranks)
-  mm_test(${name} RANKS ${ranks} ENVIRONMENT OMP_NUM_THREADS=1 COMMAND ${ARGN})
+  mm_test(${name} RANKS ${ranks} ENVIRONMENT OMP_NUM_THREADS=1;MUDMAN_NEAR_RANKS=2 COMMAND ${ARGN})
 endfunction()
 
 # add_stuck_test(NAME PROGRAM MODE TRANSPORT MESSAGE)

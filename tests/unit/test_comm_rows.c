@@ -184,14 +184,15 @@ static uint32_t bits_at(size_t i, size_t turn) {
     return (uint32_t)((i + turn) * 2654435761u + 12345);
 }
 
-/* A matrix of which only this rank's rows are there; one element behind. */
-static struct mm_mat gather_make(size_t rows, size_t cols, enum mm_dtype dtype) {
-    struct mm_rows mine = mm_rows_of(rows, size, rank);
+/* A matrix of which only the rows of rank `at` of n are there; one element behind. */
+static struct mm_mat gather_make(size_t rows, size_t cols, enum mm_dtype dtype, int n, int at,
+                                 size_t turn) {
+    struct mm_rows mine = mm_rows_of(rows, n, at);
     size_t bytes = mm_dtype_bytes(dtype), total = (rows * cols + 1) * bytes;
     unsigned char *full = mm_calloc(total, 1);
     memset(full, 0x5a, total);
     for (size_t i = mine.first * cols; i < (mine.first + mine.count) * cols; i++) {
-        uint32_t bits = bits_at(i, 0);
+        uint32_t bits = bits_at(i, turn);
         memcpy(full + i * bytes, &bits, bytes);
     }
     struct mm_mat m = mm_mat(on_device(full, total), dtype, rows, cols);
@@ -199,12 +200,12 @@ static struct mm_mat gather_make(size_t rows, size_t cols, enum mm_dtype dtype) 
     return m;
 }
 
-static void gather_check(struct mm_mat m) {
+static void gather_check(struct mm_mat m, size_t turn) {
     size_t bytes = mm_dtype_bytes(m.dtype), n = m.rows * m.cols;
     const char *name = mm_dtype_name(m.dtype);
     unsigned char *full = from_device(m.data, (n + 1) * bytes);
     for (size_t i = 0; i < n; i++) {
-        uint32_t bits = bits_at(i, 0);
+        uint32_t bits = bits_at(i, turn);
         NOTE(memcmp(full + i * bytes, &bits, bytes) == 0, "%s [%zu, %zu]: element %zu", name,
              m.rows, m.cols, i);
     }
@@ -219,7 +220,8 @@ static void gathers(void **state) {
     mm_ticket tickets[COLS];
     for (size_t j = 0; j < COLS; j++) {
         for (size_t i = 0; i < ROWS; i++)
-            mats[j][i] = gather_make(rows_of[i], cols_of[j], (i + j) % 2 ? MM_BF16 : MM_F32);
+            mats[j][i] =
+                gather_make(rows_of[i], cols_of[j], (i + j) % 2 ? MM_BF16 : MM_F32, size, rank, 0);
         tickets[j] = mm_comm_gather_rows(comm, mats[j], j == 0 ? 1 : ROWS);
     }
     mm_comm_wait(comm, tickets[0]);
@@ -228,9 +230,33 @@ static void gathers(void **state) {
         mm_comm_wait(comm, tickets[j]);
     for (size_t j = 0; j < COLS; j++)
         for (size_t i = 0; i < ROWS; i++) {
-            gather_check(mats[j][i]);
+            gather_check(mats[j][i], 0);
             dev->queue->free(dev, mats[j][i].data);
         }
+    settle();
+}
+
+/* Every group of near ranks has matrices of its own. One gather over all is under way meanwhile. */
+static void near_gathers(void **state) {
+    (void)state;
+    struct mm_near near = mm_comm_near(comm);
+    size_t group = (size_t)near.first;
+    NOTE(near.rank == rank - near.first && near.size <= size, "%d of %d from %d", near.rank,
+         near.size, near.first);
+    struct mm_mat mats[ROWS], whole = gather_make(7, 5, MM_F32, size, rank, 0);
+    mm_comm_near_begin(comm);
+    for (size_t i = 0; i < ROWS; i++)
+        mats[i] = gather_make(rows_of[i], 3, i % 2 ? MM_F32 : MM_BF16, near.size, near.rank, group);
+    mm_ticket first = mm_comm_gather_near(comm, mats, ROWS);
+    mm_ticket second = mm_comm_gather_rows(comm, &whole, 1);
+    mm_comm_wait(comm, second);
+    mm_comm_wait(comm, first);
+    for (size_t i = 0; i < ROWS; i++) {
+        gather_check(mats[i], group);
+        dev->queue->free(dev, mats[i].data);
+    }
+    gather_check(whole, 0);
+    dev->queue->free(dev, whole.data);
     settle();
 }
 
@@ -294,7 +320,7 @@ static void loop_check(struct loop *l, size_t turn) {
         tensor_check(&l->tensors[i]);
     NOTE(numbers[1] == want, "turn %zu: sum %g, not %g", turn, numbers[1], want);
     mm_free(numbers);
-    gather_check(l->weights);
+    gather_check(l->weights, 0);
 }
 
 static void replay(struct loop *l, void *recording) {
@@ -311,7 +337,7 @@ static void replay(struct loop *l, void *recording) {
 static void recordings(void **state) {
     struct loop l = {
         {tensor_make(33, 17, false), tensor_make(5, 3, false), tensor_make(8, 6, false)},
-        gather_make(9, 4, MM_F32),
+        gather_make(9, 4, MM_F32, size, rank, 0),
         dev->queue->alloc(dev, 2 * sizeof(double))};
     struct mm_error err;
     (void)state;
@@ -438,8 +464,13 @@ static void room(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(room),    cmocka_unit_test(reductions), cmocka_unit_test(reductions_alone),
-        cmocka_unit_test(gathers), cmocka_unit_test(sums),       cmocka_unit_test(recordings),
+        cmocka_unit_test(room),
+        cmocka_unit_test(reductions),
+        cmocka_unit_test(reductions_alone),
+        cmocka_unit_test(gathers),
+        cmocka_unit_test(near_gathers),
+        cmocka_unit_test(sums),
+        cmocka_unit_test(recordings),
     };
     mm_inbox_bytes = 1000; /* several pieces of a matrix */
     alarm(240);            /* ranks that wait for each other forever are a failure too */

@@ -70,7 +70,7 @@ static void check_adversary(size_t n, double rate, double decay) {
         struct box ba = box_row(s, MM_BF16, n, a), bb = box_row(s, MM_BF16, n, b);
         struct box bg = box_row(s, MM_F32, n, g);
         s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), rate,
-                                    decay, stop_put(s, 0));
+                                    decay, NULL, stop_put(s, 0));
         expect_exact(&ba, "adversary_step a", want);
         expect_exact(&bb, "adversary_step b", b);
     }

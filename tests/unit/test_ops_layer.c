@@ -435,7 +435,7 @@ static void embed_grad_of_many(void **state) {
             uint32_t *on = device_put(s, tokens, n * sizeof *tokens);
             struct box bdx = box_make(s, dtype, n, C, 0, dx);
             struct box bdt = box_make(s, MM_F32, V, C, 0, numbers(V * C));
-            s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat, on);
+            s->dev->ops->embed_grad(s->dev, bdt.mat, bdx.mat, on, MM_NO_TOKEN);
             expect_exact(&bdt, "embed_grad of many", want);
         }
     }

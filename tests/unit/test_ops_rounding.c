@@ -56,7 +56,7 @@ static void rounds_as_written(void **state) {
         expect_exact(&p, "retain_step m", w.retain_m);
         expect_exact(&q, "retain_step b", w.retain_b);
         p = box_row(s, MM_F32, n, x), q = box_row(s, MM_F32, n, y);
-        ops->adversary_step(s->dev, box_vector(&p), box_vector(&q), box_vector(&bg), 0.3, 0.7,
+        ops->adversary_step(s->dev, box_vector(&p), box_vector(&q), box_vector(&bg), 0.3, 0.7, NULL,
                             stop_put(s, 0));
         expect_exact(&p, "adversary_step", w.adversary);
         p = box_row(s, MM_F32, n, x);

@@ -73,7 +73,7 @@ static void run_layers(const struct subject *s, size_t n, size_t C, struct resul
     ops->activate(s->dev, MM_SWIGLU, h.mat, u.mat);
     ops->activate_grad(s->dev, MM_SWIGLU, du.mat, h.mat, u.mat);
     ops->bias_db(s->dev, db.mat.data, du.mat);
-    ops->embed_grad(s->dev, dtable.mat, h.mat, device_put(s, tokens, n * sizeof *tokens));
+    ops->embed_grad(s->dev, dtable.mat, h.mat, device_put(s, tokens, n * sizeof *tokens), 3);
     ops->rope(s->dev, qkv.mat, &heads, n, angles.mat.data, angles.mat.data, MM_TURN);
     keep(out, "SwiGLU", &h);
     keep(out, "SwiGLU gradient", &du);
@@ -134,7 +134,8 @@ static void run_vectors(const struct subject *s, enum mm_dtype dtype, size_t n,
     keep_block(out, "sum_squares", s, sum, sizeof *sum);
     ops->fork(s->dev, box_vector(&a), box_vector(&b), stop);
     ops->retain_step(s->dev, box_vector(&m), box_vector(&b), box_vector(&g), 0.9, 0.1, stop);
-    ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, stop);
+    ops->adversary_step(s->dev, box_vector(&a), box_vector(&b), box_vector(&g), 0.2, 0.7, NULL,
+                        stop);
     ops->scale(s->dev, g.mat, g.mat, 1.7f);
     ops->mask_sums(s->dev, sums_on, box_vector(&g), &mask, NULL);
     keep_block(out, "mask_sums", s, sums_on, sizeof sums);

@@ -58,12 +58,59 @@ static void check_adversary_step(size_t n, double rate, double decay) {
         struct box ba = box_row(s, MM_F32, n, a), bb = box_row(s, MM_F32, n, b);
         struct box bg = box_row(s, MM_F32, n, g);
         s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), rate,
-                                    decay, stop_put(s, 0));
+                                    decay, NULL, stop_put(s, 0));
         expect_close(&ba, "adversary_step a", want, size, 4);
         expect_exact(&bb, "adversary_step b", b);
         expect_exact(&bg, "adversary_step g", g);
     }
     pool_drop();
+}
+
+/* Tensors of a vector, one of them empty; whole groups of four and others, that begin anywhere. */
+static const size_t placed_offsets[] = {0, 1000, 1000, 1003, 1400, 5502};
+#define PLACED   ((size_t)5)
+#define PLACED_N ((size_t)5502)
+
+/* The step puts the new a to its tensors as convert would; of a set stop, nothing. */
+static void check_places(const struct subject *s, enum mm_dtype of, enum mm_dtype to, double decay,
+                         uint32_t stop) {
+    struct rng r = {stop + 1};
+    struct box ba = box_row(s, of, PLACED_N, random_numbers(&r, of, PLACED_N, 0.1));
+    struct box bg = box_row(s, MM_F32, PLACED_N, random_numbers(&r, MM_F32, PLACED_N, 1));
+    struct box tensors[PLACED];
+    void *data[PLACED];
+    for (size_t t = 0; t < PLACED; t++) {
+        size_t n = placed_offsets[t + 1] - placed_offsets[t];
+        tensors[t] = box_make(s, to, 1, n ? n : 1, t == 3 ? 5 : 0, NULL);
+        data[t] = tensors[t].mat.data;
+    }
+    const struct mm_places places = {to, device_put(s, data, sizeof data),
+                                     device_put(s, placed_offsets, sizeof placed_offsets), PLACED};
+    struct box bb = box_row(s, of, PLACED_N, random_numbers(&r, of, PLACED_N, 0.1));
+    s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), 0.1,
+                                decay, &places, stop_put(s, stop));
+    const double *a = box_read(&ba, "a");
+    for (size_t t = 0; t < PLACED; t++) {
+        const double *got = box_read(&tensors[t], "a tensor of a");
+        for (size_t i = 0; i < tensors[t].mat.cols; i++) {
+            bool untouched = stop || placed_offsets[t] == placed_offsets[t + 1];
+            double want = rounded(to, a[placed_offsets[t] + i]);
+            if (untouched ? !isnan(got[i]) : got[i] != want)
+                fail_msg("%s: element %zu of tensor %zu is %g, a is %g", s->dev->name, i, t, got[i],
+                         want);
+        }
+    }
+    pool_drop();
+}
+
+static void adversary_places(void **state) {
+    (void)state;
+    FOR_DEVICES(s)
+    for (enum mm_dtype of = MM_F32; of <= MM_BF16; of++)
+        for (enum mm_dtype to = MM_F32; to <= MM_BF16; to++)
+            for (uint32_t stop = 0; stop < 2; stop++)
+                for (int decays = 0; decays < 2; decays++)
+                    check_places(s, of, to, decays ? 0.7 : 1, stop);
 }
 
 static void adversary_step(void **state) {
@@ -78,10 +125,10 @@ static void adversary_step(void **state) {
         struct box bb = box_row(s, MM_F32, 3, NULL),
                    bg = box_row(s, MM_F32, 3, (double[]){1, 1, 0});
         s->dev->ops->adversary_step(s->dev, box_vector(&ba), box_vector(&bb), box_vector(&bg), 0.5,
-                                    1, stop_put(s, 0));
+                                    1, NULL, stop_put(s, 0));
         expect_exact(&ba, "adversary_step a", (const double[]){0.5, 1.5, 3});
         const struct mm_vector none = {0};
-        s->dev->ops->adversary_step(s->dev, box_vector(&ba), none, box_vector(&bg), 0.5, 0.5,
+        s->dev->ops->adversary_step(s->dev, box_vector(&ba), none, box_vector(&bg), 0.5, 0.5, NULL,
                                     stop_put(s, 0));
         expect_exact(&ba, "adversary_step towards zeros", (const double[]){0, 0.5, 1.5});
     }
@@ -295,7 +342,7 @@ static void stop_writes_nothing(void **state) {
                 if (op == 1)
                     ops->retain_step(s->dev, a, b, g, 0.5, 0.5, flag);
                 if (op == 2)
-                    ops->adversary_step(s->dev, a, b, g, 0.5, 0.5, flag);
+                    ops->adversary_step(s->dev, a, b, g, 0.5, 0.5, NULL, flag);
                 if (op == 3)
                     ops->unlearn_step(s->dev, a, g, &mask, device_put(s, scale, sizeof scale), 0.5,
                                       NULL, flag);
@@ -415,6 +462,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(retain_step, test_end),
         cmocka_unit_test_teardown(adversary_step, test_end),
+        cmocka_unit_test_teardown(adversary_places, test_end),
         cmocka_unit_test_teardown(fork_copies, test_end),
         cmocka_unit_test_teardown(mask, test_end),
         cmocka_unit_test_teardown(mask_signs, test_end),
