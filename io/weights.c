@@ -370,6 +370,11 @@ enum mm_status mm_weights_load(const struct mm_weights *weights, const char *nam
     return mm_weights_load_rows(weights, name, all, dst, dst_dtype, err);
 }
 
+void mm_weights_forget(const struct mm_weights *weights) {
+    for (size_t f = 0; f < weights->files_n; f++)
+        mm_safetensors_forget(weights->files[f].map, weights->files[f].bytes);
+}
+
 const char *mm_weights_path(const struct mm_weights *weights) {
     return weights->files_n == 1 ? weights->files[0].path : weights->folder;
 }

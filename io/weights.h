@@ -71,6 +71,10 @@ enum mm_status mm_weights_load_rows(const struct mm_weights *weights, const char
                                     struct mm_stored_rows part, void *dst, enum mm_dtype dst_dtype,
                                     struct mm_error *err);
 
+/* Gives back what is still in memory of the files: what the system has read beside what was asked
+ * for. Local. */
+void mm_weights_forget(const struct mm_weights *weights);
+
 /* Part of a hash of tensors: a sum over rows. Sums of different rows are added member by member, in
  * any order, and text is made of the sum of all: the same 32 hex digits however many took part. */
 struct mm_weights_sum {

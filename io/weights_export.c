@@ -269,6 +269,7 @@ enum mm_status mm_weights_export_rows(const struct mm_weights_export *e,
     enum mm_status status = take_replacements(&w, replacements, replacements_n, err);
     for (size_t f = 0; f < e->weights->files_n && status == MM_OK; f++)
         status = write_rows(&w, &e->weights->files[f], folder, err);
+    mm_weights_forget(e->weights);
     *report = w.report;
     mm_free(folder);
     mm_free(w.replaced);

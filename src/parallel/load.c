@@ -108,6 +108,7 @@ enum mm_status mm_load_weights(struct mm_model *m, struct mm_comm *comm,
         add_sums(comm, &readers, sum, hash);
         gather_whole(m, comm);
     }
+    mm_weights_forget(weights);
     mm_free(readers.copies);
     return status;
 }

@@ -74,6 +74,7 @@ static enum mm_status load_origin(struct phase *ph, struct mm_error *err) {
         status = mm_load_rows(ph->job->dev, ph->job->weights, p->name, rows, w.dtype,
                               (char *)w.data + s->layout.offsets[t] * mm_dtype_bytes(w.dtype), err);
     }
+    mm_weights_forget(ph->job->weights);
     return status;
 }
 
