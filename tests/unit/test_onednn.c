@@ -91,6 +91,42 @@ static void held_weights_are_copied(void **state) {
     mm_free(y.data);
 }
 
+/* What a device holds for products of 20 tokens while weights are held, and afterwards. */
+static void held_bytes(struct mm_mat w, bool dry, size_t bytes[2]) {
+    struct mm_mat x = random_mat(20, w.cols, 1), y = random_mat(20, w.rows, 2);
+    struct mm_device *dev = mm_device_create_cpu();
+    dev->dry = dry;
+    struct mm_onednn *o = mm_onednn_create(dev, true);
+    mm_onednn_hold(o, w);
+    for (int round = 0; round < 2; round++) {
+        assert_true(mm_onednn_product(
+            o, &(struct mm_product){.a = x, .b = w, .b_transposed = true, .c = y}));
+        assert_true(mm_onednn_product(o, &(struct mm_product){.a = y, .b = w, .c = x}));
+    }
+    bytes[0] = dev->own_bytes;
+    mm_onednn_let_go(o);
+    assert_true(
+        mm_onednn_product(o, &(struct mm_product){.a = x, .b = w, .b_transposed = true, .c = y}));
+    bytes[1] = dev->own_bytes;
+    mm_onednn_free(o);
+    mm_device_free(dev);
+    mm_free(x.data);
+    mm_free(y.data);
+}
+
+/* Packed copies and room are counted, on a dry device as on one that computes. */
+static void counted(void **state) {
+    (void)state;
+    struct mm_mat w = random_mat(512, 384, 10);
+    size_t real[2], dry[2];
+    held_bytes(w, false, real);
+    held_bytes(w, true, dry);
+    assert_int_equal(dry[0], real[0]);
+    assert_int_equal(dry[1], real[1]);
+    assert_true(real[0] >= real[1] && real[0] >= 2 * w.rows * w.cols * sizeof(uint16_t));
+    mm_free(w.data);
+}
+
 static void more_shapes_than_are_kept(void **state) {
     (void)state;
     struct mm_mat w = random_mat(24, 40, 9);
@@ -105,6 +141,7 @@ int main(void) {
         cmocka_unit_test(held_weights),
         cmocka_unit_test(held_weights_are_copied),
         cmocka_unit_test(more_shapes_than_are_kept),
+        cmocka_unit_test(counted),
     };
     if (!mm_onednn_multiplies()) {
         fprintf(stderr, "skipped: this processor does not multiply bfloat16\n");
