@@ -29,9 +29,10 @@ constexpr int step = sizeof(Real) == 4 ? (D <= 64   ? 32
                      : D <= 64         ? 64
                      : D <= 128        ? 32
                                        : 16;
-/* Blocks of backward_queries that a processor has room for at least: 4 of 128 threads and 128
- * registers, where no more than a few values an iteration leave the registers for that. */
-template <typename Real, int D> constexpr int resident = sizeof(Real) == 2 && D == 64 ? 4 : 1;
+/* Blocks of backward_queries that a processor must have registers for; 0: the compiler's choice.
+ * Heads of 64 in bfloat16 have shared memory for 4, whose 128 registers a thread it misses by a
+ * few. */
+template <typename Real, int D> constexpr int resident = sizeof(Real) == 2 && D == 64 ? 4 : 0;
 /* Columns of dk and dv a block sums up: registers hold no more. */
 template <int D> constexpr int slice = D > 128 ? 128 : D;
 

@@ -26,7 +26,7 @@ from search_config import Range
 
 TOOL = Path(search_tool.__file__)
 FAKE = Path(__file__).with_name("fake_trial_server.py")
-LIMIT = 40.0
+LIMIT = 120.0
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 BASE = "unlearn: {passes: 120, retain_loss_budget: 0.05}\nrelearn: {passes: 120}\n"
