@@ -84,7 +84,7 @@ def plan(path: Path, arguments: list[str]) -> str:
 
 
 def test_there_are_configs() -> None:
-    assert len(RUNS) == 12 and len(SEARCHES) == 20
+    assert len(RUNS) == 13 and len(SEARCHES) == 20
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name_of)
