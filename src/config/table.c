@@ -91,11 +91,12 @@ const struct mm_config_row mm_config_rows[] = {
     ENUM(model.state_dtype, "float32", state_names, 0,
          "The type that base, adversary and accumulators are kept in. bfloat16 repeats the "
          "rounding of the authors' Llama runs."),
-    ENUM(model.shard, "none", shard_names, RESUMABLE | ASIDE,
-         "none: every rank holds the whole model. full: every rank holds its rows of every layer, "
-         "and a layer is gathered just before it is read. node: the ranks of each machine also keep "
-         "a copy among them, from which they gather what has not changed. auto: the first of none, "
-         "node and full that plan says fits into memory. The results are the same bits."),
+    ENUM(
+        model.shard, "none", shard_names, RESUMABLE | ASIDE,
+        "none: every rank holds the whole model. full: every rank holds its rows of every layer, "
+        "and a layer is gathered just before it is read. node: the ranks of each machine also keep "
+        "a copy among them, from which they gather what has not changed. auto: the first of none, "
+        "node and full that plan says fits into memory. The results are the same bits."),
     ENUM(model.recompute, "none", recompute_names, RESUMABLE | ASIDE,
          "layer: a backward computes the activations of each layer anew from the layer's input, "
          "which takes about a third more time and far less memory. The results are the same."),

@@ -25,8 +25,8 @@ static void warp_barrier(warp &w, const instruction &i) {
 enum direction { BUTTERFLY, DOWN, UP, TO };
 
 /* The lane that `lane` asks, and whether there is one; from the operands b and c of shfl. */
-template <direction D> static bool source_of(unsigned lane, uint32_t b, uint32_t c,
-                                             unsigned &source) {
+template <direction D>
+static bool source_of(unsigned lane, uint32_t b, uint32_t c, unsigned &source) {
     unsigned segment = c >> 8 & 31, by = b & 31, clamp = c & 31;
     unsigned last = (lane & segment) | (clamp & ~segment), first = lane & segment;
     bool there;
@@ -107,7 +107,8 @@ static void multiply(warp &w, const instruction &i) {
             put(w.file, i.at[n], lane, c[lane / 4 + n / 2 * 8][lane % 4 * 2 + n % 2]);
 }
 
-/* -- moves between registers of two widths ------------------------------------------------------- */
+/* -- moves between registers of two widths -------------------------------------------------------
+ */
 
 template <typename Whole, typename Half> static void pack(warp &w, const instruction &i) {
     each_lane(w.mask, [&](unsigned lane) {

@@ -11,7 +11,8 @@
 namespace ptx {
 
 struct graph {
-    std::vector<uint32_t> first; /* the instruction a block begins with; the last block is the end */
+    std::vector<uint32_t>
+        first; /* the instruction a block begins with; the last block is the end */
     std::vector<std::vector<uint32_t>> next, before;
 
     uint32_t block_at(uint32_t instruction) const {
@@ -101,8 +102,8 @@ void find_joins(kernel &k) {
     for (uint32_t at = 0; at < k.code.size(); at++)
         if (k.code[at].run == branch) {
             uint32_t join = over[g.block_at(at)];
-            k.code[at].join = join == UINT32_MAX ? static_cast<uint32_t>(k.code.size())
-                                                 : g.first[join];
+            k.code[at].join =
+                join == UINT32_MAX ? static_cast<uint32_t>(k.code.size()) : g.first[join];
         }
 }
 

@@ -198,9 +198,10 @@ template <typename S, typename U> static void define_integers(operations &table,
 /* -- floats ------------------------------------------------------------------------------------ */
 
 template <typename T> static T fused(T a, T b, T c) {
-    return sizeof(T) == 4 ? static_cast<T>(__builtin_fmaf(static_cast<float>(a), static_cast<float>(b),
-                                                          static_cast<float>(c)))
-                          : static_cast<T>(__builtin_fma(a, b, c));
+    return sizeof(T) == 4
+               ? static_cast<T>(__builtin_fmaf(static_cast<float>(a), static_cast<float>(b),
+                                               static_cast<float>(c)))
+               : static_cast<T>(__builtin_fma(a, b, c));
 }
 /* a·b + c rounded down: the product of floats is exact in double, and `rest` is what its sum with
  * c loses (Knuth's two-sum). */
@@ -286,7 +287,8 @@ template <typename T> static void define_floats(operations &table, const std::st
     define<is_nan<T>>(table, "setp.nan" + type);
 }
 
-/* -- approximations: as far off as they may be, by chance (MM_NOISE) ---------------------------- */
+/* -- approximations: as far off as they may be, by chance (MM_NOISE) ----------------------------
+ */
 
 static float flushed(float x) { /* ftz */
     return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
@@ -335,8 +337,8 @@ static float from_bfloat16(uint16_t a) {
     return x;
 }
 
-template <typename R> static void define_from(operations &table, const std::string &to,
-                                              const std::string &rounding) {
+template <typename R>
+static void define_from(operations &table, const std::string &to, const std::string &rounding) {
     define<converted<R, uint16_t>>(table, "cvt" + rounding + to + ".u16");
     define<converted<R, int16_t>>(table, "cvt" + rounding + to + ".s16");
     define<converted<R, uint32_t>>(table, "cvt" + rounding + to + ".u32");

@@ -32,9 +32,10 @@ void fault(const warp &w, const instruction &i, unsigned lane, const char *forma
     const machine &m = *w.home;
     const kernel &k = *m.now->code;
     va_list arguments;
-    fprintf(stderr, "ptx: %s, block (%u, %u, %u), thread %u, %s:%u: %s\nptx: ",
-            readable(k.name).c_str(), m.block.x, m.block.y, m.block.z, w.index * LANES + lane,
-            k.file.c_str(), i.line, k.text[static_cast<size_t>(&i - k.code.data())].c_str());
+    fprintf(stderr,
+            "ptx: %s, block (%u, %u, %u), thread %u, %s:%u: %s\nptx: ", readable(k.name).c_str(),
+            m.block.x, m.block.y, m.block.z, w.index * LANES + lane, k.file.c_str(), i.line,
+            k.text[static_cast<size_t>(&i - k.code.data())].c_str());
     va_start(arguments, format);
     vfprintf(stderr, format, arguments);
     va_end(arguments);

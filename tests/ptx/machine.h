@@ -43,12 +43,12 @@ range device_range(const void *p);
 
 struct machine {
     const launch *now;
-    index3 block;                      /* the one at work */
+    index3 block; /* the one at work */
     std::unique_ptr<char[]> shared;
     size_t shared_bytes;
     marks shared_marks;
     times clock;
-    range last;  /* of device memory, where the last access was */
+    range last;     /* of device memory, where the last access was */
     unsigned shift; /* log2 of the granule of marks */
 };
 
@@ -95,7 +95,8 @@ void need_whole_warp(const warp &w, const instruction &i);
 
 /* -- registers --------------------------------------------------------------------------------- */
 
-template <typename T> using word_of = typename std::conditional<sizeof(T) == 8, uint64_t, uint32_t>::type;
+template <typename T>
+using word_of = typename std::conditional<sizeof(T) == 8, uint64_t, uint32_t>::type;
 
 template <typename T> static inline T get(const char *file, uint32_t at, unsigned lane) {
     word_of<T> word = reinterpret_cast<const word_of<T> *>(file + at)[lane];

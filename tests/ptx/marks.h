@@ -38,8 +38,8 @@ struct marks {
 
 /* What an access is held against. */
 struct view {
-    int64_t mine;    /* the time and the thread */
-    int64_t nothing; /* marks before it are of nobody */
+    int64_t mine;      /* the time and the thread */
+    int64_t nothing;   /* marks before it are of nobody */
     int64_t unwritten; /* the same of writes; INT64_MIN: what nobody wrote may not be read */
     int64_t block, barrier, warp; /* the times these last began */
 };

@@ -73,8 +73,8 @@ static view view_of(const warp &w, unsigned lane, bool shared, bool reads) {
 }
 
 /* Says what is wrong with an access to granules that mark_read or mark_write found fault with. */
-[[noreturn]] static void collide(const warp &w, const instruction &i, unsigned lane, int64_t written,
-                                 const view &v, bool writes) {
+[[noreturn]] static void collide(const warp &w, const instruction &i, unsigned lane,
+                                 int64_t written, const view &v, bool writes) {
     const times &clock = w.home->clock;
     const char *what = writes ? "writes" : "reads";
     if (written == IN_FLIGHT)
@@ -89,13 +89,12 @@ static view view_of(const warp &w, unsigned lane, bool shared, bool reads) {
     fault(w, i, lane, "writes what another thread or block has read, and no barrier lies between");
 }
 
-template <unsigned N> static void mark(const warp &w, const instruction &i, unsigned lane,
-                                       const spot &at, bool writes) {
+template <unsigned N>
+static void mark(const warp &w, const instruction &i, unsigned lane, const spot &at, bool writes) {
     view v = view_of(w, lane, at.shared, !writes);
     int64_t before[N];
     memcpy(before, &at.marked->written[at.granule], sizeof before);
-    if (writes ? mark_write<N>(*at.marked, at.granule, v)
-               : mark_read<N>(*at.marked, at.granule, v))
+    if (writes ? mark_write<N>(*at.marked, at.granule, v) : mark_read<N>(*at.marked, at.granule, v))
         return;
     unsigned n = 0;
     while (n + 1 < N && after_write(before[n], v))
@@ -107,12 +106,18 @@ template <unsigned N> static void mark(const warp &w, const instruction &i, unsi
 static void mark_bytes(const warp &w, const instruction &i, unsigned lane, const spot &at,
                        unsigned bytes, bool writes) {
     switch (bytes >> w.home->shift) {
-    case 1: return mark<1>(w, i, lane, at, writes);
-    case 2: return mark<2>(w, i, lane, at, writes);
-    case 4: return mark<4>(w, i, lane, at, writes);
-    case 8: return mark<8>(w, i, lane, at, writes);
-    case 16: return mark<16>(w, i, lane, at, writes);
-    default: fault(w, i, lane, "an access of %u bytes", bytes);
+    case 1:
+        return mark<1>(w, i, lane, at, writes);
+    case 2:
+        return mark<2>(w, i, lane, at, writes);
+    case 4:
+        return mark<4>(w, i, lane, at, writes);
+    case 8:
+        return mark<8>(w, i, lane, at, writes);
+    case 16:
+        return mark<16>(w, i, lane, at, writes);
+    default:
+        fault(w, i, lane, "an access of %u bytes", bytes);
     }
 }
 
@@ -120,8 +125,9 @@ static void mark_bytes(const warp &w, const instruction &i, unsigned lane, const
 
 enum space { GLOBAL, SHARED, LOCAL, PARAMETER };
 
-template <space S> static char *data_at(warp &w, const instruction &i, unsigned lane, uint64_t at,
-                                        unsigned bytes, bool writes) {
+template <space S>
+static char *data_at(warp &w, const instruction &i, unsigned lane, uint64_t at, unsigned bytes,
+                     bool writes) {
     const machine &m = *w.home;
     if (S == GLOBAL || S == SHARED) {
         spot to = S == SHARED ? shared_spot(w, i, lane, at, bytes)
@@ -171,8 +177,8 @@ template <space S, typename T, unsigned N> static void store(warp &w, const inst
         count(all);
 }
 
-template <space S, typename T, unsigned N> static void define_access(operations &table,
-                                                                     const std::string &name) {
+template <space S, typename T, unsigned N>
+static void define_access(operations &table, const std::string &name) {
     std::string registers(N, sizeof(T) == 8 ? LONG : WORD);
     unsigned bytes = S == GLOBAL || S == SHARED ? N * sizeof(T) : 0;
     typedef typename std::conditional<sizeof(T) == 8, uint64_t, uint32_t>::type R;
@@ -182,8 +188,8 @@ template <space S, typename T, unsigned N> static void define_access(operations 
     table["st" + name] = {store<S, T, N>, char(ADDRESS) + registers, bytes};
 }
 
-template <space S, typename T> static void define_widths(operations &table, const std::string &of,
-                                                         const std::string &type) {
+template <space S, typename T>
+static void define_widths(operations &table, const std::string &of, const std::string &type) {
     define_access<S, T, 1>(table, of + type);
     define_access<S, T, 2>(table, of + ".v2" + type);
     if constexpr (sizeof(T) <= 4)
@@ -204,7 +210,8 @@ template <space S> static void define_space(operations &table, const std::string
         define_widths<S, uint64_t>(table, of, type);
 }
 
-/* -- asynchronous copies: there as late as they may be ------------------------------------------- */
+/* -- asynchronous copies: there as late as they may be -------------------------------------------
+ */
 
 /* Marks a copy's bytes as on their way, or as written by the lane that has waited for them. */
 static void mark_copy(const warp &w, uint32_t to, uint32_t bytes, int64_t as) {

@@ -10,8 +10,8 @@ namespace ptx {
 
 typedef std::unordered_map<std::string, operation> operations;
 
-void define_lanes(operations &table);      /* lanes.cc */
-void define_memory(operations &table);     /* memory.cc */
+void define_lanes(operations &table);       /* lanes.cc */
+void define_memory(operations &table);      /* memory.cc */
 void define_collectives(operations &table); /* collectives.cc: of a warp or a block, and the flow */
 
 } // namespace ptx

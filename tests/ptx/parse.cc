@@ -88,7 +88,8 @@ class reader {
     std::map<std::string, uint32_t> labels;
     std::vector<std::pair<uint32_t, std::string>> branches;
     std::map<std::pair<char, uint64_t>, uint32_t> constant_places;
-    std::string dynamic; /* the array of dynamic shared memory, which begins where the static ends */
+    std::string
+        dynamic; /* the array of dynamic shared memory, which begins where the static ends */
     std::vector<size_t> dynamic_places; /* the constants that are its address */
     unsigned line = 0;
 

@@ -81,7 +81,8 @@ struct kernel {
     size_t shared_bytes = 0; /* static; dynamic shared memory follows */
     size_t local_bytes = 0;
     unsigned most_threads = 1024;
-    unsigned granule = 4; /* the smallest access to memory, at most 4 bytes: what marks are kept by */
+    unsigned granule =
+        4; /* the smallest access to memory, at most 4 bytes: what marks are kept by */
 };
 
 /* Reads kernel `name` of a file; what it has that is not known here is fatal. */

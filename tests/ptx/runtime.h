@@ -1,6 +1,6 @@
-/* runtime.h - given to the compiler before the host shim's runtime (tests/shim/cuda_shim_runtime.cc)
- * in place of cuda_shim.h: the same runtime behind the interface of the real one, so that programs
- * whose CUDA objects nvcc has compiled link with it. */
+/* runtime.h - given to the compiler before the host shim's runtime
+ * (tests/shim/cuda_shim_runtime.cc) in place of cuda_shim.h: the same runtime behind the interface
+ * of the real one, so that programs whose CUDA objects nvcc has compiled link with it. */
 #ifndef MM_TEST_PTX_RUNTIME_H
 #define MM_TEST_PTX_RUNTIME_H
 
