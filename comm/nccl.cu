@@ -269,22 +269,23 @@ static void nccl_reduce(struct mm_transport *base, mm_ticket ticket,
 
 static bool nccl_failed(void *self, char *text, size_t bytes) {
     struct over_nccl *t = static_cast<struct over_nccl *>(self);
-    for (const struct group &g : t->among) {
+    for (ncclComm_t nccl : {t->nccl, t->near.nccl}) {
         ncclResult_t state = ncclSuccess;
-        ncclResult_t asked = g.nccl ? ncclCommGetAsyncError(g.nccl, &state) : ncclSuccess;
+        ncclResult_t asked = nccl ? ncclCommGetAsyncError(nccl, &state) : ncclSuccess;
         if (asked == ncclSuccess && (state == ncclSuccess || state == ncclInProgress))
             continue;
         snprintf(text, bytes, "%s: %s", ncclGetErrorString(asked == ncclSuccess ? state : asked),
-                 ncclGetLastError(g.nccl));
+                 ncclGetLastError(nccl));
         return true;
     }
     return false;
 }
 
 static void nccl_abandon(void *self) {
-    for (const struct group &g : static_cast<struct over_nccl *>(self)->among)
-        if (g.nccl)
-            (void)ncclCommAbort(g.nccl);
+    struct over_nccl *t = static_cast<struct over_nccl *>(self);
+    for (ncclComm_t nccl : {t->nccl, t->near.nccl})
+        if (nccl)
+            (void)ncclCommAbort(nccl);
 }
 
 /* -- begin and end ----------------------------------------------------------------------------- */
@@ -343,9 +344,9 @@ static cudaStream_t open_stream(void) {
 static void nccl_free(struct mm_transport *base) {
     struct over_nccl *t = over_nccl(base);
     MM_CUDA(cudaStreamSynchronize(t->stream));
-    for (const struct group &g : t->among)
-        if (g.nccl)
-            CHECK_NCCL(ncclCommDestroy(g.nccl));
+    for (ncclComm_t nccl : {t->nccl, t->near.nccl})
+        if (nccl)
+            CHECK_NCCL(ncclCommDestroy(nccl));
     drop(t, t->outbox);
     drop(t, t->inbox);
     drop(t, t->doubles);
@@ -392,6 +393,5 @@ extern "C" struct mm_transport *mm_transport_nccl(struct mm_comm *comm, struct m
     for (cudaEvent_t &event : t->done)
         MM_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     connect(t);
-    t->among[MM_AMONG_ALL] = {t->nccl, t->rank, t->size};
     return &t->base;
 }

@@ -40,7 +40,7 @@ struct over_nccl {
     cudaStream_t stream; /* beside the device's */
     int rank, size;
     ncclComm_t nccl;
-    struct group among[2]; /* by enum mm_among; the second from near_begin on */
+    struct group near; /* from near_begin on; before, its nccl is NULL */
     cudaEvent_t ready, summed, done[MM_BUCKETS];
     uint64_t *steps;              /* on the device: marks so far */
     struct grown *outbox, *inbox; /* rounded gradients to send | gradients of leaves received */

@@ -2,6 +2,10 @@
  * see nccl.cu. */
 #include "comm/nccl.h"
 
+static struct group group_of(const struct over_nccl *t, enum mm_among among) {
+    return among == MM_AMONG_ALL ? group{t->nccl, t->rank, t->size} : t->near;
+}
+
 static size_t row_bytes_of(const struct mm_mat *m) {
     return m->cols * mm_dtype_bytes(m->dtype);
 }
@@ -38,7 +42,7 @@ static void gather_padded(struct over_nccl *t, const struct group *g, const stru
 void mm_nccl_gather(struct mm_transport *base, mm_ticket ticket, const struct mm_mat *tensors,
                     size_t n, enum mm_among among, uint64_t watched) {
     struct over_nccl *t = over_nccl(base);
-    const struct group *g = &t->among[among];
+    const struct group who = group_of(t, among), *g = &who;
     size_t most = mm_nccl_room(tensors, n, g->size);
     char *room = most ? static_cast<char *>(mm_nccl_reserve(t, &t->room, most)) : nullptr;
     mm_nccl_begin(t, watched);
@@ -60,10 +64,10 @@ void mm_nccl_near_begin(struct mm_transport *base) {
     struct mm_near near = mm_comm_near(t->comm);
     struct mm_watch *watch = mm_comm_watch(t->comm);
     ncclComm_t split = nullptr;
-    if (t->among[MM_AMONG_NEAR].nccl)
+    if (t->near.nccl)
         return;
     mm_watch_enter(watch, MM_WATCHED_CONNECTION, MM_OVER_NCCL, 0);
     CHECK_NCCL(ncclCommSplit(t->nccl, near.first, near.rank, &split, nullptr));
     mm_watch_leave(watch);
-    t->among[MM_AMONG_NEAR] = {split, near.rank, near.size};
+    t->near = {split, near.rank, near.size};
 }
