@@ -453,21 +453,11 @@ struct options {
 
 static struct options read_options(int argc, char **argv) {
     struct options o = {"cuda", "llama-1b", "", "bfloat16", "float32", "listing", "0.05"};
-    const struct {
-        const char *name, **value;
-    } all[] = {{"--device", &o.device},  {"--shape", &o.shape}, {"--model", &o.model},
-               {"--dtype", &o.dtype},    {"--state", &o.state}, {"--graph", &o.graph},
-               {"--seconds", &o.seconds}};
-    for (int i = 1; i < argc; i += 2) {
-        size_t k = 0;
-        while (k < sizeof all / sizeof *all && strcmp(argv[i], all[k].name) != 0)
-            k++;
-        if (k == sizeof all / sizeof *all || i + 1 == argc) {
-            fprintf(stderr, "no option '%s', or no value\n", argv[i]);
-            exit(2);
-        }
-        *all[k].value = argv[i + 1];
-    }
+    const struct option_of all[] = {{"--device", &o.device},  {"--shape", &o.shape},
+                                    {"--model", &o.model},    {"--dtype", &o.dtype},
+                                    {"--state", &o.state},    {"--graph", &o.graph},
+                                    {"--seconds", &o.seconds}};
+    read_values(argc, argv, all, sizeof all / sizeof *all);
     return o;
 }
 

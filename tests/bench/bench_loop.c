@@ -31,25 +31,14 @@ struct options {
 static struct options read_options(int argc, char **argv) {
     struct options o = {"demo", "loop", "cpu", "float32", "float32", "listing", "fast",
                         "",     "",     "",    "1",       "5",       "no",      "none"};
-    const struct {
-        const char *name, **value;
-    } all[] = {
+    const struct option_of all[] = {
         {"--shape", &o.shape},         {"--what", &o.what},       {"--device", &o.device},
         {"--dtype", &o.dtype},         {"--state", &o.state},     {"--graph", &o.graph},
         {"--reduction", &o.reduction}, {"--batch", &o.batch},     {"--micro", &o.micro},
         {"--context", &o.context},     {"--threads", &o.threads}, {"--repeats", &o.repeats},
         {"--profile", &o.profile},     {"--shard", &o.shard},
     };
-    for (int i = 1; i < argc; i += 2) {
-        size_t k = 0;
-        while (k < sizeof all / sizeof *all && strcmp(argv[i], all[k].name) != 0)
-            k++;
-        if (k == sizeof all / sizeof *all || i + 1 == argc) {
-            fprintf(stderr, "no option '%s', or no value\n", argv[i]);
-            exit(2);
-        }
-        *all[k].value = argv[i + 1];
-    }
+    read_values(argc, argv, all, sizeof all / sizeof *all);
     return o;
 }
 

@@ -86,4 +86,23 @@ static inline struct shape find_shape(const char *name) {
     exit(2);
 }
 
+/* Of a command line of options with a value each. */
+struct option_of {
+    const char *name, **value;
+};
+
+/* Exits where an argument is no option. */
+static inline void read_values(int argc, char **argv, const struct option_of *all, size_t n) {
+    for (int i = 1; i < argc; i += 2) {
+        size_t k = 0;
+        while (k < n && strcmp(argv[i], all[k].name) != 0)
+            k++;
+        if (k == n || i + 1 == argc) {
+            fprintf(stderr, "no option '%s', or no value\n", argv[i]);
+            exit(2);
+        }
+        *all[k].value = argv[i + 1];
+    }
+}
+
 #endif
