@@ -296,9 +296,16 @@ void mm_job_forget_attacks(struct mm_job *job) {
     job->results.attacks_n = 0;
 }
 
-double mm_job_before_attacks(const struct mm_job *job) {
-    double after = job->results.after_unlearning.forget_loss;
-    return isnan(after) ? job->results.at_start.forget_loss : after;
+const struct mm_evaluation *mm_job_before_attacks(const struct mm_job *job) {
+    const struct mm_results *r = &job->results;
+    return isnan(r->after_unlearning.forget_loss) ? &r->at_start : &r->after_unlearning;
+}
+
+size_t mm_job_scored(const struct mm_job *job, double score) {
+    for (size_t i = 0; i < job->results.attacks_n; i++)
+        if (job->results.attacks[i].score == score)
+            return i;
+    return SIZE_MAX;
 }
 
 enum mm_status mm_job_loops(const struct mm_config *config, size_t *loops, struct mm_error *err) {

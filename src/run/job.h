@@ -5,10 +5,10 @@
 #ifndef MM_JOB_H
 #define MM_JOB_H
 
-#include "io/owner.h"
-#include "src/run/evaluate.h"
 #include <math.h>
 
+#include "io/owner.h"
+#include "src/run/evaluate.h"
 #include "src/run/identity.h"
 #include "src/method/training.h"
 
@@ -25,7 +25,6 @@ struct mm_attack_end {
     double score;       /* its lowest forget loss; NaN: not made, or diverged */
     char *diverged;     /* why it is no evidence; NULL: it is, or was not made */
     double retain_loss; /* at its end; NaN: not made */
-    double retain_rise; /* above that before the attacks */
 };
 
 /* What a job has found out so far. */
@@ -101,9 +100,10 @@ void mm_job_watch_files(const struct mm_job *job, const char *what, size_t numbe
 
 /* Forgets what became of attacks. Local. */
 void mm_job_forget_attacks(struct mm_job *job);
-/* The forget loss that attacks start from: after unlearning, or at the start where there was none.
- * Local. */
-double mm_job_before_attacks(const struct mm_job *job);
+/* What attacks start from: after unlearning, or at the start where there was none. Local. */
+const struct mm_evaluation *mm_job_before_attacks(const struct mm_job *job);
+/* The attack that the score is of; SIZE_MAX: none. Local. */
+size_t mm_job_scored(const struct mm_job *job, double score);
 /* A loss that has risen by this: the perplexity has doubled. Of the forget loss, the attack went
  * uphill (less is what one without effect may do); of the retain loss, it broke the model. */
 #define MM_UPHILL M_LN2

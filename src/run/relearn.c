@@ -192,14 +192,6 @@ static void keep_worst(struct attack *a, bool ended) {
     }
 }
 
-static void note_harm(const struct attack *a, struct mm_attack_end *end) {
-    const struct mm_results *r = &a->job->results;
-    double unlearned = r->after_unlearning.retain_loss;
-    end->retain_loss = a->last.retain_loss;
-    end->retain_rise =
-        a->last.retain_loss - (isnan(unlearned) ? r->at_start.retain_loss : unlearned);
-}
-
 static char *why_rejected(const struct attack *a) {
     const char *name = a->how.name;
     return mm_format("relearning diverged%s%s: %s",
@@ -220,7 +212,7 @@ static enum mm_status run_all(struct attack *a, struct mm_kept_weights kept, boo
             mm_weights_restore(job->model, kept);
         changed = true;
         status = run(a, i, err);
-        note_harm(a, &job->results.attacks[i]);
+        job->results.attacks[i].retain_loss = a->last.retain_loss;
         keep_worst(a, *ended);
         *ended = *ended || !a->diverged;
         job->results.attacks[i].diverged = a->diverged;
@@ -236,7 +228,7 @@ enum mm_status mm_relearn(struct mm_job *job, double *score, char **reason, stru
     size_t n = mm_config_attacks_n(job->config);
     struct mm_arena *arena = mm_arena_create(job->dev);
     struct attack a = {.job = job,
-                       .start = mm_job_before_attacks(job),
+                       .start = mm_job_before_attacks(job)->forget_loss,
                        .last.accuracy = mm_calloc(job->data.questions_n, sizeof(double))};
     bool ended = false;
     mm_job_forget_attacks(job);

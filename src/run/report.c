@@ -125,20 +125,15 @@ void mm_report_scores(const struct mm_job *job, struct mm_metrics *to, double sc
     }
 }
 
-/* An attack that only made the forget loss higher, or broke the model, tells little. */
-static const char *doubt(const struct mm_job *job, struct mm_attack_end end) {
-    if (end.score > mm_job_before_attacks(job))
+/* Attack i, if it only made the forget loss higher, or broke the model, tells little. */
+static const char *doubt(const struct mm_job *job, size_t i) {
+    const struct mm_evaluation *before = mm_job_before_attacks(job);
+    struct mm_attack_end end = job->results.attacks[i];
+    if (end.score > before->forget_loss)
         return ", above the loss before the attack";
-    return end.retain_rise > MM_UPHILL ? ", of an attack that broke the model: try a weaker one"
-                                       : "";
-}
-
-/* The attack that the score is of. */
-static struct mm_attack_end worst(const struct mm_job *job, double score) {
-    size_t i = 0;
-    while (i + 1 < job->results.attacks_n && job->results.attacks[i].score != score)
-        i++;
-    return job->results.attacks[i];
+    return end.retain_loss > before->retain_loss + MM_UPHILL
+               ? ", of an attack that broke the model: try a weaker one"
+               : "";
 }
 
 static void print_attacks(const struct mm_job *job) {
@@ -149,7 +144,7 @@ static void print_attacks(const struct mm_job *job) {
             mm_log0(MM_LOG_INFO, "%-18s %12s", name, "diverged");
         else if (name && !isnan(end.score))
             mm_log0(MM_LOG_INFO, "%-18s %12.4f  lowest forget loss of this attack%s", name,
-                    end.score, doubt(job, end));
+                    end.score, doubt(job, i));
     }
 }
 
@@ -191,6 +186,6 @@ enum mm_status mm_report_result(struct mm_job *job, const char *reason, double s
     print_attacks(job);
     if (!isnan(score))
         mm_log0(MM_LOG_INFO, "score (lowest forget loss while relearning%s): %.4f",
-                doubt(job, worst(job, score)), score);
+                doubt(job, mm_job_scored(job, score)), score);
     return mm_comm_agree(job->comm, status, err);
 }

@@ -97,16 +97,8 @@ static void write_object(struct mm_metrics *to, const char *key, cJSON *object) 
     cJSON_Delete(object);
 }
 
-/* The attack that the score is of; SIZE_MAX: none. */
-static size_t scored(const struct mm_job *job, double score) {
-    for (size_t i = 0; i < job->results.attacks_n; i++)
-        if (job->results.attacks[i].score == score)
-            return i;
-    return SIZE_MAX;
-}
-
 static cJSON *attack_of(const struct mm_job *job, double score) {
-    size_t i = scored(job, score);
+    size_t i = mm_job_scored(job, score);
     if (i == SIZE_MAX)
         return cJSON_CreateNull();
     struct mm_attack how = mm_config_attack(job->config, i);
