@@ -7,6 +7,7 @@
 #define MM_QUEUE_H
 
 #include "kernels/device.h"
+#include "kernels/tensor.h"
 
 #define MM_MARKS 2
 
@@ -44,5 +45,12 @@ struct mm_queue {
     void (*replay)(struct mm_device *dev, void *recording);
     void (*recording_free)(struct mm_device *dev, void *recording);
 };
+
+/* Bytes of a tensor that are in host memory at once, where it goes through there piece by piece. */
+#define MM_HOST_PIECE ((size_t)4 << 20)
+
+/* floats (=) n elements of `dtype` at `src` on the device, which is waited for. */
+void mm_download_floats(struct mm_device *dev, float *floats, enum mm_dtype dtype, const void *src,
+                        size_t n);
 
 #endif

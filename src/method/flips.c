@@ -8,15 +8,6 @@ static int sign(float x) {
     return (x > 0) - (x < 0);
 }
 
-static void download_floats(struct mm_mudman *u, float *host, struct mm_vector v, size_t first,
-                            size_t n) {
-    size_t bytes = mm_dtype_bytes(v.dtype);
-    char *raw = mm_calloc(n, bytes);
-    u->dev->queue->download(u->dev, raw, (char *)v.data + first * bytes, n * bytes);
-    mm_convert(host, MM_F32, raw, v.dtype, n);
-    mm_free(raw);
-}
-
 /* Elements whose sign agrees with m's in one of g and `unrounded` alone. */
 static double count_flips(struct mm_mudman *u) {
     enum { CHUNK = 1 << 16 };
@@ -28,7 +19,9 @@ static double count_flips(struct mm_mudman *u) {
     for (size_t first = 0; first < u->g.n; first += CHUNK) {
         size_t n = u->g.n - first < CHUNK ? u->g.n - first : CHUNK;
         for (int i = 0; i < 3; i++)
-            download_floats(u, host[i], vectors[i], first, n);
+            mm_download_floats(u->dev, host[i], vectors[i].dtype,
+                               (char *)vectors[i].data + first * mm_dtype_bytes(vectors[i].dtype),
+                               n);
         for (size_t i = 0; i < n; i++) {
             int m = sign(host[2][i]);
             flips += (sign(host[0][i]) == m) != (sign(host[1][i]) == m);

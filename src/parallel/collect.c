@@ -10,11 +10,8 @@ static float *own_floats(const struct mm_shard *s, struct mm_vector v, size_t t)
     struct mm_device *dev = s->model->dev;
     size_t own = mm_layout_own(&s->layout, t).count * s->model->params[s->param[t]].cols,
            bytes = mm_dtype_bytes(v.dtype);
-    void *stored = mm_calloc(own, bytes);
     float *floats = mm_calloc(own, sizeof *floats);
-    dev->queue->download(dev, stored, (char *)v.data + s->layout.offsets[t] * bytes, own * bytes);
-    mm_convert(floats, MM_F32, stored, v.dtype, own);
-    mm_free(stored);
+    mm_download_floats(dev, floats, v.dtype, (char *)v.data + s->layout.offsets[t] * bytes, own);
     return floats;
 }
 

@@ -3,8 +3,6 @@
 
 #include "kernels/queue.h"
 
-#define PIECE ((size_t)4 << 20) /* bytes of a tensor that are in host memory at once */
-
 /* The ranks that have opened the same files as this one. */
 struct readers {
     uint64_t *copies; /* [ranks] mm_weights_copy */
@@ -34,7 +32,8 @@ enum mm_status mm_load_rows(struct mm_device *dev, const struct mm_weights *weig
                             const char *name, struct mm_stored_rows rows, enum mm_dtype dtype,
                             void *to, struct mm_error *err) {
     size_t row_bytes = (rows.cols ? rows.cols : 1) * mm_dtype_bytes(dtype);
-    size_t each = row_bytes < PIECE ? PIECE / row_bytes : 1, end = rows.first + rows.count;
+    size_t each = row_bytes < MM_HOST_PIECE ? MM_HOST_PIECE / row_bytes : 1,
+           end = rows.first + rows.count;
     char *host = mm_calloc(each < rows.count ? each : rows.count, row_bytes), *next = to;
     enum mm_status status = MM_OK;
     while (rows.first < end && status == MM_OK) {

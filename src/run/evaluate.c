@@ -266,23 +266,17 @@ static double score(const float *logits, const uint32_t *choices, uint32_t answe
     return temperature == 0 ? !beaten : 1 / sum;
 }
 
-/* Of a batch of questions in host memory, in float32, and before that as they are computed. */
+/* Of a batch of questions in host memory, in float32; before that, if it is another dtype, as they
+ * are computed. */
 static size_t question_logits(const struct mm_evaluator *e) {
     return e->data->questions_n ? e->config->data.micro_batch * e->model->arch.vocab : 0;
 }
 
 size_t mm_evaluator_bytes(const struct mm_evaluator *e) {
-    size_t each = sizeof(float) + mm_dtype_bytes(e->model->dtype);
+    size_t each = sizeof(float);
+    if (e->model->dtype != MM_F32)
+        each += mm_dtype_bytes(e->model->dtype);
     return question_logits(e) * each + (e->divergence ? mm_divergence_bytes(e->divergence) : 0);
-}
-
-/* host (=) a contiguous matrix of any dtype. */
-static void download_floats(struct mm_device *dev, float *host, struct mm_mat m) {
-    size_t n = m.rows * m.cols;
-    void *raw = mm_calloc(n, mm_dtype_bytes(m.dtype));
-    dev->queue->download(dev, raw, m.data, n * mm_dtype_bytes(m.dtype));
-    mm_convert(host, MM_F32, raw, m.dtype, n);
-    mm_free(raw);
 }
 
 /* Prompts are padded at the right: causal attention never sees the padding. */
@@ -306,7 +300,7 @@ static double score_batch(struct mm_evaluator *e, const struct mm_questions *q,
     struct mm_mat logits = mm_mat_rows(e->logits, 0, count);
     dev->ops->linear(dev, logits, mm_mat_rows(e->last, 0, count),
                      e->model->params[e->model->head_part].w, NULL, MM_SET);
-    download_floats(dev, host, logits);
+    mm_download_floats(dev, host, logits.dtype, logits.data, logits.rows * logits.cols);
     double sum = 0;
     for (size_t i = 0; i < count; i++)
         sum += score(host + i * V, q->choices + 4 * batch[i].index, q->answers[batch[i].index],

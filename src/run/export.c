@@ -46,11 +46,8 @@ struct own_rows {
 
 static void read_own(const void *data, size_t first, size_t n, float *floats) {
     const struct own_rows *own = data;
-    size_t bytes = mm_dtype_bytes(own->dtype);
-    void *stored = mm_calloc(n, bytes);
-    own->dev->queue->download(own->dev, stored, own->rows + first * bytes, n * bytes);
-    mm_convert(floats, MM_F32, stored, own->dtype, n);
-    mm_free(stored);
+    mm_download_floats(own->dev, floats, own->dtype, own->rows + first * mm_dtype_bytes(own->dtype),
+                       n);
 }
 
 static enum mm_status write_rows(const struct mm_job *job, const struct mm_shard *s,

@@ -7,8 +7,6 @@
 
 #include "kernels/queue.h"
 
-#define PIECE ((size_t)4 << 20) /* bytes of a tensor that are in host memory at once */
-
 struct mm_hasher {
     struct mm_comm *comm;
     struct mm_device *dev;
@@ -27,7 +25,7 @@ static void add_tensor(struct mm_hasher *h, size_t rows, size_t cols, enum mm_dt
     int size = mm_comm_size(h->comm);
     size_t block = mm_rows_block(rows, size), bytes = cols * mm_dtype_bytes(dtype);
     size_t count = mm_rows_of(rows, size, mm_comm_rank(h->comm)).count;
-    size_t most = bytes < PIECE ? PIECE / bytes : 1;
+    size_t most = bytes < MM_HOST_PIECE ? MM_HOST_PIECE / bytes : 1;
     char *copy = mm_calloc(most < count ? most : count, bytes);
     uint64_t *mine = mm_calloc(block, sizeof *mine);
     uint64_t *all = mm_calloc((size_t)size * block, sizeof *all);
